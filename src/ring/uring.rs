@@ -164,10 +164,6 @@ impl Uring {
         // SAFETY: the flags say that the argument is of this type, and it lives during the call.
         let result =
             unsafe { self.ring.0.submitter().enter(to_submit, wanted, flags, Some(&args)) };
-        if self.ring.0.submission().is_empty() {
-            // The kernel has its own copy of message headers and addresses now.
-            self.scratch.recycle();
-        }
         match result {
             Ok(_) => Ok(()),
             // The time is over, a signal came, completions have to be reaped first, or memory is
@@ -419,6 +415,10 @@ impl Driver for Uring {
         events.extend(self.ready.drain(..));
         let is_waiting = timeout != Some(Duration::ZERO) && !has_work && self.waker.may_sleep();
         let result = self.turn(is_waiting, timeout);
+        if self.unsent.is_empty() && self.ring.0.submission().is_empty() {
+            // The kernel has its own copies of all message headers and addresses now.
+            self.scratch.recycle();
+        }
         self.reap(events);
         if self.waker.stay_awake() {
             events.push_back(Event::Woken);

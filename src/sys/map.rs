@@ -232,7 +232,7 @@ mod tests {
     fn empty_and_refused_mappings() {
         let file: OwnedFd = file_of(0).into();
         assert!(Mapping::new(&file, 0).unwrap().is_empty());
-        let (pipe, _other) = std::io::pipe().unwrap();
+        let (pipe, _other) = io::pipe().unwrap();
         let error = Mapping::new(&pipe.into(), 1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
     }

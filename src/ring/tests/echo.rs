@@ -3,6 +3,7 @@
 use super::*;
 use crate::sys::map::Mapping;
 use std::io::Write;
+use std::sync::Arc;
 
 /// Bytes of the file that leases are taken from; the stream repeats after that many.
 const SOURCE_LEN: usize = 1 << 18;

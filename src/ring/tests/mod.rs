@@ -72,14 +72,15 @@ fn tcp_pair() -> (Handle, Handle) {
     (Rc::new(client.into()), Rc::new(server.into()))
 }
 
-/// A TCP connection whose kernel buffers are as small as they can be.
+/// Two connected sockets whose kernel buffers are as small as they can be.
 fn narrow_pair() -> (Handle, Handle) {
-    let (client, server) = tcp_pair();
+    let (client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+    client.set_nonblocking(true).unwrap();
+    server.set_nonblocking(true).unwrap();
     for socket in [&client, &server] {
         net::set_send_buffer(socket.as_fd(), 1).unwrap();
-        net::set_recv_buffer(socket.as_fd(), 1).unwrap();
     }
-    (client, server)
+    (Rc::new(client.into()), Rc::new(server.into()))
 }
 
 /// Byte `at` of the stream that every connection carries.
