@@ -287,3 +287,34 @@ fn zero_copy_over_loopback_admits_that_it_copied() {
         assert_eq!(counters.zero_copy_sent, 0, "{counters:?}");
     }
 }
+
+#[test]
+fn bytes_come_back_whatever_the_kernel_may_do() {
+    for seed in 0..50 {
+        let scenario = Echo {
+            connections: 6,
+            bytes_each: 60_000,
+            zero_copy: seed % 2 == 0,
+            pair: if seed % 3 == 0 { tcp_pair } else { narrow_pair },
+        };
+        // Zero-copy is an error on unix sockets.
+        let scenario = Echo { zero_copy: scenario.zero_copy && seed % 3 == 0, ..scenario };
+        let config = if seed % 5 == 0 { Config::default() } else { tiny() };
+        let mut driver = Faulty::new(uring(&config), Faults::rough(), seed);
+        let outcome = echo(&mut driver, seed, &scenario);
+        assert_eq!(outcome.echoed, 6, "seed {seed}");
+        assert_balanced(driver.inner());
+    }
+}
+
+#[test]
+fn broken_connections_end_with_all_their_events() {
+    let mut broken = 0;
+    for seed in 0..50 {
+        let scenario = Echo { connections: 6, bytes_each: 30_000, zero_copy: true, pair: tcp_pair };
+        let mut driver = Faulty::new(uring(&tiny()), Faults::hostile(), seed);
+        broken += echo(&mut driver, seed, &scenario).broken;
+        assert_balanced(driver.inner());
+    }
+    assert!(broken > 0);
+}
