@@ -108,53 +108,62 @@ impl Availability {
         }
     }
 
-    /// The rarest pickable piece that `has` says the peer has; ties are broken by the order.
-    pub(super) fn rarest(&mut self, theirs: Option<&Bitfield>) -> Option<PieceIndex> {
-        if self.stale {
-            self.sort();
-        }
-        let first = self.bounds.get(1).copied().unwrap_or(0) as usize;
-        let pickable = self.order.get(first..)?;
-        let Some(theirs) = theirs else {
-            return pickable.first().copied().map(PieceIndex);
+    /// The rarest pickable piece that the peer has (`None`: it has all) and that is not among
+    /// `except`; ties are broken by the order.
+    pub(super) fn rarest(
+        &mut self,
+        theirs: Option<&Bitfield>,
+        except: &[PieceIndex],
+    ) -> Option<PieceIndex> {
+        let fits = |piece: PieceIndex| {
+            theirs.is_none_or(|theirs| theirs.has(piece)) && !except.contains(&piece)
         };
-        pickable
-            .iter()
-            .take(PICK_SCAN_MAX)
-            .copied()
-            .map(PieceIndex)
-            .find(|&piece| theirs.has(piece))
-            .or_else(|| {
-                (pickable.len() > PICK_SCAN_MAX)
-                    .then(|| theirs.iter().find(|&piece| self.pickable.has(piece)))?
-            })
+        let pickable = self.pickable_in_order();
+        let scan = pickable.iter().take(PICK_SCAN_MAX);
+        let found = scan.copied().map(PieceIndex).find(|&piece| fits(piece));
+        if found.is_some() || pickable.len() <= PICK_SCAN_MAX {
+            return found;
+        }
+        self.first(theirs, except)
     }
 
     /// A pickable piece that the peer has, from a random place of the order.
     pub(super) fn random(
         &mut self,
         theirs: Option<&Bitfield>,
+        except: &[PieceIndex],
         rng: &mut fastrand::Rng,
     ) -> Option<PieceIndex> {
+        let pickable = self.pickable_in_order();
+        let (before, after) = pickable.split_at(rng.usize(..pickable.len().max(1)));
+        let fits = |piece: &PieceIndex| {
+            theirs.is_none_or(|theirs| theirs.has(*piece)) && !except.contains(piece)
+        };
+        let scan = after.iter().chain(before).take(PICK_SCAN_MAX);
+        let found = scan.copied().map(PieceIndex).find(fits);
+        found.or_else(|| self.rarest(theirs, except))
+    }
+
+    /// The pickable piece with the lowest index that the peer has.
+    pub(super) fn first(
+        &self,
+        theirs: Option<&Bitfield>,
+        except: &[PieceIndex],
+    ) -> Option<PieceIndex> {
+        let fits = |piece: &PieceIndex| self.pickable.has(*piece) && !except.contains(piece);
+        match theirs {
+            Some(theirs) => theirs.iter().find(fits),
+            None => self.pickable.iter().find(fits),
+        }
+    }
+
+    /// The pickable pieces, rarest first.
+    fn pickable_in_order(&mut self) -> &[u32] {
         if self.stale {
             self.sort();
         }
         let first = self.bounds.get(1).copied().unwrap_or(0) as usize;
-        let pickable = self.order.get(first..).filter(|pickable| !pickable.is_empty())?;
-        let (before, after) = pickable.split_at(rng.usize(..pickable.len()));
-        after
-            .iter()
-            .chain(before)
-            .take(PICK_SCAN_MAX)
-            .copied()
-            .map(PieceIndex)
-            .find(|&piece| theirs.is_none_or(|theirs| theirs.has(piece)))
-            .or_else(|| self.rarest(theirs))
-    }
-
-    /// The pickable piece with the lowest index, from `from` on, that the peer has.
-    pub(super) fn first(&self, theirs: Option<&Bitfield>) -> Option<PieceIndex> {
-        self.pickable.iter().find(|&piece| theirs.is_none_or(|theirs| theirs.has(piece)))
+        self.order.get(first..).unwrap_or(&[])
     }
 
     fn is_bulk(&self, pieces: &Bitfield) -> bool {
@@ -276,10 +285,10 @@ mod tests {
                         let theirs = field(len, &mut rng, 30);
                         let best = theirs.iter().filter(|&p| map.is_pickable(p));
                         let best = best.map(|p| map.count(p)).min();
-                        let found = map.rarest(Some(&theirs));
+                        let found = map.rarest(Some(&theirs), &[]);
                         assert_eq!(found.map(|p| map.count(p)), best, "seed {seed}");
                         assert!(found.is_none_or(|p| theirs.has(p) && map.is_pickable(p)));
-                        assert_eq!(map.random(Some(&theirs), &mut rng).is_some(), best.is_some());
+                        assert_eq!(map.random(Some(&theirs), &[], &mut rng).is_some(), best.is_some());
                     }
                 }
                 map.check_invariants();
@@ -296,6 +305,6 @@ mod tests {
         let mut theirs = Bitfield::none(100_000);
         theirs.set(PieceIndex(99_999));
         map.add_all(&theirs);
-        assert_eq!(map.rarest(Some(&theirs)), Some(PieceIndex(99_999)));
+        assert_eq!(map.rarest(Some(&theirs), &[]), Some(PieceIndex(99_999)));
     }
 }

@@ -111,10 +111,14 @@ impl Contacts {
     }
 
     pub(super) fn connected(&mut self, addr: SocketAddr) {
+        self.set(addr, State::Connected);
+    }
+
+    /// The connection with `addr` was of use: its failures are forgiven.
+    pub(super) fn worthwhile(&mut self, addr: SocketAddr) {
         if let Some(contact) = self.known.get_mut(&addr) {
             contact.failures = 0;
         }
-        self.set(addr, State::Connected);
     }
 
     /// An attempt failed, or a connection ended without fault of its own.

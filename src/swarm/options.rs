@@ -51,6 +51,8 @@ pub const CHOKED_REQUESTS_GRACE: Duration = Duration::from_secs(2);
 pub const UNREQUESTED_MAX: u32 = 30;
 /// Rejects of our requests in a row, without one block.
 pub const REJECTS_MAX: u32 = 4 * REQUESTS_OUT_MAX;
+/// Pieces that a peer is not asked for, because it rejected them, until they are tried again.
+pub const REFUSED_MAX: usize = 64;
 /// Blocks that a peer skips while it delivers later ones.
 pub const WITHHELD_MAX: usize = 64;
 /// Pieces in an allowed-fast set (BEP 6).

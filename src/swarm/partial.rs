@@ -124,18 +124,15 @@ impl Partial {
         self.missing = self.missing + u32::from(is_stored(old)) - u32::from(is_stored(slot));
     }
 
-    /// The first free block that `is_wanted`.
-    pub(super) fn first_free(&mut self, is_wanted: impl Fn(u32) -> bool) -> Option<u32> {
+    /// The first free block.
+    pub(super) fn first_free(&mut self) -> Option<u32> {
         if self.free == 0 {
             return None;
         }
         while self.slot(self.cursor).is_some_and(|slot| slot != Slot::Free) {
             self.cursor += 1;
         }
-        (self.cursor..)
-            .zip(self.blocks.iter().skip(self.cursor as usize))
-            .find(|&(index, slot)| *slot == Slot::Free && is_wanted(index))
-            .map(|(index, _)| index)
+        Some(self.cursor)
     }
 
     /// The number of `origin` in the list of those who sent something.

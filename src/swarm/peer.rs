@@ -5,7 +5,8 @@
 //! but its pieces.
 #![forbid(unsafe_code)]
 
-use super::options::{REQQ_DEFAULT, REQUESTS_OUT_START};
+use super::options::{REFUSED_MAX, REQQ_DEFAULT, REQUESTS_OUT_MAX, REQUESTS_OUT_START};
+use super::partial::Origin;
 use super::queue::RequestQueue;
 use super::throttle::Wait;
 use crate::rate::Meter;
@@ -237,7 +238,9 @@ pub(super) struct Peer {
     pub(super) answered: u64,
     /// Blocks that were taken back but may still arrive.
     pub(super) late: VecDeque<Block>,
-    pub(super) withheld: Vec<Block>,
+    /// Pieces that it rejected or left out of late: not asked of it for a while.
+    pub(super) refused: Vec<PieceIndex>,
+    pub(super) withheld: usize,
     pub(super) receiving: Option<(Block, Instant)>,
     /// The piece it works on, with the serial of the attempt.
     pub(super) current: Option<(PieceIndex, u64)>,
@@ -304,7 +307,8 @@ impl Peer {
             asked_count: 0,
             answered: 0,
             late: VecDeque::new(),
-            withheld: Vec::new(),
+            refused: Vec::new(),
+            withheld: 0,
             receiving: None,
             current: None,
             allowed_fast: Vec::new(),
@@ -334,6 +338,35 @@ impl Peer {
     /// Adds a message to what is sent next.
     pub(super) fn say(&mut self, message: Message<'_>) {
         crate::wire::encode(&message, &mut self.control);
+    }
+
+    /// Whether blocks of `piece` may be asked of it now.
+    pub(super) fn may_give(&self, piece: PieceIndex) -> bool {
+        self.pieces.has(piece)
+            && (!self.peer_choking || self.allowed_fast.contains(&piece))
+            && !self.refused.contains(&piece)
+    }
+
+    /// Marks `piece` as one not to ask it for until the list is cleared.
+    pub(super) fn refuse(&mut self, piece: PieceIndex) {
+        if !self.refused.contains(&piece) {
+            if self.refused.len() >= REFUSED_MAX {
+                self.refused.remove(0);
+            }
+            self.refused.push(piece);
+        }
+    }
+
+    /// Remembers that `block` may still arrive although it was taken back.
+    pub(super) fn expect_late(&mut self, block: Block) {
+        if self.late.len() >= REQUESTS_OUT_MAX as usize {
+            self.late.pop_front();
+        }
+        self.late.push_back(block);
+    }
+
+    pub(super) fn origin(&self) -> Origin {
+        Origin { addr: self.addr, id: self.id }
     }
 
     /// Has everything, or wants nothing.

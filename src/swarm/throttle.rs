@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Limits that others change are looked at again after this long.
 const RECHECK: Duration = Duration::from_millis(500);
 
+/// Between two calls, those who were called get time to take their tokens.
+const PAUSE: Duration = Duration::from_millis(2);
+
 /// Where a peer stands with one limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Wait {
@@ -67,17 +70,26 @@ impl Throttle {
         }
     }
 
-    /// Calls the front of the line if there are tokens for it.
-    pub(super) fn call(&mut self, now: Instant, shared: &RefCell<Bucket>) -> Option<PeerKey> {
+    /// How many of the line may be called now, a block each.
+    pub(super) fn due_count(&mut self, now: Instant, shared: &RefCell<Bucket>) -> usize {
         if self.at.is_none_or(|at| now < at) {
-            return None;
+            return 0;
         }
         let available = self.bucket.available(now).min(shared.borrow().available(now));
-        let called = if available > 0 { self.line.pop_front() } else { None };
-        if called.is_none() {
+        let blocks = available.div_ceil(u64::from(crate::units::BLOCK_LEN));
+        self.line.len().min(usize::try_from(blocks).unwrap_or(usize::MAX))
+    }
+
+    /// Sets the next moment anew if the last one has come.
+    pub(super) fn reschedule(&mut self, now: Instant, shared: &RefCell<Bucket>) {
+        if self.at.is_some_and(|at| now >= at) {
             self.schedule(now, shared);
         }
-        called
+    }
+
+    /// Takes the front of the line.
+    pub(super) fn call(&mut self) -> Option<PeerKey> {
+        self.line.pop_front()
     }
 
     pub(super) fn leave(&mut self, key: PeerKey) {
@@ -92,7 +104,7 @@ impl Throttle {
         let own = self.bucket.ready_at(now, u64::from(crate::units::BLOCK_LEN));
         let common = shared.borrow().ready_at(now, u64::from(crate::units::BLOCK_LEN));
         let ready = own.zip(common).map_or(now + RECHECK, |(own, common)| own.max(common));
-        self.at = (!self.line.is_empty()).then(|| ready.min(now + RECHECK));
+        self.at = (!self.line.is_empty()).then(|| ready.clamp(now + PAUSE, now + RECHECK));
     }
 
     /// The line, for recounts.
