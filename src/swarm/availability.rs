@@ -94,8 +94,7 @@ impl Availability {
 
     /// Says whether `piece` may be picked from now on.
     pub(super) fn set_pickable(&mut self, piece: PieceIndex, pickable: bool) {
-        let changed =
-            if pickable { self.pickable.set(piece) } else { self.pickable.clear(piece) };
+        let changed = if pickable { self.pickable.set(piece) } else { self.pickable.clear(piece) };
         if !changed || self.stale {
             return;
         }
@@ -288,7 +287,10 @@ mod tests {
                         let found = map.rarest(Some(&theirs), &[]);
                         assert_eq!(found.map(|p| map.count(p)), best, "seed {seed}");
                         assert!(found.is_none_or(|p| theirs.has(p) && map.is_pickable(p)));
-                        assert_eq!(map.random(Some(&theirs), &[], &mut rng).is_some(), best.is_some());
+                        assert_eq!(
+                            map.random(Some(&theirs), &[], &mut rng).is_some(),
+                            best.is_some()
+                        );
                     }
                 }
                 map.check_invariants();

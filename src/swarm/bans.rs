@@ -25,9 +25,7 @@ impl Offender {
     pub fn of(addr: SocketAddr) -> Self {
         match addr.ip().to_canonical() {
             ip if is_local(ip) => Self::Local(SocketAddr::new(ip, addr.port())),
-            IpAddr::V6(ip) => {
-                Self::Host(IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)))
-            }
+            IpAddr::V6(ip) => Self::Host(IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64))),
             ip => Self::Host(ip),
         }
     }
@@ -37,9 +35,7 @@ impl Offender {
 pub fn is_local(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        IpAddr::V6(ip) => {
-            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
-        }
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
     }
 }
 

@@ -23,11 +23,7 @@ impl Swarm {
     ///
     /// # Errors
     /// Why it is not wanted; the caller closes the connection, no other call is needed.
-    pub fn handle_connected(
-        &mut self,
-        now: Instant,
-        init: PeerInit,
-    ) -> Result<PeerKey, Refused> {
+    pub fn handle_connected(&mut self, now: Instant, init: PeerInit) -> Result<PeerKey, Refused> {
         if init.outgoing {
             self.contacts.connected(init.addr);
         }
@@ -83,9 +79,7 @@ impl Swarm {
         if self.peers.len() >= self.options.connections_max {
             return Err(Refused::Full);
         }
-        let from_there = || {
-            self.by_addr.keys().filter(|addr| addr.ip() == init.addr.ip()).count()
-        };
+        let from_there = || self.by_addr.keys().filter(|addr| addr.ip() == init.addr.ip()).count();
         if !local && from_there() >= self.options.connections_per_ip_max {
             return Err(Refused::FullForAddress);
         }

@@ -52,8 +52,8 @@ fn canonical_set(
 impl Swarm {
     /// Offers the set to a peer that may have to wait for a slot.
     pub(super) fn offer_fast_set(&self, peer: &mut Peer) {
-        let waits = self.options.slots != Slots::Unlimited
-            || self.shared.slots.get() != Slots::Unlimited;
+        let waits =
+            self.options.slots != Slots::Unlimited || self.shared.slots.get() != Slots::Unlimited;
         let IpAddr::V4(ip) = peer.addr.ip().to_canonical() else {
             return;
         };
@@ -75,8 +75,7 @@ impl Peer {
             self.fast_set.iter().map(|&piece| u64::from(geometry.piece_len(piece))).sum();
         let waiting = self.queue.len() as u64 * u64::from(crate::units::BLOCK_LEN);
         self.fast_set.contains(&block.piece)
-            && self.fast_sent + waiting + u64::from(block.len)
-                <= set_len * ALLOWED_FAST_REPEATS_MAX
+            && self.fast_sent + waiting + u64::from(block.len) <= set_len * ALLOWED_FAST_REPEATS_MAX
     }
 }
 

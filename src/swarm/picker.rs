@@ -9,13 +9,11 @@
 //! of one peer only.
 #![forbid(unsafe_code)]
 
-use super::options::{
-    ENDGAME_AGE, ENDGAME_REQUESTS_MAX, RANDOM_FIRST_PIECES, REQUESTS_OUT_MAX,
-};
+use super::Swarm;
+use super::options::{ENDGAME_AGE, ENDGAME_REQUESTS_MAX, RANDOM_FIRST_PIECES, REQUESTS_OUT_MAX};
 use super::partial::{Askers, Partial, Phase, Slot};
 use super::peer::{Asked, Peer, PeerKey, Pieces};
 use super::throttle::Wait;
-use super::Swarm;
 use crate::units::{Block, PieceIndex};
 use crate::wire::Message;
 use std::time::Instant;

@@ -158,9 +158,8 @@ impl Swarm {
 }
 
 fn candidate(now: Instant, key: PeerKey, peer: &Peer, piece_count: u32) -> Candidate {
-    let since = |at: Option<Instant>| {
-        at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
-    };
+    let since =
+        |at: Option<Instant>| at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
     let have = u64::from(peer.pieces.count(piece_count)) * 1000;
     let progress = have.checked_div(u64::from(piece_count)).unwrap_or(0);
     Candidate {
@@ -172,6 +171,7 @@ fn candidate(now: Instant, key: PeerKey, peer: &Peer, piece_count: u32) -> Candi
         connected_for: now.saturating_duration_since(peer.connected_at),
         unchoked_for: since(peer.unchoked_at),
         waiting_for: since(peer.waiting_since),
+        downloaded_len: peer.downloaded,
         downloaded_rate: peer.down.rate(now),
         uploaded_rate: peer.up.rate(now),
         uploaded_in_turn: if peer.am_choking { 0 } else { peer.uploaded_in_turn },

@@ -6,9 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::Swarm;
-use super::options::{
-    CHOKED_REQUESTS_GRACE, CONTROL_LEN_MAX, INVALID_REQUESTS_MAX,
-};
+use super::options::{CHOKED_REQUESTS_GRACE, CONTROL_LEN_MAX, INVALID_REQUESTS_MAX};
 use super::peer::{Error, PeerKey};
 use super::queue::Push;
 use super::throttle::Wait;
@@ -30,9 +28,9 @@ impl Swarm {
             return Ok(());
         };
         if peer.am_choking && !peer.may_ask_choked(block, &self.geometry) {
-            let grace = peer.choked_at.is_some_and(|at| {
-                now.saturating_duration_since(at) <= CHOKED_REQUESTS_GRACE
-            });
+            let grace = peer
+                .choked_at
+                .is_some_and(|at| now.saturating_duration_since(at) <= CHOKED_REQUESTS_GRACE);
             peer.choked_requests += u32::from(!grace);
             if peer.choked_requests > INVALID_REQUESTS_MAX {
                 return Err(Error::RequestsWhileChoked);
