@@ -3,4 +3,5 @@
 //! Invariant: nothing here is on the data path, and nothing that can wait for a disk runs on the
 //! control thread: [`state`] has a thread of its own and is reached by messages.
 
+pub mod http;
 pub mod state;
