@@ -1,0 +1,1 @@
+//! Simulations and rules that hold for every choker.
