@@ -9,8 +9,24 @@
 //! completions shuffled, cut short and failed, for tests) and, later, epoll.
 
 mod batch;
+mod buffers;
+mod counters;
+mod entry;
+mod faulty;
+mod setup;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod uring;
+mod waker;
 
-pub use self::batch::{Batch, Counters, RecvBuffer, Waker};
+pub use self::batch::{BATCH_PARTS_MAX, Batch, BatchError, Lease};
+pub use self::buffers::{BUFFERS_MAX, RecvBuffer};
+pub use self::counters::{Counters, OpCounters, OpKind};
+pub use self::faulty::{Faults, Faulty};
+pub use self::setup::{Buffers, Config, Features, Level, Unavailable};
+pub use self::uring::{EVENTS_MAX, Uring};
+pub use self::waker::Waker;
 
 use std::collections::VecDeque;
 use std::io;
