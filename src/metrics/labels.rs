@@ -303,8 +303,6 @@ labels! {
         Duplicate "duplicate",
         /// It was refused, with a sentence beside it.
         Rejected "rejected",
-        /// It could not be read or renamed; it is tried again.
-        Retry "retry",
     }
 
     /// Which resource an HTTP request named.

@@ -1,0 +1,401 @@
+//! The kinds of values that settings and flags have in common.
+//!
+//! Text enters, a checked value leaves, and its text reads back as the same value. Invariant: a
+//! value that is out of range is refused with a sentence, never cut to fit.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a value of its setting.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("\"{text}\" is not {expected}")]
+pub struct ParseError {
+    text: String,
+    expected: &'static str,
+}
+
+fn refuse(text: &str, expected: &'static str) -> ParseError {
+    let cut: String = text.chars().take(64).collect();
+    ParseError { text: cut.escape_debug().to_string(), expected }
+}
+
+/// A number of bytes: `1048576`, `1024KiB` or `1MiB`. Units: B, KiB, MiB, GiB, TiB (powers of
+/// 1024) and kB, MB, GB, TB (powers of 1000); `1.5GiB` is fine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(try_from = "SizeText", into = "String")]
+pub struct Size(pub u64);
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size is a number of bytes or a text such as \"10MiB\"")]
+enum SizeText {
+    Number(u64),
+    Text(String),
+}
+
+const UNITS: [(&str, u64); 10] = [
+    ("", 1),
+    ("b", 1),
+    ("kib", 1 << 10),
+    ("mib", 1 << 20),
+    ("gib", 1 << 30),
+    ("tib", 1 << 40),
+    ("kb", 1_000),
+    ("mb", 1_000_000),
+    ("gb", 1_000_000_000),
+    ("tb", 1_000_000_000_000),
+];
+
+impl FromStr for Size {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let wrong = || refuse(text, "a size such as 512, 16KiB, 10MiB or 1.5GiB");
+        let plain = text.trim();
+        let digits_end =
+            plain.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(plain.len());
+        let (number, unit) = plain.split_at(digits_end);
+        let unit = unit.trim().to_ascii_lowercase();
+        let &(_, factor) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let whole: u64 = whole.parse().map_err(|_| wrong())?;
+        let mut bytes = whole.checked_mul(factor).ok_or_else(wrong)?;
+        if !fraction.is_empty() {
+            let numerator: u128 = fraction.parse().map_err(|_| wrong())?;
+            let places = u32::try_from(fraction.len()).ok().filter(|&places| places <= 9);
+            let denominator = 10_u128.pow(places.ok_or_else(wrong)?);
+            let part = u64::try_from(numerator * u128::from(factor) / denominator);
+            bytes = bytes.checked_add(part.map_err(|_| wrong())?).ok_or_else(wrong)?;
+        }
+        // TOML has no numbers beyond this one.
+        if i64::try_from(bytes).is_err() { Err(wrong()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = ParseError;
+
+    fn try_from(value: SizeText) -> Result<Self, ParseError> {
+        match value {
+            SizeText::Number(bytes) => Ok(Self(bytes)),
+            SizeText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let binary = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        match binary.iter().find(|&&(_, bits)| self.0 > 0 && self.0.trailing_zeros() >= bits) {
+            Some((unit, bits)) => write!(out, "{}{unit}", self.0 >> bits),
+            None => write!(out, "{}", self.0),
+        }
+    }
+}
+
+/// A network: `10.0.0.0/8`, `fd00::/8`, or one address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cidr {
+    addr: IpAddr,
+    prefix_len: u8,
+}
+
+impl Cidr {
+    /// Whether `addr` lies in the network; IPv4 in IPv6 (`::ffff:0:0/96`) counts as IPv4.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        let (ours, len) = bits(self.addr);
+        let (theirs, their_len) = bits(addr.to_canonical());
+        len == their_len
+            && masked(ours, len, self.prefix_len) == masked(theirs, len, self.prefix_len)
+    }
+}
+
+fn bits(addr: IpAddr) -> (u128, u8) {
+    match addr {
+        IpAddr::V4(addr) => (u128::from(addr.to_bits()), 32),
+        IpAddr::V6(addr) => (addr.to_bits(), 128),
+    }
+}
+
+/// The network part of an address of `len` bits.
+fn masked(bits: u128, len: u8, prefix_len: u8) -> Option<u128> {
+    if prefix_len == 0 { Some(0) } else { bits.checked_shr(u32::from(len - prefix_len)) }
+}
+
+impl FromStr for Cidr {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let wrong = || refuse(text, "a network such as 10.0.0.0/8 or fd00::/8");
+        let (addr, prefix) = match text.split_once('/') {
+            Some((addr, prefix)) => (addr, Some(prefix)),
+            None => (text, None),
+        };
+        let addr: IpAddr = addr.trim().parse().map_err(|_| wrong())?;
+        let (_, len) = bits(addr);
+        let prefix_len = match prefix {
+            Some(prefix) => prefix.trim().parse().map_err(|_| wrong())?,
+            None => len,
+        };
+        if prefix_len > len { Err(wrong()) } else { Ok(Self { addr, prefix_len }) }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.addr, self.prefix_len)
+    }
+}
+
+/// Processors by number, as in `0-3,8`; empty means all that the process may use.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CoreList(BTreeSet<u16>);
+
+/// Linux cannot have more processors than this (`NR_CPUS` of the largest kernels).
+const CORE_INDEX_MAX: u16 = 8191;
+
+impl CoreList {
+    /// The numbers, ascending; none means all that the process may use.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().map(|&core| usize::from(core))
+    }
+
+    /// Whether no processor is named.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromStr for CoreList {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let wrong = || refuse(text, "a list of processors such as 0-3,8");
+        let number = |text: &str| {
+            let index = text.trim().parse::<u16>().ok().filter(|&index| index <= CORE_INDEX_MAX);
+            index.ok_or_else(wrong)
+        };
+        let mut cores = BTreeSet::new();
+        for part in text.split(',').filter(|_| !text.trim().is_empty()) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(wrong());
+            }
+            cores.extend(first..=last);
+        }
+        Ok(Self(cores))
+    }
+}
+
+impl fmt::Display for CoreList {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for &core in &self.0 {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == core => *last = core,
+                _ => ranges.push((core, core)),
+            }
+        }
+        for (index, (first, last)) in ranges.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            if first == last {
+                write!(out, "{comma}{first}")?;
+            } else {
+                write!(out, "{comma}{first}-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where outgoing connections leave from.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Bind {
+    /// The kernel chooses.
+    #[default]
+    Any,
+    /// This address of ours.
+    Addr(IpAddr),
+    /// This network interface.
+    Interface(String),
+}
+
+impl FromStr for Bind {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        if text.is_empty() {
+            return Ok(Self::Any);
+        }
+        if let Ok(addr) = text.parse() {
+            return Ok(Self::Addr(addr));
+        }
+        // The kernel's dev_valid_name and IFNAMSIZ.
+        let valid = text.len() < 16
+            && !matches!(text, "." | "..")
+            && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:".contains(&byte));
+        if valid {
+            Ok(Self::Interface(text.to_owned()))
+        } else {
+            Err(refuse(text, "an IP address or a network interface"))
+        }
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => Ok(()),
+            Self::Addr(addr) => addr.fmt(out),
+            Self::Interface(name) => name.fmt(out),
+        }
+    }
+}
+
+/// Address of the HTTP server, `-` for none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HttpListen(pub Option<SocketAddr>);
+
+impl FromStr for HttpListen {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        if text == "-" {
+            return Ok(Self(None));
+        }
+        let addr = text.parse().map_err(|_| refuse(text, "an ADDR:PORT, or - for none"))?;
+        Ok(Self(Some(addr)))
+    }
+}
+
+impl fmt::Display for HttpListen {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(addr) => addr.fmt(out),
+            None => out.write_str("-"),
+        }
+    }
+}
+
+macro_rules! as_text {
+    ($($kind:ident)+) => {$(
+        impl TryFrom<String> for $kind {
+            type Error = ParseError;
+
+            fn try_from(text: String) -> Result<Self, ParseError> {
+                text.parse()
+            }
+        }
+
+        impl From<$kind> for String {
+            fn from(value: $kind) -> Self {
+                value.to_string()
+            }
+        }
+    )+};
+}
+
+as_text! { Cidr CoreList Bind HttpListen }
+
+impl From<Size> for String {
+    fn from(value: Size) -> Self {
+        value.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T>(cases: &[(&str, Option<T>)])
+    where
+        T: FromStr<Err = ParseError> + PartialEq + fmt::Debug + fmt::Display + Clone,
+    {
+        for (text, expected) in cases {
+            let parsed = text.parse::<T>();
+            assert_eq!(parsed.clone().ok(), *expected, "{text}");
+            if let Ok(value) = parsed {
+                assert_eq!(value.to_string().parse(), Ok(value), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        check(&[
+            ("0", Some(Size(0))),
+            ("10MiB", Some(Size(10 << 20))),
+            (" 1.5 GiB ", Some(Size(3 << 29))),
+            ("1000kB", Some(Size(1_000_000))),
+            ("1025", Some(Size(1025))),
+            ("", None),
+            ("-1", None),
+            ("1.", Some(Size(1))),
+            (".5KiB", None),
+            ("1.2.3MB", None),
+            ("10 parsecs", None),
+            ("99999999999TiB", None),
+            ("9223372036854775808", None),
+            ("1.99999999999999999999999999999999999999999999GiB", None),
+        ]);
+    }
+
+    #[test]
+    fn core_lists() {
+        let list = |cores: &[u16]| Some(CoreList(cores.iter().copied().collect()));
+        check(&[
+            ("", list(&[])),
+            ("0", list(&[0])),
+            ("0-2, 5,6", list(&[0, 1, 2, 5, 6])),
+            ("3-1", None),
+            ("1,,2", None),
+            ("-1", None),
+            ("0-99999", None),
+        ]);
+        assert_eq!("6,5,0-2".parse::<CoreList>().unwrap().to_string(), "0-2,5-6");
+    }
+
+    #[test]
+    fn networks() {
+        let inside =
+            |net: &str, addr: &str| net.parse::<Cidr>().unwrap().contains(addr.parse().unwrap());
+        assert!(inside("10.0.0.0/8", "10.255.0.1"));
+        assert!(inside("10.0.0.0/8", "::ffff:10.1.2.3"));
+        assert!(!inside("10.0.0.0/8", "11.0.0.1"));
+        assert!(inside("0.0.0.0/0", "8.8.8.8") && !inside("0.0.0.0/0", "::1"));
+        assert!(inside("::/0", "fd00::1") && inside("::1", "::1") && !inside("::1", "::2"));
+        for wrong in ["10.0.0.0/33", "10.0.0/8", "x", "::/129", "10.0.0.0/-1", "10.0.0.0/"] {
+            assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn binds_and_http_addresses() {
+        check(&[
+            ("", Some(Bind::Any)),
+            ("10.0.0.1", Some(Bind::Addr(IpAddr::from([10, 0, 0, 1])))),
+            ("wg0", Some(Bind::Interface("wg0".to_owned()))),
+            ("../eth0", None),
+            ("a-name-that-is-too-long", None),
+        ]);
+        check(&[
+            ("-", Some(HttpListen(None))),
+            ("127.0.0.1:0", Some(HttpListen(Some(([127, 0, 0, 1], 0).into())))),
+            ("9091", None),
+        ]);
+    }
+
+    #[test]
+    fn what_is_echoed_is_cut_and_escaped() {
+        let error = format!("\u{1b}[31m{}", "x".repeat(500)).parse::<Size>().unwrap_err();
+        assert!(error.to_string().len() < 200 && !error.to_string().contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,191 @@
+//! `STATE/seedring.db`: the tables, their version and what is done to them.
+//!
+//! Invariant: a database of a later version is never opened for writing, and a corrupt one is put
+//! aside whole before a new one is made in its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, params};
+
+use super::files::quarantine;
+use super::{NewTorrent, OpenError, StoredTorrent, Totals};
+use crate::units::InfoHash;
+
+/// Name of the database in the state directory.
+pub(super) const FILE_NAME: &str = "seedring.db";
+/// Version of the tables, kept in `PRAGMA user_version`.
+pub(super) const VERSION: i64 = 1;
+
+/// `save_path` is null for torrents that were found without a database. Paths are bytes.
+const TABLES: &str = "
+    CREATE TABLE torrents (
+        info_hash BLOB PRIMARY KEY CHECK (length(info_hash) = 20),
+        save_path BLOB,
+        added_at INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        uploaded INTEGER NOT NULL DEFAULT 0,
+        downloaded INTEGER NOT NULL DEFAULT 0
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE settings (
+        key TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// The open database; only the writer thread has one.
+pub(super) struct Database {
+    connection: Connection,
+}
+
+impl Database {
+    /// Opens or makes the database in `dir`. A new one, also in place of a corrupt one, takes in
+    /// the torrents whose files are `present`.
+    pub(super) fn open(dir: &Path, present: &BTreeSet<InfoHash>) -> Result<Self, OpenError> {
+        let path = dir.join(FILE_NAME);
+        match Self::try_open(&path, present) {
+            Err(OpenError::Database { error, .. }) if is_corrupt(&error) => {
+                tracing::error!(database = ?path, %error, "the database is corrupt");
+                for suffix in ["", "-wal", "-shm"] {
+                    let mut file = path.clone().into_os_string();
+                    file.push(suffix);
+                    let file = PathBuf::from(file);
+                    if file.exists() {
+                        quarantine(&file).map_err(|error| OpenError::Io { path: file, error })?;
+                    }
+                }
+                Self::try_open(&path, present)
+            }
+            other => other,
+        }
+    }
+
+    fn try_open(path: &Path, present: &BTreeSet<InfoHash>) -> Result<Self, OpenError> {
+        let failed = |error| OpenError::Database { path: path.to_owned(), error };
+        let connection = Connection::open(path).map_err(failed)?;
+        let version: i64 =
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        if version > VERSION {
+            return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+        }
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+            .map_err(failed)?;
+        let mut database = Self { connection };
+        if version == 0 {
+            database.create(present).map_err(failed)?;
+        }
+        database.verify().map_err(failed)?;
+        Ok(database)
+    }
+
+    /// Tables and the torrents that are there already, in one transaction: a crash in between must
+    /// not leave an empty table that would condemn their files.
+    fn create(&mut self, present: &BTreeSet<InfoHash>) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute_batch(TABLES)?;
+        for info_hash in present {
+            transaction.execute(
+                "INSERT INTO torrents (info_hash, added_at, name) VALUES (?1, 0, '')",
+                [info_hash.0],
+            )?;
+        }
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()
+    }
+
+    /// SQLite looks at every page only if asked.
+    fn verify(&self) -> rusqlite::Result<()> {
+        let verdict: String =
+            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if verdict == "ok" {
+            return Ok(());
+        }
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        Err(rusqlite::Error::SqliteFailure(code, Some(verdict)))
+    }
+
+    /// All torrents in the order of adding, and all settings.
+    pub(super) fn read(&self) -> rusqlite::Result<(Vec<StoredTorrent>, BTreeMap<String, String>)> {
+        let mut torrents = self.connection.prepare(
+            "SELECT info_hash, save_path, added_at, name, uploaded, downloaded FROM torrents
+             ORDER BY added_at, info_hash",
+        )?;
+        let torrents = torrents.query_map([], |row| {
+            let save_path: Option<Vec<u8>> = row.get(1)?;
+            Ok(StoredTorrent {
+                info_hash: InfoHash(row.get(0)?),
+                save_path: save_path.map(|bytes| OsStr::from_bytes(&bytes).into()),
+                added_at: row.get(2)?,
+                name: row.get(3)?,
+                uploaded: row.get::<_, i64>(4)?.unsigned_abs(),
+                downloaded: row.get::<_, i64>(5)?.unsigned_abs(),
+            })
+        })?;
+        let torrents = torrents.collect::<rusqlite::Result<_>>()?;
+        let mut settings = self.connection.prepare("SELECT key, value FROM settings")?;
+        let settings = settings.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok((torrents, settings.collect::<rusqlite::Result<_>>()?))
+    }
+
+    /// Begins a group of changes; dropping it undoes them.
+    pub(super) fn begin(&mut self) -> rusqlite::Result<Group<'_>> {
+        Ok(Group { transaction: self.connection.transaction()? })
+    }
+}
+
+/// Changes that become true together.
+pub(super) struct Group<'a> {
+    transaction: rusqlite::Transaction<'a>,
+}
+
+impl Group<'_> {
+    pub(super) fn add(&self, torrent: &NewTorrent) -> rusqlite::Result<()> {
+        let mut add = self.transaction.prepare_cached(
+            "INSERT INTO torrents (info_hash, save_path, added_at, name) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (info_hash) DO UPDATE SET save_path = ?2, name = ?4",
+        )?;
+        let save_path = torrent.save_path.as_os_str().as_bytes();
+        add.execute(params![torrent.info_hash.0, save_path, torrent.added_at, torrent.name])?;
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, info_hash: &InfoHash) -> rusqlite::Result<()> {
+        let mut remove =
+            self.transaction.prepare_cached("DELETE FROM torrents WHERE info_hash = ?1")?;
+        remove.execute([info_hash.0])?;
+        Ok(())
+    }
+
+    pub(super) fn total(&self, totals: &Totals) -> rusqlite::Result<()> {
+        let mut update = self.transaction.prepare_cached(
+            "UPDATE torrents SET uploaded = ?2, downloaded = ?3 WHERE info_hash = ?1",
+        )?;
+        let capped = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        update.execute(params![
+            totals.info_hash.0,
+            capped(totals.uploaded),
+            capped(totals.downloaded)
+        ])?;
+        Ok(())
+    }
+
+    pub(super) fn set(&self, key: &str, value: &str) -> rusqlite::Result<()> {
+        let mut set = self.transaction.prepare_cached(
+            "INSERT INTO settings (key, value) VALUES (?1, ?2)
+             ON CONFLICT (key) DO UPDATE SET value = ?2",
+        )?;
+        set.execute([key, value])?;
+        Ok(())
+    }
+
+    pub(super) fn commit(self) -> rusqlite::Result<()> {
+        self.transaction.commit()
+    }
+}
+
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}

@@ -1,0 +1,373 @@
+//! What a server remembers: its torrents, their totals and its settings.
+//!
+//! Orders enter through a bounded queue, answers leave when what was ordered is on the device.
+//! `STATE/torrents/<info-hash>.torrent` holds each torrent as it came, `STATE/seedring.db` (SQLite)
+//! all else. One writer thread takes whatever waits in the queue as one group: torrent files are
+//! written and flushed, then one transaction commits, then files of removed torrents go.
+//!
+//! The database runs with `synchronous = FULL`: with `NORMAL` a commit in WAL mode may be undone
+//! by a power cut, so that a removed torrent could come back. A group pays for one flush, however
+//! many orders it holds, and no caller waits on the control thread.
+//!
+//! Invariant: at any crash each torrent is either there whole or not at all, and one corrupt file
+//! costs that file only: it gets the suffix `.corrupt` and the server starts without it.
+
+mod database;
+mod files;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use tokio::sync::{mpsc, oneshot};
+
+use self::database::Database;
+pub use self::files::LoadError;
+use self::files::TorrentFiles;
+use crate::units::InfoHash;
+
+/// Orders that may wait for the writer; whoever gives one more waits too.
+pub const QUEUE_LEN_MAX: usize = 1024;
+/// Orders that are committed as one group.
+pub const GROUP_LEN_MAX: usize = 256;
+
+/// One torrent of an earlier run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredTorrent {
+    /// Its identity; [`State::load`] gives its metainfo.
+    pub info_hash: InfoHash,
+    /// The folder that holds its top name; `None` if the database was lost and with it the path.
+    pub save_path: Option<PathBuf>,
+    /// When it was added, in seconds since 1970; 0 if unknown.
+    pub added_at: i64,
+    /// Its name, for lists that are made before the metainfo is read.
+    pub name: String,
+    /// Payload bytes sent, of all runs.
+    pub uploaded: u64,
+    /// Payload bytes received, of all runs.
+    pub downloaded: u64,
+}
+
+/// A torrent to remember.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewTorrent {
+    /// Its identity.
+    pub info_hash: InfoHash,
+    /// The `.torrent` file as it came.
+    pub metainfo: Vec<u8>,
+    /// The folder that holds its top name.
+    pub save_path: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// Seconds since 1970.
+    pub added_at: i64,
+}
+
+/// The totals of one torrent: absolute numbers, so that a lost update is repaired by the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Totals {
+    /// The torrent; unknown ones are ignored.
+    pub info_hash: InfoHash,
+    /// Payload bytes sent, of all runs.
+    pub uploaded: u64,
+    /// Payload bytes received, of all runs.
+    pub downloaded: u64,
+}
+
+/// Why there is no state, so that the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds the lock.
+    #[error("another seedring uses the state directory {}", .0.display())]
+    InUse(PathBuf),
+    /// The database is of a later version.
+    #[error(
+        "the database {} has version {found}, this seedring knows up to {known}: use a newer one",
+        path.display()
+    )]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// The system refused.
+    #[error("cannot use {}: {error}", path.display())]
+    Io {
+        /// What was refused.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// SQLite refused, and not because the file is corrupt.
+    #[error("cannot use the database {}: {error}", path.display())]
+    Database {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        error: rusqlite::Error,
+    },
+}
+
+/// Why an order was not carried out; nothing of it remains.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OrderError {
+    /// The device or the database refused.
+    #[error("the state could not be written: {0}")]
+    Write(String),
+    /// [`State::close`] was called.
+    #[error("the state is closed")]
+    Closed,
+}
+
+type Answer = oneshot::Sender<Result<(), OrderError>>;
+
+/// What the writer is asked to do.
+enum Order {
+    Add(NewTorrent, Answer),
+    Remove(InfoHash, Answer),
+    Totals(Vec<Totals>),
+    Setting(String, String, Answer),
+    Close(oneshot::Sender<()>),
+}
+
+/// The door to the writer thread. Dropping it lets the writer finish what is queued.
+#[derive(Debug)]
+pub struct State {
+    orders: mpsc::Sender<Order>,
+    files: TorrentFiles,
+    settings: BTreeMap<String, String>,
+}
+
+impl State {
+    /// Opens or makes the state in `dir` and gives what it holds, in the order of adding. Blocks
+    /// on the disk. Torrents whose file is missing are left out and logged.
+    ///
+    /// # Errors
+    /// Whatever makes it unsafe to go on: see [`OpenError`]. Corrupt files are no error.
+    pub fn open(dir: &Path) -> Result<(Self, Vec<StoredTorrent>), OpenError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| OpenError::Io { path, error }
+        };
+        let torrents_dir = dir.join("torrents");
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&torrents_dir)
+            .map_err(failed(&torrents_dir))?;
+        let lock = lock(dir)?;
+        let files = TorrentFiles::new(torrents_dir.clone());
+        let present = files.list().map_err(failed(&torrents_dir))?;
+        let database = Database::open(dir, &present)?;
+        let (rows, settings) = database
+            .read()
+            .map_err(|error| OpenError::Database { path: dir.join(database::FILE_NAME), error })?;
+        let known: BTreeSet<_> = rows.iter().map(|row| row.info_hash).collect();
+        for orphan in present.difference(&known) {
+            tracing::info!(torrent = %orphan, "removing the file of a torrent that was removed");
+            files.remove_all([orphan].into_iter()).map_err(failed(&torrents_dir))?;
+        }
+        let (kept, lost): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| present.contains(&row.info_hash));
+        for torrent in &lost {
+            tracing::warn!(torrent = %torrent.info_hash, name = ?torrent.name, "its file is missing");
+        }
+        let (orders, queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let writer = Writer { database, files: files.clone(), queue, _lock: lock };
+        thread::Builder::new()
+            .name("state".to_owned())
+            .spawn(move || writer.run())
+            .map_err(failed(dir))?;
+        Ok((Self { orders, files, settings }, kept))
+    }
+
+    /// The metainfo of a torrent, unchanged since it was added. Blocks on the disk.
+    ///
+    /// # Errors
+    /// If the file cannot be read. A caller that finds it is not what it should be calls
+    /// [`State::quarantine`].
+    pub fn load(&self, info_hash: &InfoHash) -> Result<Vec<u8>, LoadError> {
+        self.files.load(info_hash)
+    }
+
+    /// Puts a torrent file that does not parse aside, under the suffix `.corrupt`; the torrent's
+    /// row stays, so that putting a good file back is enough. Blocks on the disk.
+    ///
+    /// # Errors
+    /// If it cannot be renamed.
+    pub fn quarantine(&self, info_hash: &InfoHash) -> io::Result<PathBuf> {
+        self.files.quarantine(info_hash)
+    }
+
+    /// The settings of earlier runs.
+    pub fn settings(&self) -> &BTreeMap<String, String> {
+        &self.settings
+    }
+
+    /// Remembers a torrent; it is on the device when this returns. One that is there already is
+    /// replaced, its totals stay.
+    ///
+    /// # Errors
+    /// If it could not be written; then nothing of it remains.
+    pub async fn add(&self, torrent: NewTorrent) -> Result<(), OrderError> {
+        self.order(|answer| Order::Add(torrent, answer)).await
+    }
+
+    /// Forgets a torrent, for good when this returns. An unknown one is no error.
+    ///
+    /// # Errors
+    /// If that could not be written; then the torrent is still there.
+    pub async fn remove(&self, info_hash: InfoHash) -> Result<(), OrderError> {
+        self.order(|answer| Order::Remove(info_hash, answer)).await
+    }
+
+    /// Writes the totals of some torrents soon, without waiting for the device.
+    ///
+    /// # Errors
+    /// [`OrderError::Closed`] only; a failure to write is logged and repaired by the next update.
+    pub async fn update_totals(&self, totals: Vec<Totals>) -> Result<(), OrderError> {
+        self.orders.send(Order::Totals(totals)).await.map_err(|_| OrderError::Closed)
+    }
+
+    /// Remembers a setting for the next run.
+    ///
+    /// # Errors
+    /// If it could not be written.
+    pub async fn set(&self, key: String, value: String) -> Result<(), OrderError> {
+        self.order(|answer| Order::Setting(key, value, answer)).await
+    }
+
+    /// Writes all that was ordered before and lets go of the directory.
+    pub async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.orders.send(Order::Close(done)).await.is_ok() {
+            // An error means that the writer has gone already: nothing is left to wait for.
+            let _ = closed.await;
+        }
+    }
+
+    async fn order(&self, order: impl FnOnce(Answer) -> Order) -> Result<(), OrderError> {
+        let (answer, answered) = oneshot::channel();
+        self.orders.send(order(answer)).await.map_err(|_| OrderError::Closed)?;
+        answered.await.unwrap_or(Err(OrderError::Closed))
+    }
+}
+
+/// The file stays: removing it would let a third process lock another one of the same name.
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let failed = |error| OpenError::Io { path: path.clone(), error };
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(dir.to_owned())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// The thread that writes.
+struct Writer {
+    database: Database,
+    files: TorrentFiles,
+    queue: mpsc::Receiver<Order>,
+    _lock: File,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut closing = None;
+        while closing.is_none()
+            && let Some(first) = self.queue.blocking_recv()
+        {
+            let mut group = vec![first];
+            while group.len() < GROUP_LEN_MAX
+                && !matches!(group.last(), Some(Order::Close(_)))
+                && let Ok(order) = self.queue.try_recv()
+            {
+                group.push(order);
+            }
+            closing = self.write(group);
+        }
+        // The lock goes before the answer, so that whoever closed may open again at once.
+        drop(self);
+        if let Some(done) = closing {
+            let _ = done.send(());
+        }
+    }
+
+    /// Writes one group and answers; gives the answer that has to wait for the end.
+    fn write(&mut self, group: Vec<Order>) -> Option<oneshot::Sender<()>> {
+        let result = self.try_write(&group);
+        if let Err(error) = &result {
+            tracing::error!(%error, "the state could not be written");
+        }
+        let mut closing = None;
+        for order in group {
+            match order {
+                Order::Add(_, answer) | Order::Remove(_, answer) | Order::Setting(_, _, answer) => {
+                    // Nobody listens any more if the caller was cancelled; the work is done.
+                    let _ = answer.send(result.clone());
+                }
+                Order::Totals(_) => {}
+                Order::Close(done) => closing = Some(done),
+            }
+        }
+        closing
+    }
+
+    fn try_write(&mut self, group: &[Order]) -> Result<(), OrderError> {
+        let mut final_state = BTreeMap::new();
+        for order in group {
+            match order {
+                Order::Add(torrent, _) => final_state.insert(torrent.info_hash, Some(torrent)),
+                Order::Remove(info_hash, _) => final_state.insert(*info_hash, None),
+                Order::Totals(_) | Order::Setting(..) | Order::Close(_) => None,
+            };
+        }
+        let added = final_state.values().flatten();
+        let written =
+            self.files.write(added.map(|torrent| (&torrent.info_hash, &*torrent.metainfo)));
+        let committed = written
+            .map_err(|error| OrderError::Write(error.to_string()))
+            .and_then(|()| self.commit(group));
+        let gone = final_state.iter().filter(|(_, torrent)| torrent.is_none());
+        match committed {
+            Ok(()) => {
+                let removed = gone.map(|(info_hash, _)| info_hash);
+                if let Err(error) = self.files.remove_all(removed) {
+                    // The row is gone: the next start removes the file.
+                    tracing::warn!(%error, "the file of a removed torrent is still there");
+                }
+                Ok(())
+            }
+            // Files of torrents without a row go at the next start.
+            Err(error) => Err(error),
+        }
+    }
+
+    fn commit(&mut self, group: &[Order]) -> Result<(), OrderError> {
+        let write = |error: rusqlite::Error| OrderError::Write(error.to_string());
+        let transaction = self.database.begin().map_err(write)?;
+        for order in group {
+            match order {
+                Order::Add(torrent, _) => transaction.add(torrent),
+                Order::Remove(info_hash, _) => transaction.remove(info_hash),
+                Order::Totals(totals) => totals.iter().try_for_each(|each| transaction.total(each)),
+                Order::Setting(key, value, _) => transaction.set(key, value),
+                Order::Close(_) => Ok(()),
+            }
+            .map_err(write)?;
+        }
+        transaction.commit().map_err(write)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! Crashes, corruption and company.
+
+use super::*;
+
+fn torrent(seed: u8) -> NewTorrent {
+    NewTorrent {
+        info_hash: InfoHash([seed; 20]),
+        metainfo: vec![seed; 1000],
+        save_path: format!("/data/{seed}").into(),
+        name: format!("torrent {seed}"),
+        added_at: i64::from(seed),
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+fn open(dir: &Path) -> (State, Vec<StoredTorrent>) {
+    State::open(dir).unwrap()
+}
+
+/// What a `kill -9` at this instant would leave.
+fn snapshot(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::create_dir(copy.path().join("torrents")).unwrap();
+    for part in ["", "torrents"] {
+        for entry in std::fs::read_dir(dir.join(part)).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                let target = copy.path().join(part).join(entry.file_name());
+                std::fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+    copy
+}
+
+fn hashes(torrents: &[StoredTorrent]) -> Vec<u8> {
+    torrents.iter().map(|torrent| torrent.info_hash.0[0]).collect()
+}
+
+#[test]
+fn what_was_added_is_there_after_a_kill_and_what_was_removed_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, stored) = open(dir.path());
+    assert_eq!(stored, []);
+    let copy = block_on(async {
+        for seed in [3, 1, 2] {
+            state.add(torrent(seed)).await.unwrap();
+        }
+        let totals = Totals { info_hash: InfoHash([1; 20]), uploaded: 5, downloaded: u64::MAX };
+        state.update_totals(vec![totals]).await.unwrap();
+        state.set("up".to_owned(), "10MiB".to_owned()).await.unwrap();
+        state.remove(InfoHash([2; 20])).await.unwrap();
+        snapshot(dir.path())
+    });
+    let (state, stored) = open(copy.path());
+    assert_eq!(hashes(&stored), [1, 3]);
+    assert_eq!(stored[0].save_path.as_deref(), Some(Path::new("/data/1")));
+    assert_eq!((stored[0].uploaded, stored[0].downloaded), (5, i64::MAX.unsigned_abs()));
+    assert_eq!(stored[1].name, "torrent 3");
+    assert_eq!(state.load(&stored[1].info_hash).unwrap(), [3; 1000]);
+    assert_eq!(state.settings()["up"], "10MiB");
+    assert!(state.load(&InfoHash([2; 20])).is_err());
+}
+
+#[test]
+fn closing_writes_all_and_lets_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    block_on(async {
+        state.add(torrent(1)).await.unwrap();
+        let totals = Totals { info_hash: InfoHash([1; 20]), uploaded: 9, downloaded: 8 };
+        state.update_totals(vec![totals]).await.unwrap();
+        state.close().await;
+        assert_eq!(state.add(torrent(2)).await, Err(OrderError::Closed));
+    });
+    let (_state, stored) = open(dir.path());
+    assert_eq!((stored[0].uploaded, stored[0].downloaded), (9, 8));
+}
+
+#[test]
+fn orders_of_one_group_keep_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    block_on(async {
+        state.add(torrent(1)).await.unwrap();
+        let (first, second) = (InfoHash([1; 20]), InfoHash([2; 20]));
+        // Polled together on one thread, these reach the writer as one burst.
+        let results = tokio::join!(
+            state.remove(first),
+            state.add(torrent(1)),
+            state.add(torrent(2)),
+            state.remove(second),
+        );
+        assert_eq!(results, (Ok(()), Ok(()), Ok(()), Ok(())));
+        state.close().await;
+    });
+    let (state, stored) = open(dir.path());
+    assert_eq!(hashes(&stored), [1]);
+    assert!(state.load(&InfoHash([1; 20])).is_ok());
+    assert!(state.load(&InfoHash([2; 20])).is_err());
+}
+
+#[test]
+fn a_crash_between_file_and_row_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    block_on(async {
+        state.add(torrent(1)).await.unwrap();
+        state.close().await;
+    });
+    let stray = dir.path().join(format!("torrents/{}.torrent", InfoHash([7; 20])));
+    let half = dir.path().join(format!("torrents/{}.torrent.new", InfoHash([8; 20])));
+    std::fs::write(&stray, b"d").unwrap();
+    std::fs::write(&half, b"d").unwrap();
+    let (_state, stored) = open(dir.path());
+    assert_eq!(hashes(&stored), [1]);
+    assert!(!stray.exists() && !half.exists());
+}
+
+#[test]
+fn a_corrupt_database_is_put_aside_and_the_torrents_stay() {
+    for garbage in [&b"not a database, but long enough to look like a header"[..], b""] {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, _) = open(dir.path());
+        block_on(async {
+            state.add(torrent(1)).await.unwrap();
+            state.add(torrent(2)).await.unwrap();
+            state.close().await;
+        });
+        std::fs::write(dir.path().join(database::FILE_NAME), garbage).unwrap();
+        let (state, stored) = open(dir.path());
+        assert_eq!(hashes(&stored), [1, 2]);
+        assert_eq!(stored[0].save_path, None);
+        assert_eq!(state.load(&InfoHash([2; 20])).unwrap(), [2; 1000]);
+        let aside = dir.path().join("seedring.db.corrupt");
+        assert_eq!(aside.exists(), !garbage.is_empty());
+        block_on(state.close());
+        assert_eq!(hashes(&open(dir.path()).1), [1, 2]);
+    }
+}
+
+#[test]
+fn pages_that_rotted_are_found_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    block_on(async {
+        for seed in 0..100 {
+            state.add(torrent(seed)).await.unwrap();
+        }
+        state.close().await;
+    });
+    let path = dir.path().join(database::FILE_NAME);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let from = bytes.len() - 4096;
+    bytes[from..].fill(0xAA);
+    std::fs::write(&path, bytes).unwrap();
+    let (_state, stored) = open(dir.path());
+    assert_eq!(stored.len(), 100);
+    assert!(dir.path().join("seedring.db.corrupt").exists());
+}
+
+#[test]
+fn a_corrupt_torrent_costs_that_torrent_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    let (first, second) = (InfoHash([1; 20]), InfoHash([2; 20]));
+    block_on(async {
+        state.add(torrent(1)).await.unwrap();
+        state.add(torrent(2)).await.unwrap();
+    });
+    let aside = state.quarantine(&first).unwrap();
+    assert!(aside.to_str().unwrap().ends_with(".torrent.corrupt"));
+    assert!(state.load(&first).is_err() && state.load(&second).is_ok());
+    block_on(state.close());
+    let (state, stored) = open(dir.path());
+    assert_eq!(hashes(&stored), [2]);
+    block_on(async {
+        state.add(torrent(1)).await.unwrap();
+        state.close().await;
+    });
+    assert_eq!(hashes(&open(dir.path()).1), [1, 2]);
+}
+
+#[test]
+fn a_second_opener_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    let error = State::open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::InUse(_)), "{error}");
+    block_on(state.close());
+    assert!(State::open(dir.path()).is_ok());
+}
+
+#[test]
+fn a_later_version_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    block_on(state.close());
+    let path = dir.path().join(database::FILE_NAME);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 2).unwrap();
+    connection.close().unwrap();
+    let error = State::open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(error.to_string().contains("version 2"));
+    assert!(path.exists() && !dir.path().join("seedring.db.corrupt").exists());
+}
+
+#[test]
+fn a_device_that_refuses_fails_the_order_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    let target = dir.path().join(format!("torrents/{}.torrent", InfoHash([1; 20])));
+    std::fs::create_dir(&target).unwrap();
+    block_on(async {
+        assert!(matches!(state.add(torrent(1)).await, Err(OrderError::Write(_))));
+        state.add(torrent(2)).await.unwrap();
+        std::fs::remove_dir(&target).unwrap();
+        state.add(torrent(1)).await.unwrap();
+        state.close().await;
+    });
+    assert_eq!(hashes(&open(dir.path()).1), [1, 2]);
+}
