@@ -48,14 +48,7 @@ const IDLE_KEPT: Duration = Duration::from_secs(30);
 /// Unused connections kept per host.
 const IDLE_PER_HOST_MAX: usize = 6;
 
-/// What every outgoing connection leaves from (`--bind`).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Bind {
-    /// A local address; only its family is used.
-    Address(IpAddr),
-    /// A network interface.
-    Interface(String),
-}
+pub use crate::sys::net::Bind;
 
 /// What the executor tells trackers about us, and where it may go.
 #[derive(Clone, Debug)]

@@ -25,7 +25,7 @@ pub use announcer::{Announcer, Options, Status, TrackerStatus};
 pub use policy::{AddressPolicy, Cidr};
 pub use reply::Reply;
 pub use scheduler::{Limits, Scheduler};
-pub use service::{Config, Found, Handle, Service};
+pub use service::{Config, Counters, Found, Handle, Service};
 pub use tracker_url::TrackerUrl;
 
 /// Bytes that are kept of a text from a tracker.
