@@ -13,6 +13,7 @@ mod buffers;
 mod counters;
 mod entry;
 mod faulty;
+mod probe;
 mod setup;
 mod slots;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use self::batch::{BATCH_PARTS_MAX, Batch, BatchError, Lease};
 pub use self::buffers::{BUFFERS_MAX, RecvBuffer};
 pub use self::counters::{Counters, OpCounters, OpKind};
 pub use self::faulty::{Faults, Faulty};
+pub use self::probe::{Finding, Report, probe};
 pub use self::setup::{Buffers, Config, Features, Level, Unavailable};
 pub use self::uring::{EVENTS_MAX, Uring};
 pub use self::waker::Waker;

@@ -1,6 +1,9 @@
 //! Scenarios on the real kernel, each written for any driver and run on several.
 
 mod echo;
+mod files;
+mod sockets;
+mod start;
 
 use super::*;
 use crate::sys::clock;
