@@ -68,14 +68,16 @@ pub enum Op {
         /// Where to.
         addr: SocketAddr,
     },
-    /// Receive once, into a buffer that is taken when bytes arrive and not before.
+    /// Receive once, into a buffer that is taken when bytes arrive and not before. One at a time
+    /// for each socket: of two, it is open which gets the earlier bytes.
     Recv {
         /// A connected socket.
         socket: Handle,
         /// Where the buffer comes from.
         pool: Pool,
     },
-    /// Send a batch, from its byte `from` to its end.
+    /// Send a batch, from its byte `from` to its end. One at a time for each socket: of two, a
+    /// short first one would be followed by the second. (One that is only held may be followed.)
     Send {
         /// A connected socket.
         socket: Handle,

@@ -41,7 +41,7 @@ fn files<D: Driver>(driver: &mut D, seed: u64, rounds: usize, may_fail: bool) {
         for event in events {
             match event {
                 Event::Written { tag, result } => {
-                    let (at, start, len, Some(buffer)) = &pending[tag.0 as usize] else {
+                    let (at, start, len, Some(buffer)) = &pending[index_of(tag)] else {
                         panic!("not a write")
                     };
                     let count = result.unwrap_or_else(|error| {
@@ -52,7 +52,7 @@ fn files<D: Driver>(driver: &mut D, seed: u64, rounds: usize, may_fail: bool) {
                     model[*at..at + count].copy_from_slice(&buffer[*start..start + count]);
                 }
                 Event::Read { tag, result, buffer } => {
-                    let &(at, start, len, None) = &pending[tag.0 as usize] else {
+                    let &(at, start, len, None) = &pending[index_of(tag)] else {
                         panic!("not a read")
                     };
                     assert_eq!(buffer.len(), start + len + 3, "the whole buffer comes back");

@@ -90,3 +90,8 @@ fn narrow_pair() -> (Handle, Handle) {
 fn pattern(at: usize) -> u8 {
     (at.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]
 }
+
+/// A tag that is the index of something.
+fn index_of(tag: Tag) -> usize {
+    usize::try_from(tag.0).unwrap()
+}

@@ -115,7 +115,7 @@ fn cancel_races<D: Driver>(driver: &mut D, seed: u64) {
     for event in events {
         match event {
             Event::Received { tag, result } => {
-                outcomes[tag.0 as usize] += 1;
+                outcomes[index_of(tag)] += 1;
                 match result {
                     Ok(buffer) => assert!(!buffer.is_empty()),
                     Err(error) => assert!(
