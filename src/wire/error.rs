@@ -1,13 +1,14 @@
 //! Why a connection ends: everything a peer can say that the protocol does not allow.
 //!
 //! Values of the offending bytes enter, a sentence and a metric label leave. Invariant: no text
-//! of the peer is echoed, and nothing is allocated.
+//! of the peer is echoed but by `bencode`, which cuts and escapes it.
 #![forbid(unsafe_code)]
 
 use super::CONTROL_LEN_MAX;
+use crate::bencode;
 
 /// A violation of the wire protocol; the connection it came from is closed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Error {
     /// The first 20 bytes are not BEP 3's.
     #[error("byte {at} of the handshake is not that of the BitTorrent protocol")]
@@ -75,6 +76,12 @@ pub enum Error {
         /// The declared length, id included.
         len: u32,
     },
+    /// An extension handshake that is not bencode, or more of it than is read.
+    #[error("the extension handshake cannot be read: {0}")]
+    ExtensionHandshake(bencode::Error),
+    /// An extension handshake that is some other value than a dictionary.
+    #[error("the extension handshake is not a dictionary")]
+    ExtensionHandshakeForm,
 }
 
 impl Error {
@@ -90,6 +97,8 @@ impl Error {
             Self::BlockLen { .. } => "block_len",
             Self::PortLen { .. } => "port_len",
             Self::ExtendedLen { .. } => "extended_len",
+            Self::ExtensionHandshake(_) => "extension_handshake",
+            Self::ExtensionHandshakeForm => "extension_handshake_form",
         }
     }
 }

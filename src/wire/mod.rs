@@ -12,11 +12,18 @@
 mod decoder;
 mod encoder;
 mod error;
+mod extension;
 mod handshake;
+#[cfg(test)]
+mod tests;
 
 pub use decoder::{Decoder, Incoming, Limits, PROGRESS_LEN_MIN, Progress};
 pub use encoder::{BLOCK_HEADER_LEN, block_header, encode};
 pub use error::Error;
+pub use extension::{
+    CLIENT_LEN_MAX, EXTENSION_COUNT_MAX, EXTENSION_HANDSHAKE_ID, ExtensionHandshake, REQQ_ABSENT,
+    REQQ_MAX, encode_extension_handshake,
+};
 pub use handshake::{Handshake, HandshakeReader};
 
 use crate::units::{Block, PieceIndex};
