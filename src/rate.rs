@@ -226,3 +226,181 @@ impl Meter {
         self.slot_len = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[allow(clippy::disallowed_methods)]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    /// What may pass in `elapsed`, computed another way than the bucket does.
+    fn allowed(rate: u64, elapsed: Duration) -> u128 {
+        u128::from(rate) * elapsed.as_nanos() / 1_000_000_000
+            + (u128::from(rate) / 10).max(u128::from(BURST_LEN_MIN))
+    }
+
+    proptest! {
+        #[test]
+        fn bucket_never_exceeds_rate_and_burst(
+            rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
+            steps in prop::collection::vec((0..300_000_000u64, 0..2_000_000u64), 1..200),
+        ) {
+            let start = start();
+            let (mut careful, mut batching) = (Bucket::new(Some(rate)), Bucket::new(Some(rate)));
+            let (mut now, mut careful_total, mut batching_total) = (start, 0u128, 0u128);
+            for (wait, want) in steps {
+                now += Duration::from_nanos(wait);
+                let len = want.min(careful.available(now));
+                careful.take(now, len);
+                careful_total += u128::from(len);
+                prop_assert!(careful_total <= allowed(rate, now - start));
+                if batching.available(now) > 0 {
+                    prop_assert!(batching_total < allowed(rate, now - start));
+                    batching.take(now, want);
+                    batching_total += u128::from(want);
+                }
+            }
+        }
+
+        #[test]
+        fn bucket_gives_a_greedy_consumer_all_of_its_rate(
+            rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
+            want in 1..2_000_000u64,
+        ) {
+            let start = start();
+            let mut bucket = Bucket::new(Some(rate));
+            let (mut now, mut total) = (start, 0u128);
+            for _ in 0..2_000 {
+                let len = bucket.available(now);
+                bucket.take(now, len);
+                total += u128::from(len);
+                now = bucket.ready_at(now, want).unwrap();
+            }
+            total += u128::from(bucket.available(now));
+            let earned = u128::from(rate) * (now - start).as_nanos() / 1_000_000_000;
+            prop_assert!(total >= earned, "{total} of {earned}");
+        }
+
+        #[test]
+        fn ready_at_is_the_first_moment(
+            rate in 1..20_000_000_000u64, debt in 0..2_000_000u64, want in 1..BURST_LEN_MIN,
+            later in 0..1_000_000_000u64,
+        ) {
+            let start = start();
+            let mut bucket = Bucket::new(Some(rate));
+            bucket.take(start, bucket.available(start) + debt);
+            let now = start + Duration::from_nanos(later);
+            let ready_at = bucket.ready_at(now, want).unwrap();
+            prop_assert!(bucket.available(ready_at) >= want);
+            if ready_at > now {
+                prop_assert!(bucket.available(ready_at - Duration::from_nanos(1)) < want);
+            }
+        }
+    }
+
+    #[test]
+    fn bucket_does_not_drift_in_a_million_small_steps() {
+        let start = start();
+        let mut bucket = Bucket::new(Some(333_333_333));
+        bucket.take(start, bucket.available(start));
+        let (mut now, mut total) = (start, 0);
+        for _ in 0..1_000_000 {
+            now += Duration::from_nanos(7);
+            let len = bucket.available(now);
+            bucket.take(now, len);
+            total += len;
+        }
+        assert_eq!(total, 2_333_333, "7 ms of the rate");
+    }
+
+    #[test]
+    fn bucket_survives_extremes() {
+        let start = start();
+        let year = start + Duration::from_secs(365 * 24 * 3600);
+        for rate in [1, 12_500_000_000, u64::MAX] {
+            let mut bucket = Bucket::new(Some(rate));
+            let full = bucket.available(start);
+            assert!(full > 0);
+            bucket.take(start, full);
+            assert_eq!(bucket.available(start), 0);
+            assert_eq!(bucket.available(year), full, "at {rate}");
+            bucket.take(year, u64::MAX);
+            bucket.take(year, u64::MAX);
+            assert_eq!(bucket.available(year), 0);
+            assert!(bucket.ready_at(year, u64::MAX).is_none_or(|at| at > year));
+            assert_eq!(bucket.available(start), 0, "time that goes back earns nothing");
+        }
+    }
+
+    #[test]
+    fn bucket_without_a_limit_and_without_a_rate() {
+        let now = start();
+        let mut bucket = Bucket::new(None);
+        bucket.take(now, u64::MAX);
+        assert_eq!((bucket.available(now), bucket.ready_at(now, 9)), (u64::MAX, Some(now)));
+        bucket.set_rate(now, Some(0));
+        let later = now + Duration::from_secs(3600);
+        assert_eq!((bucket.available(later), bucket.ready_at(later, 1)), (0, None));
+        bucket.set_rate(later, Some(1_000));
+        let second = later + Duration::from_secs(1);
+        assert_eq!(bucket.available(second), 1_000, "nothing is earned before a rate is set");
+    }
+
+    #[test]
+    fn bucket_keeps_its_debt_when_the_rate_changes() {
+        let now = start();
+        let mut bucket = Bucket::new(Some(1_000_000));
+        bucket.take(now, 1_100_000);
+        bucket.set_rate(now, Some(2_000_000));
+        assert_eq!(bucket.ready_at(now, 0), Some(now + Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn meter_is_right_at_once_for_a_steady_flow() {
+        let start = start();
+        let mut meter = Meter::new();
+        assert_eq!(meter.rate(start), 0);
+        for tick in 0..300 {
+            let now = start + Duration::from_millis(100 * tick);
+            if tick >= 10 {
+                assert_eq!(meter.rate(now), 10_000, "after {tick} tenths");
+            }
+            meter.add(now, 1_000);
+        }
+    }
+
+    #[test]
+    fn meter_forgets_half_in_its_half_life() {
+        let start = start();
+        let mut meter = Meter::new();
+        for second in 0..100 {
+            meter.add(start + Duration::from_secs(second), 1_000_000);
+        }
+        let at = |second| meter.rate(start + Duration::from_secs(second));
+        assert!((1_000_000 - 10..=1_000_000).contains(&at(100)), "{}", at(100));
+        let faded = at(105);
+        assert!((500_000..530_000).contains(&faded), "{faded}");
+        assert!(at(106) < 500_000);
+        assert_eq!(at(100 + METER_IDLE_SLOTS_MAX), 0);
+        assert_eq!(at(1_000_000_000), 0);
+    }
+
+    #[test]
+    fn meter_counts_long_flows_exactly_enough() {
+        let start = start();
+        let mut meter = Meter::new();
+        for second in 0..1_000 {
+            meter.add(start + Duration::from_secs(second), 3);
+            meter.add(start + Duration::from_secs(second), u64::from(second % 2 == 0));
+        }
+        let rate = meter.rate(start + Duration::from_secs(1_000));
+        assert!((3..=4).contains(&rate), "{rate}");
+        meter.add(start, 5);
+        meter.add(start + Duration::from_secs(1_000), u64::MAX);
+        assert!(meter.rate(start + Duration::from_secs(1_001)) > 1 << 60);
+    }
+}

@@ -143,6 +143,8 @@ labels! {
         Closed "closed",
         /// The torrent or the process has as many peers as it may.
         Limit "limit",
+        /// The address is banned, or of a kind that is not welcome.
+        Refused "refused",
     }
 
     /// What became of a connection on its way to the home worker of its torrent.

@@ -113,6 +113,11 @@ impl Batch {
         self.parts.len() + 2 > BATCH_PARTS_MAX
     }
 
+    /// Byte ranges that it still has room for.
+    pub fn parts_left(&self) -> usize {
+        BATCH_PARTS_MAX.saturating_sub(self.parts.len())
+    }
+
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         self.bytes.clear();

@@ -231,14 +231,14 @@ impl<D: Driver> Faulty<D> {
                     self.cut_receive(&socket, buffer);
                 }
             }
-            Event::Sent { held, .. } if !*held && zero_copy => {
-                if self.happens(self.faults.late_release) {
-                    *held = true;
-                    self.hold(stream, event);
-                    let released = Event::Released { tag: Tag(id), copied: true };
-                    self.hold(Stream::Release(id), released);
-                    return;
-                }
+            Event::Sent { held, .. }
+                if !*held && zero_copy && self.happens(self.faults.late_release) =>
+            {
+                *held = true;
+                self.hold(stream, event);
+                let released = Event::Released { tag: Tag(id), copied: true };
+                self.hold(Stream::Release(id), released);
+                return;
             }
             Event::Released { .. } => {
                 self.hold(Stream::Release(id), event);

@@ -13,6 +13,7 @@ mod buffers;
 mod counters;
 mod entry;
 mod faulty;
+mod probe;
 mod setup;
 mod slots;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use self::batch::{BATCH_PARTS_MAX, Batch, BatchError, Lease};
 pub use self::buffers::{BUFFERS_MAX, RecvBuffer};
 pub use self::counters::{Counters, OpCounters, OpKind};
 pub use self::faulty::{Faults, Faulty};
+pub use self::probe::{Finding, Report, probe};
 pub use self::setup::{Buffers, Config, Features, Level, Unavailable};
 pub use self::uring::{EVENTS_MAX, Uring};
 pub use self::waker::Waker;
@@ -66,14 +68,16 @@ pub enum Op {
         /// Where to.
         addr: SocketAddr,
     },
-    /// Receive once, into a buffer that is taken when bytes arrive and not before.
+    /// Receive once, into a buffer that is taken when bytes arrive and not before. One at a time
+    /// for each socket: of two, it is open which gets the earlier bytes.
     Recv {
         /// A connected socket.
         socket: Handle,
         /// Where the buffer comes from.
         pool: Pool,
     },
-    /// Send a batch, from its byte `from` to its end.
+    /// Send a batch, from its byte `from` to its end. One at a time for each socket: of two, a
+    /// short first one would be followed by the second. (One that is only held may be followed.)
     Send {
         /// A connected socket.
         socket: Handle,

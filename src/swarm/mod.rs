@@ -1,2 +1,310 @@
-//! Stub.
+//! One torrent and its peers: picker, choker, requests and blame, without any IO.
+//!
+//! What happens enters through `handle_*`, with the time as first argument: connections, messages,
+//! stored blocks, verdicts on pieces, timeouts. What has to be done leaves through
+//! [`Swarm::poll_action`], [`Swarm::poll_transmit`] and [`Swarm::poll_timeout`]; after any
+//! `handle_*` the caller polls actions until there are none.
+//!
+//! Serving: a request is judged once and queued ([`REQUEST_QUEUE_MAX`] per peer); `poll_transmit`
+//! hands out what is due to a peer, as much as fits. Fetching: a peer works through a piece of its
+//! own as long as the budget of partial pieces allows, joins others beyond that, and in the
+//! endgame doubles what is late. When the budget is used up no further piece is opened: a peer
+//! that has none of the open ones idles, or doubles late blocks, until one is done.
+//!
+//! Invariants: no block is handed out of a piece that is not ours by `handle_stored`. The counters
+//! equal recounts ([`Swarm::check_invariants`]). No more peers are unchoked than there are slots
+//! after a round of the choker. A peer is banned only for data whose hash proves it guilty.
+//! Nothing here reads a clock, hashes content, or decides by the order of a hash table.
+#![forbid(unsafe_code)]
+
 pub mod choker;
+
+mod availability;
+mod bans;
+mod blame;
+mod connect;
+mod contacts;
+mod download;
+mod extension;
+mod fast;
+mod invariants;
+mod message;
+mod options;
+mod partial;
+mod peer;
+mod picker;
+mod queue;
+mod slots;
+mod stats;
+mod throttle;
+mod tick;
+mod upload;
+
+pub use bans::{Offender, is_local};
+pub use contacts::Source;
+pub use options::*;
+pub use peer::{Error, PeerInit, PeerKey, Refused};
+pub use queue::REQUEST_QUEUE_MAX;
+pub use stats::{PeerStats, Stats, Totals};
+pub use tick::Limits;
+
+use crate::rate::Meter;
+use crate::units::{Bitfield, Block, Geometry, PeerId, PieceIndex};
+use availability::Availability;
+use bans::Bans;
+use blame::Suspects;
+use choker::{Candidate, Rechoke, Slots};
+use contacts::Contacts;
+use partial::Partial;
+use peer::Peer;
+use slab::Slab;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+use throttle::Throttle;
+
+/// SHA-1 of one block, to tell who sent a wrong one.
+pub type BlockDigest = [u8; 20];
+
+/// What the caller has to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Call `poll_transmit` for the peer as soon as its connection can take bytes.
+    Transmit(PeerKey),
+    /// Close the connection, then call `handle_disconnected`.
+    Close(PeerKey, Error),
+    /// Connect; then `handle_connected` or `handle_connect_failed`.
+    Connect(SocketAddr),
+    /// All blocks of the piece are stored: hash it, then `handle_verified`.
+    Verify {
+        /// The piece.
+        piece: PieceIndex,
+        /// Digests of its blocks are wanted even if the piece is good.
+        digests: bool,
+    },
+    /// Forget the data of the piece that is not verified.
+    Discard(PieceIndex),
+    /// The offender is banned for [`BAN_TTL`]; its connections here get a `Close` of their own.
+    Ban(Offender),
+    /// The last piece is stored.
+    Finished,
+}
+
+/// What becomes of the bytes of a block that a peer begins to send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Payload {
+    /// Store them, then call `handle_block`.
+    Accept,
+    /// Drop them.
+    Discard,
+}
+
+/// What hashing a piece said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The hash is right; the digests of its blocks, in order, if `Verify` asked for them.
+    Good(Vec<BlockDigest>),
+    /// The hash is wrong; the digests of the blocks in order. Empty if they cannot be had: then
+    /// nobody can be blamed unless one peer sent everything.
+    Bad(Vec<BlockDigest>),
+    /// The data could not be read back: nobody's fault, the piece is fetched again.
+    Unreadable,
+}
+
+/// One torrent and its peers.
+pub struct Swarm {
+    geometry: Geometry,
+    have: Bitfield,
+    options: Options,
+    shared: Rc<Shared>,
+    rng: fastrand::Rng,
+    /// Key of the hash of every request queue.
+    hash_key: u64,
+
+    peers: Slab<Peer>,
+    by_addr: BTreeMap<SocketAddr, PeerKey>,
+    by_id: BTreeMap<PeerId, PeerKey>,
+    counts: Counts,
+    contacts: Contacts,
+    bans: Bans,
+    /// Bytes that an address got on connections that are gone.
+    recent: BTreeMap<Offender, (u64, Instant)>,
+
+    /// Only while pieces are missing.
+    availability: Option<Availability>,
+    partials: BTreeMap<PieceIndex, Partial>,
+    /// Partial pieces with free blocks.
+    open: BTreeSet<PieceIndex>,
+    serial: u64,
+    suspects: Suspects,
+    /// Peers for whom there was nothing to ask; some are tried again when blocks become free.
+    idle: VecDeque<PeerKey>,
+    kick: bool,
+    /// A piece that we had was lost: peers may still ask for it.
+    lost_any: bool,
+
+    up: Throttle,
+    down: Throttle,
+    granted: Slots,
+    rechoke: Rechoke,
+    candidates: Vec<Candidate>,
+
+    actions: VecDeque<Action>,
+    totals: Totals,
+    up_meter: Meter,
+    down_meter: Meter,
+    next_second: Option<Instant>,
+    next_round: Option<Instant>,
+}
+
+/// Peers by state, kept as they change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Counts {
+    /// Peers that said they have everything: left out of the availability.
+    have_all: u32,
+    interested: u32,
+    unchoked: u32,
+    /// Peers that we want something of.
+    interesting: u32,
+}
+
+impl Swarm {
+    /// A torrent of this `geometry` of which `have` is verified and on disk.
+    ///
+    /// A `have` over another number of pieces counts as having nothing.
+    pub fn new(
+        now: Instant,
+        geometry: Geometry,
+        have: Bitfield,
+        options: Options,
+        shared: Rc<Shared>,
+    ) -> Self {
+        let _ = now;
+        let fits = have.len() == geometry.piece_count();
+        let have = if fits { have } else { Bitfield::none(geometry.piece_count()) };
+        let mut rng = fastrand::Rng::with_seed(options.seed);
+        let availability = (!have.is_complete()).then(|| Availability::new(&have, &mut rng));
+        Self {
+            geometry,
+            availability,
+            have,
+            hash_key: rng.u64(..) | 1,
+            rng,
+            up: Throttle::new(options.up),
+            down: Throttle::new(options.down),
+            options,
+            shared,
+            peers: Slab::new(),
+            by_addr: BTreeMap::new(),
+            by_id: BTreeMap::new(),
+            counts: Counts::default(),
+            contacts: Contacts::default(),
+            bans: Bans::default(),
+            recent: BTreeMap::new(),
+            partials: BTreeMap::new(),
+            open: BTreeSet::new(),
+            serial: 0,
+            suspects: Suspects::default(),
+            idle: VecDeque::new(),
+            kick: false,
+            lost_any: false,
+            granted: Slots::Unlimited,
+            rechoke: Rechoke::new(),
+            candidates: Vec::new(),
+            actions: VecDeque::new(),
+            totals: Totals::default(),
+            up_meter: Meter::new(),
+            down_meter: Meter::new(),
+            next_second: None,
+            next_round: None,
+        }
+    }
+
+    /// The next thing to do; `None` when all is done.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        let action = self.actions.pop_front()?;
+        if let Action::Transmit(key) = action
+            && let Some(peer) = self.peer_mut(key)
+        {
+            peer.transmit_due = false;
+        }
+        Some(action)
+    }
+
+    /// When `handle_timeout` has to be called, if nothing else happens before.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let contact = self.has_room().then(|| self.contacts.next_at()).flatten();
+        let times =
+            [self.next_second, self.next_round, self.up.next_at(), self.down.next_at(), contact];
+        times.into_iter().flatten().min()
+    }
+
+    /// The pieces that are verified and on disk.
+    pub fn bitfield(&self) -> &Bitfield {
+        &self.have
+    }
+
+    /// How the torrent is cut.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Whether every piece is on disk.
+    pub fn is_complete(&self) -> bool {
+        self.have.is_complete()
+    }
+
+    /// Whether anybody is connected.
+    pub fn has_peers(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
+    fn peer_mut(&mut self, key: PeerKey) -> Option<&mut Peer> {
+        self.peers.get_mut(key.0 as usize)
+    }
+
+    fn peer(&self, key: PeerKey) -> Option<&Peer> {
+        self.peers.get(key.0 as usize)
+    }
+
+    /// The keys of all peers, in order.
+    fn keys(&self) -> Vec<PeerKey> {
+        self.peers.iter().map(|(slot, _)| key_of(slot)).collect()
+    }
+
+    /// Has the caller come and fetch what there is for the peer.
+    fn wake(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(key.0 as usize)
+            && !peer.transmit_due
+            && !peer.closing
+        {
+            peer.transmit_due = true;
+            self.actions.push_back(Action::Transmit(key));
+        }
+    }
+
+    fn close(&mut self, key: PeerKey, reason: Error) {
+        if let Some(peer) = self.peers.get_mut(key.0 as usize)
+            && !peer.closing
+        {
+            peer.closing = true;
+            self.actions.push_back(Action::Close(key, reason));
+        }
+    }
+
+    /// What every `handle_*` ends with.
+    fn settle(&mut self, now: Instant) {
+        self.kick_idle(now);
+        #[cfg(debug_assertions)]
+        self.check_cheap_invariants();
+    }
+
+    fn block_index(block: Block) -> u32 {
+        block.begin / crate::units::BLOCK_LEN
+    }
+}
+
+fn key_of(slot: usize) -> PeerKey {
+    PeerKey(u32::try_from(slot).expect("connections_max keeps the slab small"))
+}

@@ -267,6 +267,33 @@ pub fn shutdown(socket: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) })
 }
 
+/// What every outgoing connection leaves from (`--bind`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Bind {
+    /// A local address; only its family is used.
+    Address(IpAddr),
+    /// A network interface.
+    Interface(String),
+}
+
+/// A socket to connect to `addr` with, that leaves from where `bind` says or not at all.
+///
+/// # Errors
+/// What the kernel says; `EADDRNOTAVAIL` for an address of the family that `bind` leaves out.
+pub fn outgoing(addr: &SocketAddr, bind: Option<&Bind>) -> io::Result<OwnedFd> {
+    let socket = tcp_socket(addr)?;
+    match bind {
+        None => {}
+        Some(Bind::Address(source)) if source.is_ipv4() == addr.is_ipv4() => {
+            bind_source(socket.as_fd(), *source)?;
+        }
+        Some(Bind::Address(_)) => return Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)),
+        Some(Bind::Interface(device)) => bind_device(socket.as_fd(), device)?,
+    }
+    set_nodelay(socket.as_fd())?;
+    Ok(socket)
+}
+
 /// Why a port is not ours.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {

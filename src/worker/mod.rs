@@ -1,1 +1,511 @@
-//! Stub.
+//! One core: the only place where events meet state machines.
+//!
+//! Completions of the ring, letters from other threads and due timers enter; operations, letters
+//! and reports leave. A turn takes what has completed, feeds it to the state machines, then looks
+//! once at every torrent and connection that was touched, then sleeps in the ring until there is
+//! more. Invariant: nothing here blocks but the ring's wait; a turn's work is bounded by what the
+//! ring may deliver in one go and by the named limits below.
+
+mod accept;
+mod connection;
+mod fetch;
+pub mod mailbox;
+mod serve;
+mod table;
+mod timers;
+mod torrent;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use self::connection::{Conn, Phase};
+use self::fetch::{PieceWrite, WriteOp};
+use self::mailbox::{Letter, Report, Shared};
+use self::serve::ChunkRead;
+use self::table::{GENERATION_BITS, Key, Table};
+use self::timers::Wheel;
+use self::torrent::Torrent;
+use crate::metrics::{Core, DisconnectReason, HandshakeResult, PeerState, RingOp, RingResult};
+use crate::ring::{Driver, Event, Handle, Op, OpKind, Tag};
+use crate::storage::Mode;
+use crate::storage::chunks::Chunks;
+use crate::storage::residency::Residency;
+use crate::swarm;
+use crate::swarm::choker::Slots;
+use crate::sys::{clock, process};
+use crate::units::{InfoHash, PieceIndex};
+
+/// Letters taken per turn; the rest waits for the next one.
+const LETTERS_PER_TURN: usize = 64;
+
+/// Blocks hashed per turn beyond those hashed on arrival: 1 MiB, about half a millisecond.
+const HASH_BLOCKS_PER_TURN: usize = 64;
+
+/// Handshakes a worker waits for at a time; further connections are closed at once.
+const HANDSHAKES_MAX: usize = 1024;
+
+/// How often gauges and processor times are brought up to date.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How long a stopping worker waits for its writes and flushes.
+const STOP_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// What a worker is given once.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Its number, from 0.
+    pub number: usize,
+    /// Connections it may have.
+    pub connections_max: usize,
+    /// Bytes of memory for what is read from cold files.
+    pub read_bytes_max: usize,
+    /// Bytes of memory for pieces that are being fetched.
+    pub piece_bytes_max: u64,
+    /// How blocks reach the socket.
+    pub mode: Mode,
+    /// Whether sends may do without a copy.
+    pub zero_copy: bool,
+    /// Address or interface that outgoing connections leave from.
+    pub bind: Option<crate::sys::net::Bind>,
+}
+
+/// One core's worker.
+pub struct Worker<D: Driver> {
+    driver: D,
+    options: Options,
+    shared: Shared,
+    letters: Receiver<Letter>,
+    core: Arc<Core>,
+    now: Instant,
+    events: VecDeque<Event>,
+    listeners: Vec<Handle>,
+    conns: Table<Conn>,
+    handshake_count: usize,
+    torrents: Table<Torrent>,
+    by_hash: HashMap<InfoHash, Key>,
+    timers: Wheel<Timer>,
+    /// Torrents and connections to look at before the turn ends.
+    dirty_torrents: Vec<Key>,
+    dirty_conns: Vec<Key>,
+    /// Connections whose receive found no buffer, and those that found no memory for a cold read.
+    unbuffered: Vec<Key>,
+    starved: Vec<Key>,
+    residency: Residency,
+    chunks: Chunks,
+    reads: Table<ChunkRead>,
+    writes: Table<WriteOp>,
+    piece_writes: Table<PieceWrite>,
+    /// Pieces whose blocks are all here and whose digest is not known yet; whether the digests of
+    /// their blocks are wanted too.
+    to_hash: VecDeque<(Key, PieceIndex, bool)>,
+    syncs_in_flight: usize,
+    spare_pieces: Vec<Vec<u8>>,
+    budget: Rc<swarm::Shared>,
+    reports: VecDeque<Report>,
+    stopping: Option<Instant>,
+    faults_before: u64,
+    scratch: Scratch,
+}
+
+/// Vectors that are used again every turn.
+#[derive(Default)]
+struct Scratch {
+    control: Vec<u8>,
+    blocks: Vec<crate::units::Block>,
+    due: Vec<Timer>,
+}
+
+/// What a timer of the wheel is for.
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    /// When the swarm of a torrent asked to be woken.
+    Torrent(Key),
+    /// When a torrent without peers may close its files, and when open ones are looked after.
+    Files(Key),
+    /// When a handshake has to be whole.
+    Handshake(Key),
+    /// When a message that had begun must have got further, from that many bytes on.
+    Progress(Key, u64),
+    /// When a peer must have taken something of the batch begun at that time.
+    Stall(Key, Instant),
+    /// When to listen again after the system had no descriptor to give.
+    Listen(usize),
+    /// When to do the housekeeping.
+    Housekeeping,
+}
+
+/// What an operation belongs to, packed into its [`Tag`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    Listener(usize),
+    Connect(Key),
+    Receive(Key),
+    Send(Key),
+    Read(Key),
+    Write(Key),
+    Sync(Key),
+}
+
+impl Target {
+    fn tag(self) -> Tag {
+        let pack = |kind: u64, key: Key| {
+            Tag(kind << (32 + GENERATION_BITS)
+                | u64::from(key.generation) << 32
+                | u64::from(key.slot))
+        };
+        match self {
+            Self::Listener(index) => Tag(1 << (32 + GENERATION_BITS) | index as u64),
+            Self::Connect(key) => pack(2, key),
+            Self::Receive(key) => pack(3, key),
+            Self::Send(key) => pack(4, key),
+            Self::Read(key) => pack(5, key),
+            Self::Write(key) => pack(6, key),
+            Self::Sync(key) => pack(7, key),
+        }
+    }
+
+    fn of(tag: Tag) -> Option<Self> {
+        let slot = u32::try_from(tag.0 & u64::from(u32::MAX)).ok()?;
+        let generation = u32::try_from(tag.0 >> 32 & ((1 << GENERATION_BITS) - 1)).ok()?;
+        let key = Key { slot, generation };
+        Some(match tag.0 >> (32 + GENERATION_BITS) {
+            1 => Self::Listener(slot as usize),
+            2 => Self::Connect(key),
+            3 => Self::Receive(key),
+            4 => Self::Send(key),
+            5 => Self::Read(key),
+            6 => Self::Write(key),
+            7 => Self::Sync(key),
+            _ => return None,
+        })
+    }
+}
+
+impl<D: Driver> Worker<D> {
+    /// A worker that accepts on `listeners`. It has to be made on the thread that runs it.
+    pub fn new(
+        driver: D,
+        options: Options,
+        shared: Shared,
+        letters: Receiver<Letter>,
+        listeners: Vec<Handle>,
+        core: Arc<Core>,
+    ) -> Self {
+        let now = clock::now();
+        Self {
+            chunks: Chunks::new(options.read_bytes_max),
+            driver,
+            options,
+            shared,
+            letters,
+            core,
+            now,
+            events: VecDeque::new(),
+            listeners,
+            conns: Table::default(),
+            handshake_count: 0,
+            torrents: Table::default(),
+            by_hash: HashMap::new(),
+            timers: Wheel::new(now),
+            dirty_torrents: Vec::new(),
+            dirty_conns: Vec::new(),
+            unbuffered: Vec::new(),
+            starved: Vec::new(),
+            residency: Residency::default(),
+            reads: Table::default(),
+            writes: Table::default(),
+            piece_writes: Table::default(),
+            to_hash: VecDeque::new(),
+            syncs_in_flight: 0,
+            spare_pieces: Vec::new(),
+            budget: swarm::Shared::new(None, None, Slots::Unlimited),
+            reports: VecDeque::new(),
+            stopping: None,
+            faults_before: major_faults(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// Only a ring that fails as a whole; the process cannot go on then.
+    pub fn run(mut self) -> io::Result<()> {
+        for index in 0..self.listeners.len() {
+            self.listen(index);
+        }
+        self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
+        loop {
+            let timeout = self.timeout();
+            let asleep = clock::now();
+            self.driver.wait(timeout, &mut self.events)?;
+            self.now = clock::now();
+            self.core.core_idle_seconds.add(self.now - asleep);
+            let begun = self.now;
+            self.turn();
+            let busy = clock::now() - begun;
+            self.core.core_busy_seconds.add(busy);
+            self.core.core_loops.add(1);
+            self.core.core_stall_seconds.observe(busy);
+            if self.has_stopped() {
+                break;
+            }
+        }
+        self.count_ring();
+        // The control thread may be busy; it must hear of this one, and nothing else runs here.
+        let _ = self.shared.reports.blocking_send(Report::Stopped(self.options.number));
+        Ok(())
+    }
+
+    /// One turn: events, letters, timers, hashing; then everything that was touched.
+    fn turn(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            self.handle_event(event);
+        }
+        for _ in 0..LETTERS_PER_TURN {
+            match self.letters.try_recv() {
+                Ok(letter) => self.handle_letter(letter),
+                Err(_) => break,
+            }
+        }
+        let mut due = std::mem::take(&mut self.scratch.due);
+        self.timers.turn(self.now, &mut due);
+        for timer in due.drain(..) {
+            self.handle_timer(timer);
+        }
+        self.scratch.due = due;
+        self.hash_some();
+        self.settle();
+        self.send_reports();
+    }
+
+    /// How long the ring may wait before there is something to do anyway.
+    fn timeout(&self) -> Option<Duration> {
+        let more = !self.to_hash.is_empty()
+            || !self.dirty_conns.is_empty()
+            || !self.unbuffered.is_empty();
+        if more {
+            return Some(Duration::ZERO);
+        }
+        let next = self.timers.next()?;
+        Some(next.saturating_duration_since(clock::now()))
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Accepted { tag, result, last } => self.on_accepted(tag, result, last),
+            Event::Connected { tag, result } => self.on_connected(tag, result),
+            Event::Received { tag, result } => self.on_received(tag, result),
+            Event::Sent { tag, result, held } => self.on_sent(tag, result, held),
+            Event::Released { tag, copied } => self.on_released(tag, copied),
+            Event::Read { tag, result, buffer } => self.on_read(tag, result, buffer),
+            Event::Written { tag, result } => self.on_written(tag, result),
+            Event::Synced { tag, result } => self.on_synced(tag, result),
+            // The letters are looked at in every turn.
+            Event::Woken => {}
+        }
+    }
+
+    fn handle_letter(&mut self, letter: Letter) {
+        match letter {
+            Letter::Add(new) => self.add_torrent(*new),
+            Letter::Remove(info_hash) => self.remove_torrent(&info_hash),
+            Letter::Contacts { info_hash, addrs } => self.add_contacts(&info_hash, &addrs),
+            Letter::Adopt(adopted) => self.adopt(*adopted),
+            Letter::Opened { info_hash, result } => self.on_opened(&info_hash, result),
+            Letter::Lost { info_hash, error } => {
+                if let Some(&key) = self.by_hash.get(&info_hash) {
+                    self.fail_torrent(key, error);
+                }
+            }
+            Letter::Budget { slots, up, down } => {
+                self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
+                self.budget.up.borrow_mut().set_rate(self.now, up);
+                self.budget.down.borrow_mut().set_rate(self.now, down);
+            }
+            Letter::Stop => self.begin_stop(),
+        }
+    }
+
+    fn handle_timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Torrent(key) => self.on_torrent_timer(key),
+            Timer::Files(key) => self.on_files_timer(key),
+            Timer::Handshake(key) => {
+                let waits = self.conns.get(key).map(|conn| !matches!(conn.phase, Phase::Peer(_)));
+                if waits == Some(true) {
+                    self.give_up(key, HandshakeResult::Timeout);
+                }
+            }
+            Timer::Progress(key, before) => self.on_progress_timer(key, before),
+            Timer::Stall(key, since) => self.on_stall_timer(key, since),
+            Timer::Listen(index) => self.listen(index),
+            Timer::Housekeeping => self.housekeep(),
+        }
+    }
+
+    /// Looks at what the turn has touched: actions of swarms, then sends, once each.
+    fn settle(&mut self) {
+        while let Some(key) = self.dirty_torrents.pop() {
+            self.act(key);
+        }
+        // A connection may become dirty again below; that waits for the next turn.
+        let dirty = std::mem::take(&mut self.dirty_conns);
+        for &key in &dirty {
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.is_dirty = false;
+                self.send_to(key);
+            }
+        }
+        for key in std::mem::take(&mut self.unbuffered) {
+            self.receive(key);
+        }
+        while let Some(key) = self.dirty_torrents.pop() {
+            self.act(key);
+        }
+    }
+
+    fn touch_conn(&mut self, key: Key) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && !conn.is_dirty
+        {
+            conn.is_dirty = true;
+            self.dirty_conns.push(key);
+        }
+    }
+
+    fn touch_torrent(&mut self, key: Key) {
+        if self.dirty_torrents.last() != Some(&key) {
+            self.dirty_torrents.push(key);
+        }
+    }
+
+    fn housekeep(&mut self) {
+        self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
+        self.count_ring();
+        let faults = major_faults();
+        self.core.major_faults.add(faults.saturating_sub(self.faults_before));
+        self.faults_before = faults;
+        self.core.connections.set(self.conns.len() as u64);
+        self.core.peers[PeerState::Handshaking].set(self.handshake_count as u64);
+        self.core.read_buffers_bytes.set(self.chunks.bytes() as u64);
+        let (mut connected, mut interested, mut unchoked, mut snubbed) = (0, 0, 0, 0);
+        let mut piece_bytes = 0;
+        for torrent in self.torrents.values_mut().filter(|torrent| torrent.is_active()) {
+            let stats = torrent.publish(self.now);
+            connected += u64::from(stats.peers);
+            interested += u64::from(stats.interested);
+            unchoked += u64::from(stats.unchoked);
+            snubbed += u64::from(stats.snubbed);
+            piece_bytes += torrent.pieces.bytes();
+        }
+        self.core.peers[PeerState::Connected].set(connected);
+        self.core.peers[PeerState::Interested].set(interested);
+        self.core.peers[PeerState::Unchoked].set(unchoked);
+        self.core.peers[PeerState::Snubbed].set(snubbed);
+        self.core.piece_buffers_bytes.set(piece_bytes);
+    }
+
+    /// Copies the ring's totals to the core's cells.
+    fn count_ring(&mut self) {
+        let (core, counters) = (&self.core, self.driver.counters());
+        core.ring_enter_calls.set(counters.enters);
+        core.ring_sq_full.set(counters.sq_full);
+        core.ring_cq_overflow.set(counters.cq_overflow);
+        for kind in OpKind::ALL {
+            let (op, of) = (ring_op(kind), counters.of(kind));
+            core.ring_submitted[op].set(of.submitted);
+            core.ring_completions[(op, RingResult::Ok)].set(of.completed.saturating_sub(of.failed));
+            core.ring_completions[(op, RingResult::Error)].set(of.failed);
+        }
+    }
+
+    fn send_reports(&mut self) {
+        while let Some(report) = self.reports.pop_front() {
+            if let Err(error) = self.shared.reports.try_send(report) {
+                use tokio::sync::mpsc::error::TrySendError::{Closed, Full};
+                match error {
+                    // The control thread is slow: the next turn tries again.
+                    Full(report) => self.reports.push_front(report),
+                    Closed(_) => self.begin_stop(),
+                }
+                return;
+            }
+        }
+    }
+
+    /// Stops accepting and talking; what is verified is still written and synced.
+    fn begin_stop(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(self.now + STOP_TIMEOUT);
+        for index in 0..self.listeners.len() {
+            self.driver.cancel(Target::Listener(index).tag());
+        }
+        for key in self.conns.keys() {
+            self.close(key, DisconnectReason::Shutdown);
+        }
+        for key in self.torrents.keys() {
+            self.sync_torrent(key);
+        }
+    }
+
+    fn has_stopped(&mut self) -> bool {
+        let Some(deadline) = self.stopping else { return false };
+        let idle = self.to_hash.is_empty()
+            && self.piece_writes.is_empty()
+            && self.syncs_in_flight == 0
+            && self.reports.is_empty();
+        idle || self.now >= deadline
+    }
+
+    fn operate(&mut self, target: Target, op: Op) {
+        self.driver.push(target.tag(), op);
+    }
+}
+
+/// The label of a kind of operations.
+fn ring_op(kind: OpKind) -> RingOp {
+    match kind {
+        OpKind::Accept => RingOp::Accept,
+        OpKind::Connect => RingOp::Connect,
+        OpKind::Recv => RingOp::Recv,
+        OpKind::Send => RingOp::Send,
+        OpKind::SendZeroCopy => RingOp::SendZeroCopy,
+        OpKind::Read => RingOp::Read,
+        OpKind::Write => RingOp::Write,
+        OpKind::Sync => RingOp::Sync,
+    }
+}
+
+/// Faults of this thread that waited for a device; 0 where the system does not tell.
+fn major_faults() -> u64 {
+    process::thread_usage().map_or(0, |usage| usage.major_faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_survive_their_tags() {
+        let key = Key { slot: u32::MAX, generation: (1 << GENERATION_BITS) - 1 };
+        for target in [
+            Target::Listener(3),
+            Target::Connect(key),
+            Target::Receive(key),
+            Target::Send(key),
+            Target::Read(key),
+            Target::Write(key),
+            Target::Sync(key),
+        ] {
+            assert_eq!(Target::of(target.tag()), Some(target));
+        }
+        assert_eq!(Target::of(Tag(0)), None);
+    }
+}

@@ -166,7 +166,7 @@ impl World<'_> {
     fn handle<D: Driver>(&mut self, driver: &mut D, event: Event) {
         match event {
             Event::Received { tag, result } => {
-                let (index, end) = (tag.0 as usize / 2, tag.0 as usize % 2);
+                let (index, end) = (index_of(tag) / 2, index_of(tag) % 2);
                 match result {
                     Ok(buffer) if buffer.is_empty() => {
                         let is_done = self.connections[index].verified == self.echo.bytes_each;
@@ -182,7 +182,7 @@ impl World<'_> {
                 }
             }
             Event::Sent { tag, result, held } => {
-                let (index, end) = (tag.0 as usize / 2, tag.0 as usize % 2);
+                let (index, end) = (index_of(tag) / 2, index_of(tag) % 2);
                 let connection = &mut self.connections[index];
                 connection.held += usize::from(held);
                 match result {
@@ -200,7 +200,7 @@ impl World<'_> {
                 }
             }
             Event::Released { tag, .. } => {
-                let connection = &mut self.connections[tag.0 as usize / 2];
+                let connection = &mut self.connections[index_of(tag) / 2];
                 connection.released += 1;
                 assert!(connection.released <= connection.held, "released before it was sent");
             }

@@ -1,6 +1,9 @@
 //! Scenarios on the real kernel, each written for any driver and run on several.
 
 mod echo;
+mod files;
+mod sockets;
+mod start;
 
 use super::*;
 use crate::sys::clock;
@@ -86,4 +89,9 @@ fn narrow_pair() -> (Handle, Handle) {
 /// Byte `at` of the stream that every connection carries.
 fn pattern(at: usize) -> u8 {
     (at.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]
+}
+
+/// A tag that is the index of something.
+fn index_of(tag: Tag) -> usize {
+    usize::try_from(tag.0).unwrap()
 }

@@ -73,6 +73,8 @@ pub struct Candidate {
     pub waiting_for: Duration,
     /// Bytes per second from it to us.
     pub downloaded_rate: u64,
+    /// Bytes that it gave us since its handshake.
+    pub downloaded_len: u64,
     /// Bytes per second from us to it.
     pub uploaded_rate: u64,
     /// Bytes that it got since we last unchoked it; zero while it is choked.
@@ -111,7 +113,8 @@ pub enum Phase {
 pub enum Optimistic {
     /// There is none: the ranks themselves let everybody in.
     Off,
-    /// Drawn among those who wait, newcomers with three times the chance (BEP 3), every 30 s.
+    /// Drawn every 30 s among those who wait: newcomers have three times the chance of those who
+    /// gave us something (BEP 3), and these twice that of those who did not.
     Drawn,
     /// The one that waits longest, every [`ROUND`].
     Longest,

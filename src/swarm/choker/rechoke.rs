@@ -15,8 +15,14 @@ use std::time::Duration;
 /// long to finish a piece and to give one back (BEP 3).
 const DRAWN_TURN: Duration = ROUND.saturating_mul(3);
 
-/// How many more chances than others a newcomer has to be drawn (BEP 3).
-const NEWCOMER_WEIGHT: u64 = 3;
+/// Chances to be drawn of a newcomer: three times those of a peer that gave us something (BEP 3).
+const NEWCOMER_WEIGHT: u64 = 6;
+
+/// Chances of a peer that gave us something on this connection.
+const GIVER_WEIGHT: u64 = 2;
+
+/// Chances of a peer that had its time to give and gave nothing.
+const TAKER_WEIGHT: u64 = 1;
 
 /// Nobody waits longer than so many times what drawing everybody once would take.
 const DRAWN_WAIT_FACTOR: u32 = 2;
@@ -236,8 +242,11 @@ fn draw(
 }
 
 fn weight(peer: &Candidate) -> u64 {
-    let is_newcomer = peer.connected_for < NEWCOMER && peer.uploaded_recently == 0;
-    if is_newcomer { NEWCOMER_WEIGHT } else { 1 }
+    match (peer.connected_for < NEWCOMER, peer.uploaded_recently, peer.downloaded_len) {
+        (true, 0, _) => NEWCOMER_WEIGHT,
+        (_, _, 0) => TAKER_WEIGHT,
+        _ => GIVER_WEIGHT,
+    }
 }
 
 fn interested_count(candidates: &[Candidate]) -> u32 {

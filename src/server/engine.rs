@@ -1,0 +1,573 @@
+//! Workers, checker and trackers as one thing that torrents are added to.
+//!
+//! Torrents and addresses of peers enter, [`Event`]s leave. The engine lives on the control thread
+//! and is driven by polling [`Engine::event`]. Invariant: nothing here blocks; a letter that does
+//! not fit into a worker's box waits here and is tried again.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::ports::{self, Ports};
+use crate::metrics::{Core, HashReason, Registry};
+use crate::metainfo::Metainfo;
+use crate::ring::{self, Driver, Uring};
+use crate::storage::verify::{self, Checker, Progress};
+use crate::storage::{self, Content, Mode};
+use crate::swarm;
+use crate::sys::{net::Bind, process};
+use crate::tracker;
+use crate::units::{Bitfield, InfoHash, PeerId};
+use crate::worker::Worker;
+use crate::worker::mailbox::{
+    self, Blocking, Directory, Letter, Mailbox, NewTorrent, Report, Shared, Totals,
+};
+
+/// Reports that may wait for the control thread.
+const REPORTS_MAX: usize = 4096;
+
+/// Threads for opening, reserving and comparing files.
+const FILE_THREADS: usize = 2;
+
+/// How long `shutdown` gives the trackers and the workers, together within the 10 s promised.
+const TRACKERS_STOP: Duration = Duration::from_secs(5);
+const WORKERS_STOP: Duration = Duration::from_secs(8);
+
+/// How the engine is to be.
+#[derive(Clone)]
+pub struct Settings {
+    /// Addresses for peers to connect to.
+    pub listen: Vec<SocketAddr>,
+    /// Cores to run workers on; empty means all that the affinity mask allows.
+    pub cores: Vec<usize>,
+    /// Address or interface that outgoing connections leave from.
+    pub bind: Option<Bind>,
+    /// Connections in all.
+    pub connections_max: usize,
+    /// Memory for what is read from cold files, in bytes.
+    pub read_bytes_max: usize,
+    /// Memory for pieces that are being fetched, in bytes.
+    pub piece_bytes_max: u64,
+    /// How blocks reach the socket.
+    pub mode: Mode,
+    /// Whether sends may do without a copy.
+    pub zero_copy: bool,
+    /// How torrents are served and fetched.
+    pub torrent: swarm::Options,
+    /// Upload slots in all; `None` is unlimited.
+    pub slots: Option<u32>,
+    /// Upload rate in all, in bytes per second; `None` is unlimited.
+    pub up: Option<u64>,
+    /// Download rate in all, in bytes per second; `None` is unlimited.
+    pub down: Option<u64>,
+    /// Hash threads give way to everything else.
+    pub quiet_checks: bool,
+    /// Which addresses may be talked to.
+    pub policy: tracker::AddressPolicy,
+}
+
+/// Why the engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The peer port.
+    #[error(transparent)]
+    Ports(#[from] ports::Error),
+    /// The ring.
+    #[error(transparent)]
+    Ring(#[from] ring::Unavailable),
+    /// A core that does not exist or may not be used.
+    #[error("core {core} cannot be used: this process may run on {allowed}")]
+    Core {
+        /// The core asked for.
+        core: usize,
+        /// The cores there are.
+        allowed: String,
+    },
+    /// Trackers cannot be talked to.
+    #[error("cannot set up HTTP: {0}")]
+    Http(String),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// The system has no randomness.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// What happened to a torrent, or to the engine.
+#[derive(Debug)]
+pub enum Event {
+    /// Its data was checked; from now on it is served, and fetched if asked for.
+    Checked {
+        /// The torrent.
+        info_hash: InfoHash,
+        /// Pieces that are here.
+        have_count: u32,
+        /// Pieces in all.
+        piece_count: u32,
+    },
+    /// All of it is on disk, flushed.
+    Finished(InfoHash),
+    /// It stands still because of its files.
+    Failed(InfoHash, storage::Error),
+    /// The process cannot go on.
+    Died(String),
+}
+
+/// Why a torrent is not added.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddError {
+    /// It is there already.
+    #[error("the torrent {0} is there already")]
+    Duplicate(InfoHash),
+    /// Too many torrents wait for their check.
+    #[error("too many torrents wait to be checked; try again later")]
+    Busy,
+}
+
+/// What to do with the data of a torrent that is added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verify {
+    /// Hash what is there.
+    Full,
+    /// Take the operator's word that all of it is there.
+    Trust,
+}
+
+/// A torrent to be added.
+#[derive(Debug)]
+pub struct Add {
+    /// What it consists of.
+    pub metainfo: Metainfo,
+    /// The folder that holds its top name.
+    pub save_path: PathBuf,
+    /// What to do with the data that is there.
+    pub verify: Verify,
+    /// Whether missing pieces are fetched; if not, an incomplete torrent is not served either.
+    pub fetch: bool,
+    /// Peers to connect to at once.
+    pub peers: Vec<SocketAddr>,
+}
+
+/// A torrent as the engine knows it.
+pub struct Torrent {
+    /// What it consists of and where it lies.
+    pub content: Arc<Content>,
+    /// What its worker says of it.
+    pub totals: Arc<Totals>,
+    /// Why it stands still.
+    pub error: Option<storage::Error>,
+    /// How far its check is.
+    pub check: Arc<Progress>,
+    home: Option<usize>,
+    fetch: bool,
+    peers: Vec<SocketAddr>,
+}
+
+/// What a check found.
+struct CheckResult {
+    info_hash: InfoHash,
+    have: Bitfield,
+    bytes_hashed: u64,
+}
+
+/// See the module.
+pub struct Engine {
+    settings: Settings,
+    ports: Ports,
+    registry: Registry,
+    shared: Shared,
+    torrents: HashMap<InfoHash, Torrent>,
+    /// Torrents per worker, to deal the next one to the least loaded.
+    loads: Vec<usize>,
+    checker: Checker,
+    checked: (mpsc::Sender<CheckResult>, mpsc::Receiver<CheckResult>),
+    /// The cells of this thread.
+    cells: Arc<Core>,
+    trackers: tracker::Handle,
+    found: mpsc::Receiver<tracker::Found>,
+    reports: mpsc::Receiver<Report>,
+    unsent: VecDeque<(usize, Letter)>,
+    retry: tokio::time::Interval,
+}
+
+impl Engine {
+    /// Binds the ports and starts every thread.
+    pub fn start(settings: Settings) -> Result<Self, StartError> {
+        // As many files and sockets as we may have; if fewer, accept says so when it matters.
+        let _ = process::raise_open_files();
+        let cores = choose_cores(&settings.cores)?;
+        let mut ports = ports::bind(&settings.listen, cores.len())?;
+        let registry = Registry::new(cores.len());
+        let (reports_in, reports) = mpsc::channel(REPORTS_MAX);
+        let shared = Shared {
+            peer_id: new_peer_id()?,
+            directory: Arc::new(Directory::default()),
+            mailboxes: Arc::new(OnceLock::new()),
+            reports: reports_in,
+            blocking: Blocking::start(FILE_THREADS).map_err(StartError::Thread)?,
+        };
+        let listeners = std::mem::take(&mut ports.listeners);
+        start_workers(&settings, &shared, &registry, &cores, listeners)?;
+        let port = ports.addrs.first().map_or(0, SocketAddr::port);
+        let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
+        config.policy = settings.policy.clone();
+        config.bind.clone_from(&settings.bind);
+        let (trackers, found) = tracker::Service::spawn(config)
+            .map_err(|error| StartError::Http(error.to_string()))?;
+        let threads = verify::Options { threads: cores.len(), low_priority: settings.quiet_checks };
+        let checker = Checker::start(threads).map_err(StartError::Thread)?;
+        let mut retry = tokio::time::interval(Duration::from_millis(100));
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let engine = Self {
+            loads: vec![0; cores.len()],
+            settings,
+            ports,
+            registry,
+            shared,
+            torrents: HashMap::new(),
+            checker,
+            checked: mpsc::channel(REPORTS_MAX),
+            cells: registry.helper(),
+            trackers,
+            found,
+            reports,
+            unsent: VecDeque::new(),
+            retry,
+        };
+        Ok(engine.with_budgets(cores.len()))
+    }
+
+    /// Leases every worker its share of the limits that hold for all of them.
+    fn with_budgets(mut self, worker_count: usize) -> Self {
+        let share = |limit: u64, index: usize| {
+            let count = worker_count as u64;
+            limit / count + u64::from((index as u64) < limit % count)
+        };
+        for index in 0..worker_count {
+            let slots = self.settings.slots.map(|slots| {
+                // A worker without a slot would serve nobody at all.
+                u32::try_from(share(u64::from(slots), index)).unwrap_or(slots).max(1)
+            });
+            let up = self.settings.up.map(|rate| share(rate, index).max(1));
+            let down = self.settings.down.map(|rate| share(rate, index).max(1));
+            self.post(index, Letter::Budget { slots, up, down });
+        }
+        self
+    }
+
+    /// Where peers reach us.
+    pub fn peer_addrs(&self) -> &[SocketAddr] {
+        &self.ports.addrs
+    }
+
+    /// The metrics.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The cells of the control thread.
+    pub fn cells(&self) -> &Core {
+        &self.cells
+    }
+
+    /// What trackers have answered.
+    pub fn tracker_counters(&self) -> &tracker::Counters {
+        self.trackers.counters()
+    }
+
+    /// A torrent that was added.
+    pub fn torrent(&self, info_hash: &InfoHash) -> Option<&Torrent> {
+        self.torrents.get(info_hash)
+    }
+
+    /// All torrents.
+    pub fn torrents(&self) -> impl Iterator<Item = (&InfoHash, &Torrent)> {
+        self.torrents.iter()
+    }
+
+    /// Adds a torrent: its data is checked, then it goes to its worker.
+    pub fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
+        let Add { metainfo, save_path, verify, fetch, peers } = add;
+        let info_hash = metainfo.info_hash;
+        if self.torrents.contains_key(&info_hash) {
+            return Err(AddError::Duplicate(info_hash));
+        }
+        let geometry = metainfo.geometry;
+        let totals = Arc::new(Totals::new(geometry.total_len()));
+        let content = Arc::new(Content { metainfo, save_path });
+        let check = Arc::new(Progress::default());
+        let torrent = Torrent {
+            content: Arc::clone(&content),
+            totals,
+            error: None,
+            check: Arc::clone(&check),
+            home: None,
+            fetch,
+            peers,
+        };
+        let root = content.save_path.clone();
+        self.torrents.insert(info_hash, torrent);
+        if verify == Verify::Trust {
+            let have = Bitfield::all(geometry.piece_count());
+            // The queue has room for every torrent that is being added in one go, or the checker
+            // is asked after all.
+            if self.checked.0.try_send(CheckResult { info_hash, have, bytes_hashed: 0 }).is_ok() {
+                return Ok(info_hash);
+            }
+        }
+        let results = self.checked.0.clone();
+        let done = Box::new(move |checked: verify::Checked| {
+            for error in &checked.errors {
+                tracing::warn!(torrent = %info_hash, %error, "while checking");
+            }
+            // A hash thread may wait; if the engine has gone nobody wants the answer.
+            let verify::Checked { have, bytes_hashed, .. } = checked;
+            let _ = results.blocking_send(CheckResult { info_hash, have, bytes_hashed });
+        });
+        let job = verify::Job { content, root, progress: check, done };
+        if self.checker.submit(job).is_err() {
+            self.torrents.remove(&info_hash);
+            return Err(AddError::Busy);
+        }
+        Ok(info_hash)
+    }
+
+    /// Takes a torrent out; its data stays.
+    pub fn remove(&mut self, info_hash: &InfoHash) -> bool {
+        let Some(torrent) = self.torrents.remove(info_hash) else { return false };
+        self.trackers.remove(*info_hash);
+        if let Some(home) = torrent.home {
+            self.shared.directory.remove(info_hash);
+            self.loads[home] -= 1;
+            self.post(home, Letter::Remove(*info_hash));
+        }
+        true
+    }
+
+    /// The next thing that happened. Dropping the future loses nothing.
+    pub async fn event(&mut self) -> Event {
+        loop {
+            let event = tokio::select! {
+                Some(checked) = self.checked.1.recv() => self.on_checked(checked),
+                Some(report) = self.reports.recv() => self.on_report(report),
+                Some(found) = self.found.recv() => {
+                    self.add_peers(&found.info_hash, found.peers);
+                    None
+                }
+                _ = self.retry.tick() => {
+                    self.post_unsent();
+                    None
+                }
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    /// Tells a torrent of peers.
+    pub fn add_peers(&mut self, info_hash: &InfoHash, addrs: Vec<SocketAddr>) {
+        if let Some(home) = self.torrents.get(info_hash).and_then(|torrent| torrent.home)
+            && !addrs.is_empty()
+        {
+            self.post(home, Letter::Contacts { info_hash: *info_hash, addrs });
+        }
+    }
+
+    fn on_checked(&mut self, checked: CheckResult) -> Option<Event> {
+        let CheckResult { info_hash, have, bytes_hashed } = checked;
+        self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
+        let torrent = self.torrents.get_mut(&info_hash)?;
+        let (have_count, piece_count) = (have.count(), have.len());
+        let event = Event::Checked { info_hash, have_count, piece_count };
+        if !have.is_complete() && !torrent.fetch {
+            return Some(event);
+        }
+        let home = (0..self.loads.len()).min_by_key(|&worker| self.loads[worker]).unwrap_or(0);
+        torrent.home = Some(home);
+        let (content, totals) = (Arc::clone(&torrent.content), Arc::clone(&torrent.totals));
+        let peers = std::mem::take(&mut torrent.peers);
+        self.loads[home] += 1;
+        let geometry = content.metainfo.geometry;
+        let left = (0..piece_count)
+            .map(crate::units::PieceIndex)
+            .filter(|&piece| !have.has(piece))
+            .map(|piece| u64::from(geometry.piece_len(piece)))
+            .sum();
+        totals.left.store(left, Relaxed);
+        let mut options = self.settings.torrent.clone();
+        options.seed = fastrand::u64(..);
+        options.info_hash = info_hash;
+        options.peer_id = self.shared.peer_id;
+        let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
+        let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();
+        let new = NewTorrent { info_hash, content, have, options, totals: Arc::clone(&totals) };
+        self.post(home, Letter::Add(Box::new(new)));
+        self.shared.directory.insert(info_hash, home);
+        let source = move || tracker::Totals {
+            uploaded: totals.uploaded.load(Relaxed),
+            downloaded: totals.downloaded.load(Relaxed),
+            left: totals.left.load(Relaxed),
+        };
+        if let Err(error) = self.trackers.add(info_hash, &tiers, Arc::new(source)) {
+            tracing::warn!(torrent = %info_hash, %error, "not announced");
+        }
+        self.add_peers(&info_hash, peers);
+        Some(event)
+    }
+
+    fn on_report(&mut self, report: Report) -> Option<Event> {
+        Some(match report {
+            Report::Finished(info_hash) => {
+                self.trackers.completed(info_hash);
+                Event::Finished(info_hash)
+            }
+            Report::Failed(info_hash, error) => {
+                if let Some(torrent) = self.torrents.get_mut(&info_hash) {
+                    torrent.error = Some(error.clone());
+                }
+                Event::Failed(info_hash, error)
+            }
+            Report::Stopped(worker) => Event::Died(format!("worker {worker} ended unasked")),
+            Report::Died(worker, reason) => Event::Died(format!("worker {worker}: {reason}")),
+        })
+    }
+
+    fn post(&mut self, worker: usize, letter: Letter) {
+        self.unsent.push_back((worker, letter));
+        self.post_unsent();
+    }
+
+    fn post_unsent(&mut self) {
+        let Some(mailboxes) = self.shared.mailboxes.get() else { return };
+        while let Some((worker, letter)) = self.unsent.pop_front() {
+            let Some(mailbox) = mailboxes.get(worker) else { continue };
+            if let Err(letter) = mailbox.send(letter) {
+                // Order matters between letters: nothing overtakes this one.
+                self.unsent.push_front((worker, letter));
+                return;
+            }
+        }
+    }
+
+    /// Announces `stopped`, lets the workers write and flush, and ends within the promised time.
+    pub async fn shutdown(mut self) {
+        for worker in 0..self.loads.len() {
+            self.post(worker, Letter::Stop);
+        }
+        let (worker_count, trackers) = (self.loads.len(), self.trackers.clone());
+        let workers = async {
+            let mut stopped = 0;
+            while stopped < worker_count {
+                self.post_unsent();
+                let report = tokio::time::timeout(Duration::from_millis(100), self.reports.recv());
+                match report.await {
+                    Ok(Some(Report::Stopped(_) | Report::Died(..))) => stopped += 1,
+                    Ok(None) => return,
+                    _ => {}
+                }
+            }
+        };
+        let trackers = trackers.shutdown(TRACKERS_STOP);
+        let (workers, _unsaid) = tokio::join!(tokio::time::timeout(WORKERS_STOP, workers), trackers);
+        if workers.is_err() {
+            tracing::warn!("a worker did not end in time; what it had verified may not be flushed");
+        }
+    }
+}
+
+/// The cores to use: those asked for, or all that are allowed.
+fn choose_cores(wanted: &[usize]) -> Result<Vec<usize>, StartError> {
+    let allowed = process::allowed_cores().map_err(StartError::Thread)?;
+    if let Some(&core) = wanted.iter().find(|core| !allowed.contains(core)) {
+        let names: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+        return Err(StartError::Core { core, allowed: names.join(",") });
+    }
+    Ok(if wanted.is_empty() { allowed } else { wanted.to_vec() })
+}
+
+/// A peer id of BEP 20's shape: `-sg<version>-` and random digits and letters.
+fn new_peer_id() -> Result<PeerId, StartError> {
+    use ::ring::rand::SecureRandom;
+    const LETTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
+    let mut random = [0; 12];
+    let system = ::ring::rand::SystemRandom::new();
+    system.fill(&mut random).map_err(|_| StartError::Random)?;
+    let mut id = *b"-sg0000-............";
+    let version = env!("CARGO_PKG_VERSION").split('.').filter_map(|part| part.bytes().next());
+    for (place, digit) in id[3..7].iter_mut().zip(version) {
+        *place = digit;
+    }
+    for (place, byte) in id[8..].iter_mut().zip(random) {
+        *place = LETTERS[usize::from(byte % 64)];
+    }
+    Ok(PeerId(id))
+}
+
+/// Starts one worker per core, each with its ring, and opens their mailboxes once all are ready.
+fn start_workers(
+    settings: &Settings,
+    shared: &Shared,
+    registry: &Registry,
+    cores: &[usize],
+    listeners: Vec<Vec<OwnedFd>>,
+) -> Result<(), StartError> {
+    let mut mailboxes = Vec::new();
+    let count = cores.len();
+    for ((number, &core), sockets) in cores.iter().enumerate().zip(listeners) {
+        let (ready, waker) = std::sync::mpsc::sync_channel(1);
+        let (letters_in, letters) = mailbox::letters();
+        let (shared, cells) = (shared.clone(), Arc::clone(&registry.cores()[number]));
+        let options = crate::worker::Options {
+            number,
+            connections_max: settings.connections_max.div_ceil(count),
+            read_bytes_max: settings.read_bytes_max / count,
+            piece_bytes_max: settings.piece_bytes_max / count as u64,
+            mode: settings.mode,
+            zero_copy: settings.zero_copy,
+            bind: settings.bind.clone(),
+        };
+        let run = move || {
+            if let Err(error) = process::pin_thread(core) {
+                tracing::warn!(core, %error, "cannot pin a worker to its core");
+            }
+            let driver = match Uring::new(&ring::Config::default()) {
+                Ok(driver) => driver,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let _ = ready.send(Ok(driver.waker()));
+            let reports = shared.reports.clone();
+            let listeners = sockets.into_iter().map(Rc::new).collect();
+            let worker = Worker::new(driver, options, shared, letters, listeners, cells);
+            let work = std::panic::AssertUnwindSafe(|| worker.run());
+            let died = match std::panic::catch_unwind(work) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it panicked, see above".to_owned(),
+            };
+            let _ = reports.blocking_send(Report::Died(number, died));
+        };
+        std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(run)
+            .map_err(StartError::Thread)?;
+        let waker = waker.recv().map_err(|_| {
+            StartError::Thread(std::io::Error::other("a worker ended before it was ready"))
+        })??;
+        mailboxes.push(Mailbox::new(letters_in, waker));
+    }
+    // Set once, here.
+    let _ = shared.mailboxes.set(mailboxes);
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! Boot, dealing torrents to workers, shutdown.
+//!
+//! - [`engine`]: workers, checker and trackers as one thing that torrents are added to.
+//! - [`ports`]: the peer ports, held once and listened on by every worker.
+//! - [`settings`]: from the configuration to the engine.
+//! - [`run`]: the server: engine, state, watch folders and HTTP together.
+//!
+//! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
+
+pub mod engine;
+pub mod ports;
+pub mod run;
+pub mod settings;

@@ -1,0 +1,365 @@
+//! The server: engine, state, watch folders and HTTP together.
+//!
+//! A configuration enters; the server runs until it is told to stop. Torrents come from the state
+//! directory at start and from watch folders later. Invariant: a torrent is remembered on disk
+//! before its file in the watch folder is renamed, so that none is lost between the two.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::engine::{Add, AddError, Engine, Event, StartError, Verify};
+use super::settings::settings;
+use crate::config::Config;
+use crate::control::http::{Http, Service};
+use crate::control::state::{NewTorrent, OpenError, State, StoredTorrent, Totals};
+use crate::control::watch::{Found, Watch};
+use crate::metainfo::Metainfo;
+use crate::metrics::{AnnounceResult, Registry, TorrentState, WatchResult};
+use crate::sys::clock;
+use crate::units::InfoHash;
+use crate::worker::mailbox;
+
+/// How often totals go to the database.
+const TOTALS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the gauges of this thread are brought up to date.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Torrents that were read from the state and wait to be added.
+const LOADED_MAX: usize = 64;
+
+/// Files of watch folders that are being remembered at a time.
+const REMEMBERING_MAX: usize = 32;
+
+/// Why the server ends with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Workers, ports or trackers.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] OpenError),
+    /// The HTTP address.
+    #[error("cannot listen on {addr} for HTTP: {reason}")]
+    Http {
+        /// The address.
+        addr: SocketAddr,
+        /// The system's words.
+        reason: std::io::Error,
+    },
+    /// The watch folders.
+    #[error("cannot watch folders: {0}")]
+    Watch(std::io::Error),
+    /// A worker died.
+    #[error("the server cannot go on: {0}")]
+    Died(String),
+}
+
+/// What a task of remembering came to.
+type Remembered = (Found, Result<Metainfo, String>);
+
+struct Server {
+    engine: Engine,
+    state: Arc<State>,
+    downloads: PathBuf,
+    registry: Registry,
+    watch: Option<Watch>,
+    remembering: JoinSet<Remembered>,
+    /// Totals of earlier runs, which those of the workers are added to.
+    before: HashMap<InfoHash, (u64, u64)>,
+    /// Totals as the database has them.
+    written: HashMap<InfoHash, (u64, u64)>,
+}
+
+/// Runs the server until `stop` is done. `ready` is told the addresses of peers and HTTP once it
+/// serves.
+pub async fn run(
+    config: Config,
+    ready: impl FnOnce(SocketAddr, Option<SocketAddr>),
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let dir = config.paths.state.clone();
+    let opened = tokio::task::spawn_blocking(move || State::open(&dir));
+    let (state, stored) =
+        opened.await.map_err(|error| Error::Died(format!("opening the state: {error}")))??;
+    let engine = Engine::start(settings(&config))?;
+    let registry = engine.registry().clone();
+    let http = match config.http.listen.0 {
+        Some(addr) => {
+            Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?)
+        }
+        None => None,
+    };
+    let is_ready = Arc::new(AtomicBool::new(false));
+    let http_addr = http.as_ref().map(Http::addr);
+    let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
+    let http_task = http.map(|http| {
+        let service = Service { registry: registry.clone(), ready: Arc::clone(&is_ready) };
+        tokio::spawn(http.serve(service, async {
+            // Either way it is over.
+            let _ = http_stopped.await;
+        }))
+    });
+    let (watch, mut found) = if config.paths.watch.is_empty() {
+        (None, None)
+    } else {
+        let is_whole = |bytes: &[u8]| Metainfo::parse(bytes).is_ok();
+        let (watch, found) =
+            Watch::start(config.paths.watch.clone(), is_whole).map_err(Error::Watch)?;
+        (Some(watch), Some(found))
+    };
+    let peer_addr = engine.peer_addrs().first().copied();
+    let state = Arc::new(state);
+    let mut server = Server {
+        engine,
+        state: Arc::clone(&state),
+        downloads: std::path::absolute(&config.paths.downloads)
+            .unwrap_or(config.paths.downloads.clone()),
+        registry,
+        watch,
+        remembering: JoinSet::new(),
+        before: HashMap::new(),
+        written: HashMap::new(),
+    };
+    let mut loaded = load(state, stored);
+    if let Some(peer_addr) = peer_addr {
+        ready(peer_addr, http_addr);
+    }
+    let result = server.serve(&mut loaded, &mut found, &is_ready, stop).await;
+    is_ready.store(false, Relaxed);
+    server.end().await;
+    drop(stop_http);
+    if let Some(task) = http_task {
+        // It ends by itself within its own time limit.
+        let _ = task.await;
+    }
+    result
+}
+
+/// Reads the torrents of the state, on a thread that may block.
+fn load(state: Arc<State>, stored: Vec<StoredTorrent>) -> mpsc::Receiver<(StoredTorrent, Metainfo)> {
+    let (sender, receiver) = mpsc::channel(LOADED_MAX);
+    tokio::task::spawn_blocking(move || {
+        for torrent in stored {
+            let info_hash = torrent.info_hash;
+            let metainfo = state
+                .load(&info_hash)
+                .map_err(|error| error.to_string())
+                .and_then(|bytes| Metainfo::parse(&bytes).map_err(|error| error.to_string()))
+                .and_then(|metainfo| {
+                    let same = metainfo.info_hash == info_hash;
+                    same.then_some(metainfo).ok_or_else(|| "it is another torrent".to_owned())
+                });
+            match metainfo {
+                Ok(metainfo) => {
+                    if sender.blocking_send((torrent, metainfo)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(torrent = %info_hash, %error, "its file in the state is bad");
+                    if let Err(error) = state.quarantine(&info_hash) {
+                        tracing::warn!(torrent = %info_hash, %error, "and cannot be put aside");
+                    }
+                }
+            }
+        }
+    });
+    receiver
+}
+
+impl Server {
+    async fn serve(
+        &mut self,
+        loaded: &mut mpsc::Receiver<(StoredTorrent, Metainfo)>,
+        found: &mut Option<mpsc::Receiver<Found>>,
+        is_ready: &AtomicBool,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        tokio::pin!(stop);
+        let mut totals = tokio::time::interval(TOTALS_INTERVAL);
+        let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
+        loop {
+            let room = self.remembering.len() < REMEMBERING_MAX;
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                event = self.engine.event() => self.handle_event(event)?,
+                next = loaded.recv(), if !is_ready.load(Relaxed) => match next {
+                    Some((stored, metainfo)) => self.restore(stored, metainfo),
+                    None => is_ready.store(true, Relaxed),
+                },
+                Some(found) = next_found(found), if room && is_ready.load(Relaxed) => self.take(found),
+                Some(remembered) = self.remembering.join_next() => {
+                    if let Ok((found, result)) = remembered {
+                        self.answer(found, result).await;
+                    }
+                }
+                _ = totals.tick() => self.write_totals().await,
+                _ = gauges.tick() => self.set_gauges(),
+            }
+        }
+    }
+
+    fn handle_event(&self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Checked { info_hash, have_count, piece_count } => {
+                tracing::info!(torrent = %info_hash, have_count, piece_count, "checked");
+            }
+            Event::Finished(info_hash) => tracing::info!(torrent = %info_hash, "complete"),
+            // The worker has logged it, with its reason.
+            Event::Failed(..) => {}
+            Event::Died(reason) => return Err(Error::Died(reason)),
+        }
+        Ok(())
+    }
+
+    /// Adds a torrent of an earlier run.
+    fn restore(&mut self, stored: StoredTorrent, metainfo: Metainfo) {
+        let save_path = stored.save_path.unwrap_or_else(|| self.downloads.clone());
+        let counted = (stored.uploaded, stored.downloaded);
+        self.before.insert(stored.info_hash, counted);
+        self.written.insert(stored.info_hash, counted);
+        let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
+        if let Err(error) = self.engine.add(add) {
+            tracing::warn!(torrent = %stored.info_hash, %error, "not added again");
+        }
+    }
+
+    /// Judges a file of a watch folder, and remembers a good one on disk.
+    fn take(&mut self, found: Found) {
+        let (state, save_path) = (Arc::clone(&self.state), self.downloads.clone());
+        let known = |info_hash: &InfoHash| self.engine.torrent(info_hash).is_some();
+        let judged = match &found.contents {
+            Err(sentence) => Err(sentence.clone()),
+            Ok(bytes) => Metainfo::parse(bytes).map_err(|error| error.to_string()),
+        };
+        if judged.as_ref().is_ok_and(|metainfo| known(&metainfo.info_hash)) {
+            self.remembering.spawn(async { (found, judged) });
+            return;
+        }
+        self.remembering.spawn(async move {
+            let result = match judged {
+                Err(sentence) => Err(sentence),
+                Ok(metainfo) => {
+                    let new = NewTorrent {
+                        info_hash: metainfo.info_hash,
+                        metainfo: metainfo.raw().to_vec(),
+                        save_path,
+                        name: metainfo.name.clone(),
+                        added_at: clock::wall_seconds(),
+                    };
+                    let added = state.add(new).await;
+                    added.map(|()| metainfo).map_err(|error| format!("it cannot be remembered: {error}"))
+                }
+            };
+            (found, result)
+        });
+    }
+
+    /// Adds a torrent that was remembered, and answers in the watch folder.
+    async fn answer(&mut self, found: Found, result: Result<Metainfo, String>) {
+        let result = result.and_then(|metainfo| {
+            for warning in &metainfo.warnings {
+                tracing::info!(torrent = %metainfo.info_hash, warning, "in the torrent");
+            }
+            let save_path = self.downloads.clone();
+            let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
+            match self.engine.add(add) {
+                Ok(info_hash) => {
+                    tracing::info!(torrent = %info_hash, file = %found.path.display(), "added");
+                    Ok(WatchResult::Added)
+                }
+                Err(AddError::Duplicate(_)) => Ok(WatchResult::Duplicate),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        let Some(watch) = &self.watch else { return };
+        let counted = match result {
+            Ok(counted) => {
+                watch.accept(found.path).await;
+                counted
+            }
+            Err(sentence) => {
+                tracing::warn!(file = %found.path.display(), sentence, "rejected");
+                watch.reject(found.path, sentence).await;
+                WatchResult::Rejected
+            }
+        };
+        self.registry.process().watch_files[counted].add(1);
+    }
+
+    /// Writes the totals that have changed since they were last written.
+    async fn write_totals(&mut self) {
+        let mut changed = Vec::new();
+        for (&info_hash, torrent) in self.engine.torrents() {
+            let (up, down) = self.before.get(&info_hash).copied().unwrap_or_default();
+            let uploaded = up + torrent.totals.uploaded.load(Relaxed);
+            let downloaded = down + torrent.totals.downloaded.load(Relaxed);
+            let now = (uploaded, downloaded);
+            if self.written.insert(info_hash, now).unwrap_or_default() != now {
+                changed.push(Totals { info_hash, uploaded, downloaded });
+            }
+        }
+        if !changed.is_empty()
+            && let Err(error) = self.state.update_totals(changed).await
+        {
+            tracing::warn!(%error, "totals are not written");
+        }
+    }
+
+    fn set_gauges(&self) {
+        let states = TorrentState::ALL.iter().map(|&state| {
+            let count = self.engine.torrents().filter(|(_, torrent)| label(torrent.totals.state()) == state);
+            (state, count.count() as u64)
+        });
+        let cells = self.engine.cells();
+        for (state, count) in states {
+            cells.torrents[state].set(count);
+        }
+        let process = self.registry.process();
+        let trackers = self.engine.tracker_counters();
+        process.announces_in_flight.set(trackers.in_flight.load(Relaxed));
+        for (result, count) in trackers.announces() {
+            if let Some(&label) = AnnounceResult::ALL.iter().find(|label| label.label() == result) {
+                process.announces[label].set(count);
+            }
+        }
+    }
+
+    async fn end(mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.close().await;
+        }
+        while self.remembering.join_next().await.is_some() {}
+        self.write_totals().await;
+        let Self { engine, state, .. } = self;
+        engine.shutdown().await;
+        state.close().await;
+    }
+}
+
+/// The next file of a watch folder; never, without one.
+async fn next_found(found: &mut Option<mpsc::Receiver<Found>>) -> Option<Found> {
+    match found {
+        Some(found) => found.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn label(state: mailbox::TorrentState) -> TorrentState {
+    match state {
+        mailbox::TorrentState::Checking => TorrentState::Checking,
+        mailbox::TorrentState::Downloading => TorrentState::Downloading,
+        mailbox::TorrentState::Seeding => TorrentState::Seeding,
+        mailbox::TorrentState::Error => TorrentState::Error,
+    }
+}

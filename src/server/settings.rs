@@ -1,0 +1,57 @@
+//! From the configuration to what the engine is given.
+//!
+//! A checked [`Config`] enters, [`Settings`] leave. Invariant: every limit of the configuration has
+//! its effect here and nowhere else.
+
+use super::engine::Settings;
+use crate::config::{self, Config, StorageMode};
+use crate::storage::Mode;
+use crate::swarm::{self, choker, choker::Slots};
+use crate::sys::net::Bind;
+use crate::tracker::{AddressPolicy, Cidr};
+
+/// Translates a configuration.
+pub fn settings(config: &Config) -> Settings {
+    let limit = |value: u32| (value > 0).then_some(value);
+    let listen: Vec<_> = config.net.listen.iter().map(std::net::SocketAddr::ip).collect();
+    let allow: Vec<Cidr> = config
+        .net
+        .allow_local
+        .iter()
+        .filter_map(|range| range.to_string().parse().ok())
+        .collect();
+    let policy = AddressPolicy::for_listen(&listen, &allow);
+    let mut torrent = swarm::Options {
+        slots: limit(config.limits.slots_per_torrent).map_or(Slots::Unlimited, Slots::Limited),
+        connections_max: config.net.connections_per_torrent as usize,
+        allow_local: listen.iter().any(|&ip| swarm::is_local(ip)) || !allow.is_empty(),
+        ..swarm::Options::default()
+    };
+    if let Some(choker) = choker::by_name(&config.engine.choker) {
+        torrent.seed_choker = choker;
+    }
+    Settings {
+        listen: config.net.listen.clone(),
+        cores: config.engine.cores.iter().collect(),
+        bind: match &config.net.bind {
+            config::Bind::Any => None,
+            config::Bind::Address(address) => Some(Bind::Address(*address)),
+            config::Bind::Interface(name) => Some(Bind::Interface(name.clone())),
+        },
+        connections_max: config.net.connections as usize,
+        read_bytes_max: usize::try_from(config.engine.read_memory.0).unwrap_or(usize::MAX),
+        piece_bytes_max: config.engine.piece_memory.0,
+        mode: match config.storage.mode {
+            StorageMode::Auto => Mode::Auto,
+            StorageMode::Map => Mode::Map,
+            StorageMode::Read => Mode::Read,
+        },
+        zero_copy: true,
+        torrent,
+        slots: limit(config.limits.slots),
+        up: (config.limits.up.0 > 0).then_some(config.limits.up.0),
+        down: (config.limits.down.0 > 0).then_some(config.limits.down.0),
+        quiet_checks: false,
+        policy,
+    }
+}

@@ -1,0 +1,129 @@
+//! Opens a torrent's files, reserves their space, and tells when they are not the same any more.
+//!
+//! A [`Content`] enters, open files with their mappings leave, or the reason why the torrent has
+//! to stop. Everything here may block: it runs on the threads for files, never on a worker.
+//! Invariant: nothing is opened outside the save path, and no existing byte is changed.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Content, Error, Mode};
+use crate::sys::file::{self, Access, Identity};
+use crate::sys::map::Mapping;
+
+/// Files below this length are read instead of mapped: a mapping would cost more than it saves.
+pub const MAP_LEN_MIN: u64 = 640 * 1024;
+
+/// Mappings of one torrent; further files are read. The kernel allows 65,530 per process.
+pub const MAPPINGS_MAX: usize = 4096;
+
+/// The open files of a torrent, in the order of its layout.
+#[derive(Debug)]
+pub struct Opened {
+    /// `None` for padding and empty files, which have no bytes on disk.
+    pub files: Vec<Option<OpenFile>>,
+    /// Bytes that are mapped.
+    pub mapped_bytes: u64,
+}
+
+/// One open file.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// The file.
+    pub fd: OwnedFd,
+    /// Its mapping, if it is served from one.
+    pub mapping: Option<Arc<Mapping>>,
+    /// Who it was when it was opened.
+    pub identity: Identity,
+}
+
+/// Opens all files of `content`, for serving or, with `fetch`, for writing too: then missing
+/// files are made and their space is reserved.
+pub fn open(content: &Content, fetch: bool, mode: Mode) -> Result<Opened, Error> {
+    let save_path = &content.save_path;
+    let failed = |action, path: &Path| {
+        let path = path.to_path_buf();
+        move |error: std::io::Error| Error::from_io(action, &path, &error)
+    };
+    if fetch {
+        fs::create_dir_all(save_path).map_err(failed("create", save_path))?;
+    }
+    let root = file::open_root(save_path).map_err(failed("open", save_path))?;
+    let mut opened = Opened { files: Vec::new(), mapped_bytes: 0 };
+    let mut mapping_count = 0;
+    for entry in content.metainfo.layout.files() {
+        if !entry.is_on_disk() || (entry.len == 0 && !fetch) {
+            opened.files.push(None);
+            continue;
+        }
+        let path = save_path.join(entry.path);
+        let access = if fetch { Access::ReadWrite { create: true } } else { Access::Read };
+        let fd = file::open_beneath(root.as_fd(), entry.path, access)
+            .map_err(failed("open", &path))?;
+        if fetch {
+            reserve(&fd, entry.len, &path)?;
+        }
+        let identity = file::identity(fd.as_fd()).map_err(failed("stat", &path))?;
+        if identity.size < entry.len {
+            let (path, expected) = (path.display().to_string(), entry.len);
+            return Err(Error::Truncated { path, expected, found: identity.size });
+        }
+        if entry.len == 0 {
+            opened.files.push(None);
+            continue;
+        }
+        let map = entry.len >= MAP_LEN_MIN
+            && mapping_count < MAPPINGS_MAX
+            && match mode {
+                Mode::Map => true,
+                Mode::Read => false,
+                Mode::Auto => {
+                    file::filesystem_kind(fd.as_fd()).is_ok_and(|kind| file::maps_well(kind))
+                }
+            };
+        let mapping = map.then(|| Mapping::new(&fd, entry.len).ok()).flatten().map(Arc::new);
+        if mapping.is_some() {
+            mapping_count += 1;
+            opened.mapped_bytes += entry.len;
+        }
+        // Read-ahead is ours to decide, chunk by chunk; the kernel's would read what nobody asked.
+        file::advise_random(fd.as_fd()).map_err(failed("open", &path))?;
+        opened.files.push(Some(OpenFile { fd, mapping, identity }));
+    }
+    Ok(opened)
+}
+
+/// Makes sure that `len` bytes of the file have their place on the disk before any is written.
+fn reserve(fd: &OwnedFd, len: u64, path: &Path) -> Result<(), Error> {
+    match file::reserve(fd.as_fd(), len) {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+            let free = file::free_bytes(fd.as_fd()).unwrap_or(0);
+            Err(Error::NoSpace { path: path.display().to_string(), needed: len, free })
+        }
+        Err(error) => Err(Error::from_io("reserve space for", path, &error)),
+    }
+}
+
+/// Checks that the files by the torrent's names are still those that were opened. `identities` is
+/// what [`open`] found, in the order of the layout.
+pub fn still_there(content: &Content, identities: &[Option<Identity>]) -> Result<(), Error> {
+    let root = file::open_root(&content.save_path)
+        .map_err(|error| Error::from_io("open", &content.save_path, &error))?;
+    for (entry, known) in content.metainfo.layout.files().zip(identities) {
+        let Some(known) = known else { continue };
+        let path = content.save_path.join(entry.path);
+        let found = file::identity_at(root.as_fd(), entry.path)
+            .map_err(|error| Error::from_io("stat", &path, &error))?;
+        if found.size < entry.len {
+            let (path, expected) = (path.display().to_string(), entry.len);
+            return Err(Error::Truncated { path, expected, found: found.size });
+        }
+        if found != *known {
+            return Err(Error::Replaced { path: path.display().to_string() });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! Peers come and go: admission, greeting, farewell, and addresses to try.
+//!
+//! Handshaken connections and addresses enter; a key or a refusal leaves. Invariant: whatever a
+//! peer held (requests, slot, counts) is given back when it goes.
+#![forbid(unsafe_code)]
+
+use super::bans::{Offender, is_local};
+use super::options::{CONTACTS_MAX, RECENT_MAX, RECENT_TTL};
+use super::peer::{Error, Peer, PeerInit, PeerKey, Pieces, Refused};
+use super::{Action, Source, Swarm, key_of};
+use crate::wire::Message;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Two connections made towards each other at the same time: both sides keep the one that the
+/// smaller peer id started, if the other one is not older than this.
+const CROSSING_MAX: Duration = Duration::from_secs(10);
+/// A connection that lasted this long shows that the address is worth another try soon.
+const WORTHWHILE: Duration = Duration::from_secs(60);
+
+impl Swarm {
+    /// Takes in a peer whose handshake is through, and greets it.
+    ///
+    /// # Errors
+    /// Why it is not wanted; the caller closes the connection, no other call is needed.
+    pub fn handle_connected(&mut self, now: Instant, init: PeerInit) -> Result<PeerKey, Refused> {
+        if init.outgoing {
+            self.contacts.connected(init.addr);
+        }
+        if let Err(refused) = self.admit(now, &init) {
+            if init.outgoing {
+                match refused {
+                    Refused::Ourselves | Refused::Banned | Refused::LocalAddress => {
+                        self.contacts.useless(init.addr);
+                    }
+                    _ => self.contacts.failed(now, init.addr, self.rng.u32(..)),
+                }
+            }
+            return Err(refused);
+        }
+        let mut peer = Peer::new(now, init, self.rng.u64(..));
+        let remembered = self.recent.get(&Offender::of(init.addr));
+        peer.uploaded_recently = remembered.map_or(0, |&(bytes, _)| bytes);
+        self.greet(&mut peer);
+        let key = key_of(self.peers.insert(peer));
+        self.by_addr.insert(init.addr, key);
+        self.by_id.insert(init.peer_id, key);
+        self.start_clocks(now);
+        self.wake(key);
+        self.settle(now);
+        Ok(key)
+    }
+
+    fn admit(&mut self, now: Instant, init: &PeerInit) -> Result<(), Refused> {
+        let local = is_local(init.addr.ip());
+        if init.peer_id == self.options.peer_id {
+            return Err(Refused::Ourselves);
+        }
+        if self.bans.holds(now, init.addr) {
+            return Err(Refused::Banned);
+        }
+        if local && !self.options.allow_local && !init.outgoing {
+            return Err(Refused::LocalAddress);
+        }
+        if self.by_addr.contains_key(&init.addr) {
+            return Err(Refused::Duplicate);
+        }
+        if let Some(&old) = self.by_id.get(&init.peer_id) {
+            let ours_first = self.options.peer_id < init.peer_id;
+            let crossing = self.peer(old).is_some_and(|peer| {
+                peer.outgoing != init.outgoing
+                    && now.saturating_duration_since(peer.connected_at) < CROSSING_MAX
+            });
+            if !crossing || init.outgoing != ours_first {
+                return Err(Refused::Duplicate);
+            }
+            self.close(old, Error::Replaced);
+        }
+        if self.peers.len() >= self.options.connections_max {
+            return Err(Refused::Full);
+        }
+        let from_there = || self.by_addr.keys().filter(|addr| addr.ip() == init.addr.ip()).count();
+        if !local && from_there() >= self.options.connections_per_ip_max {
+            return Err(Refused::FullForAddress);
+        }
+        Ok(())
+    }
+
+    /// The first messages: what we have, what we can, what may be asked for in spite of a choke.
+    fn greet(&self, peer: &mut Peer) {
+        if peer.fast && self.have.is_complete() {
+            peer.say(Message::HaveAll);
+        } else if peer.fast && self.have.count() == 0 {
+            peer.say(Message::HaveNone);
+        } else if self.have.count() > 0 {
+            peer.say(Message::Bitfield(&self.have.to_wire()));
+        }
+        if peer.extensions {
+            self.say_extensions(peer);
+        }
+        self.offer_fast_set(peer);
+    }
+
+    /// The connection is gone, for whatever reason; its key is free from now on.
+    pub fn handle_disconnected(&mut self, now: Instant, key: PeerKey) {
+        if self.peer(key).is_none() {
+            return;
+        }
+        self.take_back_all(now, key, false);
+        let peer = self.peers.remove(key.0 as usize);
+        match &peer.pieces {
+            Pieces::All => self.counts.have_all -= 1,
+            Pieces::Some(pieces) => {
+                if let Some(availability) = &mut self.availability {
+                    availability.remove_all(pieces);
+                }
+            }
+            Pieces::None => {}
+        }
+        self.counts.interested -= u32::from(peer.peer_interested);
+        self.counts.interesting -= u32::from(peer.am_interested);
+        if !peer.am_choking {
+            self.counts.unchoked -= 1;
+            self.shared.unchoked.set(self.shared.unchoked.get().saturating_sub(1));
+        }
+        if self.by_addr.get(&peer.addr) == Some(&key) {
+            self.by_addr.remove(&peer.addr);
+        }
+        if self.by_id.get(&peer.id) == Some(&key) {
+            self.by_id.remove(&peer.id);
+        }
+        self.up.leave(key);
+        self.down.leave(key);
+        self.idle.retain(|&other| other != key);
+        self.actions.retain(|action| {
+            !matches!(action, Action::Transmit(other) | Action::Close(other, _) if *other == key)
+        });
+        self.remember(now, &peer);
+        let lasted = now.saturating_duration_since(peer.connected_at) >= WORTHWHILE;
+        if lasted || peer.uploaded + peer.downloaded > 0 {
+            self.contacts.worthwhile(peer.addr);
+        }
+        if self.is_complete() && peer.is_seed() {
+            self.contacts.useless(peer.addr);
+        } else {
+            self.contacts.failed(now, peer.addr, self.rng.u32(..));
+        }
+        if !peer.am_choking {
+            self.fill_slots(now);
+        }
+        self.settle(now);
+    }
+
+    /// Who comes back is no newcomer to the choker.
+    fn remember(&mut self, now: Instant, peer: &Peer) {
+        let bytes = peer.uploaded.saturating_add(peer.uploaded_recently);
+        if bytes == 0 {
+            return;
+        }
+        if self.recent.len() >= RECENT_MAX {
+            self.recent.pop_first();
+        }
+        self.recent.insert(Offender::of(peer.addr), (bytes, now + RECENT_TTL));
+    }
+
+    /// Learns addresses that may be peers of this torrent.
+    pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
+        for &addr in addrs.iter().take(CONTACTS_MAX) {
+            let local = is_local(addr.ip());
+            let welcome = !local || self.options.allow_local || source == Source::Lsd;
+            if welcome && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
+                let tie = self.rng.u32(..);
+                self.contacts.insert(now, source, addr, tie);
+            }
+        }
+        self.connect_due(now);
+        self.settle(now);
+    }
+
+    /// An address given out by `Action::Connect` could not be connected to, or its handshake
+    /// failed.
+    pub fn handle_connect_failed(&mut self, now: Instant, addr: SocketAddr) {
+        let tie = self.rng.u32(..);
+        self.contacts.failed(now, addr, tie);
+        self.settle(now);
+    }
+
+    /// Whether another connection may be tried.
+    pub(super) fn has_room(&self) -> bool {
+        self.peers.len() + self.contacts.trying_count() < self.options.connections_max
+    }
+
+    pub(super) fn connect_due(&mut self, now: Instant) {
+        while self.has_room()
+            && let Some(addr) = self.contacts.take(now)
+        {
+            if self.by_addr.contains_key(&addr) {
+                self.contacts.connected(addr);
+            } else {
+                self.actions.push_back(Action::Connect(addr));
+            }
+        }
+    }
+
+    /// Starts the timers that only run while somebody is connected.
+    fn start_clocks(&mut self, now: Instant) {
+        self.next_round.get_or_insert(now + super::choker::ROUND);
+        self.start_seconds(now);
+    }
+}

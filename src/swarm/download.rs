@@ -1,0 +1,345 @@
+//! Fetching: blocks in, pieces done.
+//!
+//! Headers of blocks, stored blocks, verdicts and written pieces enter. Invariant: a block has one
+//! writer at a time; a piece is ours, told to others and served only after `handle_stored`.
+#![forbid(unsafe_code)]
+
+use super::options::{REJECTS_MAX, REQUESTS_OUT_MAX, REQUESTS_OUT_MIN, UNREQUESTED_MAX};
+use super::partial::{Phase, Slot};
+use super::peer::{Error, PeerKey, Pieces};
+use super::{Action, Payload, Swarm, Verdict};
+use crate::units::{Block, PieceIndex};
+use crate::wire::Message;
+use std::time::Instant;
+
+impl Swarm {
+    /// A peer begins to send `block`: says what becomes of its bytes. After `Accept` the caller
+    /// calls `handle_block`, unless the connection ends before.
+    ///
+    /// # Errors
+    /// The peer sent too many blocks that it was not asked for; the caller closes the connection.
+    pub fn handle_payload(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        block: Block,
+    ) -> Result<Payload, Error> {
+        let Some(peer) = self.peers.get_mut(key.0 as usize).filter(|peer| !peer.closing) else {
+            return Ok(Payload::Discard);
+        };
+        peer.last_heard_at = now;
+        if let Some(asked) = peer.take_asked(block) {
+            peer.answered = peer.answered.max(asked.number);
+        } else if let Some(at) = peer.late.iter().position(|&other| other == block) {
+            peer.late.remove(at);
+        } else {
+            peer.unrequested += 1;
+            self.totals.discarded += u64::from(block.len);
+            return if peer.unrequested > UNREQUESTED_MAX {
+                Err(Error::Unrequested)
+            } else {
+                Ok(Payload::Discard)
+            };
+        }
+        peer.last_block_at = now;
+        let index = Self::block_index(block);
+        let partial = self.partials.get(&block.piece).filter(|partial| partial.admits(key));
+        let askers = match partial.and_then(|partial| partial.slot(index)) {
+            Some(Slot::Asked(askers)) => Some(askers),
+            Some(Slot::Free) => None,
+            _ => {
+                self.totals.discarded += u64::from(block.len);
+                self.refill(now, key);
+                self.settle(now);
+                return Ok(Payload::Discard);
+            }
+        };
+        peer.receiving = Some((block, now));
+        self.set_slot(block.piece, index, Slot::Arriving(key));
+        for other in askers.into_iter().flat_map(|askers| askers.iter()).filter(|&o| o != key) {
+            self.cancel(other, block);
+        }
+        self.settle(now);
+        Ok(Payload::Accept)
+    }
+
+    /// The block comes from somebody else: not needed of this peer any more.
+    fn cancel(&mut self, key: PeerKey, block: Block) {
+        if let Some(peer) = self.peer_mut(key)
+            && peer.take_asked(block).is_some()
+        {
+            peer.say(Message::Cancel(block));
+            peer.expect_late(block);
+            self.wake(key);
+            self.rest_soon(key);
+        }
+    }
+
+    /// Has the peer looked at again, for there may be room in its pipeline.
+    fn rest_soon(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(key.0 as usize)
+            && !peer.idle
+        {
+            peer.idle = true;
+            self.idle.push_back(key);
+            self.kick = true;
+        }
+    }
+
+    /// All bytes of an accepted block are stored.
+    pub fn handle_block(&mut self, now: Instant, key: PeerKey, block: Block) {
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else {
+            return;
+        };
+        if peer.receiving.take_if(|(arriving, _)| *arriving == block).is_none() {
+            return;
+        }
+        peer.last_heard_at = now;
+        peer.last_block_at = now;
+        peer.snubbed = false;
+        peer.rejects = 0;
+        peer.blocks_in_second += 1;
+        if peer.slow_start {
+            peer.target = (peer.target + 1).min(REQUESTS_OUT_MAX);
+        }
+        peer.down.add(now, u64::from(block.len));
+        peer.downloaded += u64::from(block.len);
+        let origin = peer.origin();
+        self.down_meter.add(now, u64::from(block.len));
+        self.totals.downloaded += u64::from(block.len);
+        let index = Self::block_index(block);
+        if let Some(partial) = self.partials.get_mut(&block.piece)
+            && partial.slot(index) == Some(Slot::Arriving(key))
+        {
+            let source = partial.origin(origin);
+            self.set_slot(block.piece, index, Slot::Stored(source));
+            self.complete_if_whole(block.piece);
+        }
+        self.refill(now, key);
+        self.settle(now);
+    }
+
+    fn complete_if_whole(&mut self, piece: PieceIndex) {
+        let Some(partial) = self.partials.get_mut(&piece) else {
+            return;
+        };
+        if partial.missing == 0 && partial.phase == Phase::Fetching {
+            partial.phase = Phase::Verifying;
+            partial.exclusive = None;
+            let digests = self.suspects.are_wanted(piece);
+            self.actions.push_back(Action::Verify { piece, digests });
+        }
+    }
+
+    /// The hash of a piece is known.
+    pub fn handle_verified(&mut self, now: Instant, piece: PieceIndex, verdict: Verdict) {
+        let Some(partial) = self.partials.get_mut(&piece) else {
+            return;
+        };
+        if partial.phase != Phase::Verifying {
+            return;
+        }
+        match verdict {
+            Verdict::Good(digests) => {
+                partial.phase = Phase::Writing;
+                self.totals.pieces_good += 1;
+                self.clear_suspects(now, piece, &digests);
+            }
+            Verdict::Bad(digests) => {
+                self.totals.pieces_bad += 1;
+                self.totals.corrupt += u64::from(self.geometry.piece_len(piece));
+                self.blame(now, piece, digests);
+            }
+            Verdict::Unreadable => self.restart(piece),
+        }
+        self.settle(now);
+    }
+
+    /// Fetches a partial piece anew, from its first block.
+    pub(super) fn restart(&mut self, piece: PieceIndex) {
+        let Some(partial) = self.partials.get_mut(&piece) else {
+            return;
+        };
+        let slots = partial.blocks.clone();
+        for (index, slot) in (0u32..).zip(slots) {
+            if let (Slot::Asked(askers), Some(block)) = (slot, self.geometry.block(piece, index)) {
+                for key in askers.iter() {
+                    self.cancel(key, block);
+                }
+            }
+        }
+        if let Some(partial) = self.partials.get_mut(&piece) {
+            partial.reset();
+            self.open.insert(piece);
+        }
+        self.kick = true;
+        self.actions.push_back(Action::Discard(piece));
+    }
+
+    /// Gives up a partial piece; it may be picked again.
+    pub(super) fn abandon(&mut self, piece: PieceIndex) {
+        if !self.partials.contains_key(&piece) {
+            return;
+        }
+        self.restart(piece);
+        self.partials.remove(&piece);
+        self.open.remove(&piece);
+        if let Some(availability) = &mut self.availability {
+            availability.set_pickable(piece, true);
+        }
+    }
+
+    /// A good piece is on disk: from now on it is ours, is told to others and served.
+    ///
+    /// Also for pieces that were found on disk without having been fetched.
+    pub fn handle_stored(&mut self, now: Instant, piece: PieceIndex) {
+        if piece.0 >= self.geometry.piece_count() || self.have.has(piece) {
+            return;
+        }
+        if self.partials.get(&piece).is_some_and(|partial| partial.phase == Phase::Fetching) {
+            self.abandon(piece);
+        }
+        self.partials.remove(&piece);
+        self.open.remove(&piece);
+        self.have.set(piece);
+        if let Some(availability) = &mut self.availability {
+            availability.set_pickable(piece, false);
+        }
+        for key in self.keys() {
+            self.tell_have(key, piece);
+        }
+        self.kick = true;
+        if self.have.is_complete() {
+            self.finish(now);
+        }
+        self.settle(now);
+    }
+
+    fn tell_have(&mut self, key: PeerKey, piece: PieceIndex) {
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else {
+            return;
+        };
+        let theirs = peer.pieces.has(piece);
+        if theirs && matches!(peer.pieces, Pieces::Some(_)) {
+            peer.wanted -= 1;
+        }
+        if !theirs {
+            peer.say(Message::Have(piece));
+            self.wake(key);
+        }
+        if let Err(reason) = self.check_control(key) {
+            self.close(key, reason);
+        }
+        self.update_interest(key);
+    }
+
+    /// The last piece is ours.
+    fn finish(&mut self, now: Instant) {
+        for piece in self.partials.keys().copied().collect::<Vec<_>>() {
+            self.abandon(piece);
+        }
+        self.availability = None;
+        self.suspects.clear();
+        self.actions.push_back(Action::Finished);
+        for key in self.keys() {
+            self.take_back_all(now, key, true);
+            self.say_upload_only(key);
+            self.close_if_useless(key);
+        }
+    }
+
+    /// A piece that counted as ours is not readable: it is not served any more, and fetched again.
+    pub fn handle_lost(&mut self, now: Instant, piece: PieceIndex) {
+        if self.partials.get(&piece).is_some_and(|partial| partial.phase != Phase::Fetching) {
+            self.abandon(piece);
+        }
+        if self.have.clear(piece) {
+            self.lost_any = true;
+            self.regain_availability();
+            if let Some(availability) = &mut self.availability {
+                availability.set_pickable(piece, true);
+            }
+            for (_, peer) in &mut self.peers {
+                if let Pieces::Some(pieces) = &peer.pieces {
+                    peer.wanted += u32::from(pieces.has(piece));
+                }
+            }
+            for key in self.keys() {
+                self.update_interest(key);
+                self.refill(now, key);
+            }
+            self.start_seconds(now);
+        }
+        self.settle(now);
+    }
+
+    /// Counts again who has what, after a time in which it did not matter.
+    fn regain_availability(&mut self) {
+        if self.availability.is_some() {
+            return;
+        }
+        let mut fresh = super::Availability::new(&self.have, &mut self.rng);
+        for (_, peer) in &self.peers {
+            if let Pieces::Some(pieces) = &peer.pieces {
+                fresh.add_all(pieces);
+            }
+        }
+        self.availability = Some(fresh);
+    }
+
+    /// Interested exactly if the peer has something that we lack.
+    pub(super) fn update_interest(&mut self, key: PeerKey) {
+        let complete = self.have.is_complete();
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else {
+            return;
+        };
+        let interesting = match peer.pieces {
+            Pieces::None => false,
+            Pieces::Some(_) => peer.wanted > 0,
+            Pieces::All => !complete,
+        };
+        if interesting == peer.am_interested {
+            return;
+        }
+        peer.am_interested = interesting;
+        if interesting {
+            self.counts.interesting += 1;
+            peer.say(Message::Interested);
+        } else {
+            self.counts.interesting -= 1;
+            peer.say(Message::NotInterested);
+        }
+        self.wake(key);
+    }
+
+    pub(super) fn on_reject(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        block: Block,
+    ) -> Result<(), Error> {
+        let Some(peer) = self.peer_mut(key) else {
+            return Ok(());
+        };
+        if peer.take_asked(block).is_none() {
+            return match peer.late.iter().position(|&other| other == block) {
+                Some(at) => {
+                    peer.late.remove(at);
+                    Ok(())
+                }
+                None => self.nuisance(key),
+            };
+        }
+        peer.rejects += 1;
+        if peer.rejects > REJECTS_MAX {
+            return Err(Error::Rejects);
+        }
+        // Its queue is full or it lost the piece; either way less is asked for.
+        peer.slow_start = false;
+        peer.target = (peer.target - peer.target / 4).max(REQUESTS_OUT_MIN);
+        peer.refuse(block.piece);
+        self.release(now, key, block);
+        self.rest_soon(key);
+        Ok(())
+    }
+}

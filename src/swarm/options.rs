@@ -1,0 +1,170 @@
+//! What a swarm is told at its start: limits, policies, identity; and what swarms of a core share.
+//!
+//! Plain values. Invariant: every default is safe for a server on the Internet; the limits that
+//! are no setting are constants here.
+#![forbid(unsafe_code)]
+
+use super::choker::{Choker, Phase, Slots, default_of};
+use crate::rate::Bucket;
+use crate::units::{InfoHash, PeerId};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Addresses of one torrent that are remembered without being connected.
+pub const CONTACTS_MAX: usize = 2000;
+/// Banned addresses that one swarm remembers; the one that would expire first makes room.
+pub const BANS_MAX: usize = 4096;
+/// How long a ban lasts.
+pub const BAN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Outgoing connections that one swarm starts per second.
+pub const CONNECTS_PER_SECOND_MAX: u32 = 10;
+/// Outgoing connections of one swarm that are not through their handshake.
+pub const HALF_OPEN_MAX: usize = 32;
+/// Blocks that we have asked one peer for and that are on their way.
+pub const REQUESTS_OUT_MAX: u32 = 2048;
+/// Requests at one peer before its rate is known, and while it advertises no `reqq`.
+pub const REQUESTS_OUT_START: u32 = 64;
+/// Requests at one peer, however slow it is, unless it is snubbed.
+pub const REQUESTS_OUT_MIN: u32 = 4;
+/// The `reqq` of a peer that does not say.
+pub const REQQ_DEFAULT: u32 = 250;
+/// Peers that one block is asked from at the same time in the endgame.
+pub const ENDGAME_PEERS_MAX: usize = 3;
+/// Requests at one peer that fall into the endgame.
+pub const ENDGAME_REQUESTS_MAX: usize = 16;
+/// How long a block has been asked for before it is asked from somebody else too.
+pub const ENDGAME_AGE: Duration = Duration::from_millis(500);
+/// Pieces that are picked at random before rarity counts.
+pub const RANDOM_FIRST_PIECES: u32 = 4;
+/// Control bytes that may wait for a peer that does not read, beside its bitfield.
+pub const CONTROL_LEN_MAX: usize = 256 * 1024;
+/// Messages of no use (repeats, cancels of nothing, signs of life) per second, over ten seconds.
+pub const NUISANCES_PER_SECOND_MAX: u32 = 200;
+/// Changes of choke and interest of one peer per second.
+pub const STATE_CHANGES_PER_SECOND_MAX: u32 = 100;
+/// Requests that are no use to anybody: too long, for pieces we lack, while choked.
+pub const INVALID_REQUESTS_MAX: u32 = 300;
+/// How long after our choke requests that were on their way are no offence.
+pub const CHOKED_REQUESTS_GRACE: Duration = Duration::from_secs(2);
+/// Blocks that nobody asked the peer for.
+pub const UNREQUESTED_MAX: u32 = 30;
+/// Rejects of our requests in a row, without one block.
+pub const REJECTS_MAX: u32 = 4 * REQUESTS_OUT_MAX;
+/// Pieces that a peer is not asked for, because it rejected them, until they are tried again.
+pub const REFUSED_MAX: usize = 64;
+/// Blocks that a peer skips while it delivers later ones.
+pub const WITHHELD_MAX: usize = 64;
+/// Pieces in an allowed-fast set (BEP 6).
+pub const ALLOWED_FAST_MAX: usize = 10;
+/// How many times its length an allowed-fast piece is served to a peer that we choke.
+pub const ALLOWED_FAST_REPEATS_MAX: u64 = 3;
+/// Pieces that failed their hash and whose blocks are remembered until the good ones are known.
+pub const SUSPECT_PIECES_MAX: usize = 64;
+/// Failed attempts at one piece that are remembered.
+pub const SUSPECT_ATTEMPTS_MAX: usize = 4;
+/// Addresses whose earlier connections the choker remembers.
+pub const RECENT_MAX: usize = 1024;
+/// For how long it does.
+pub const RECENT_TTL: Duration = Duration::from_secs(600);
+
+/// Settings of one swarm.
+#[derive(Clone)]
+pub struct Options {
+    /// What the torrent is called on the wire; the allowed-fast set depends on it.
+    pub info_hash: InfoHash,
+    /// How we name ourselves: a peer of this name is ourselves.
+    pub peer_id: PeerId,
+    /// Client name and version for the extension handshake.
+    pub client: String,
+    /// Pieces in their order instead of rarest first.
+    pub sequential: bool,
+    /// Who is unchoked while pieces are wanted.
+    pub leech_choker: &'static dyn Choker,
+    /// Who is unchoked once we have everything.
+    pub seed_choker: &'static dyn Choker,
+    /// Upload slots of this torrent.
+    pub slots: Slots,
+    /// Upload limit of this torrent in payload bytes per second.
+    pub up: Option<u64>,
+    /// Download limit of this torrent in payload bytes per second.
+    pub down: Option<u64>,
+    /// Connected peers.
+    pub connections_max: usize,
+    /// Connected peers of one public address.
+    pub connections_per_ip_max: usize,
+    /// Loopback and private addresses are welcome, and told apart by address and port.
+    pub allow_local: bool,
+    /// Pieces that may be under way, buffered or being written at once; at least 2.
+    pub partial_pieces_max: usize,
+    /// Without a block for this long a peer that owes us some is snubbed.
+    pub snub_timeout: Duration,
+    /// A block that a peer skipped is asked from others after this long.
+    pub request_timeout: Duration,
+    /// A peer is closed if a block that it began is not through after this long.
+    pub block_timeout: Duration,
+    /// A peer is closed if we hear nothing of it for this long.
+    pub inactivity_timeout: Duration,
+    /// A sign of life is sent after this long without any other message.
+    pub keep_alive: Duration,
+    /// Seed of every random choice.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            info_hash: InfoHash([0; 20]),
+            peer_id: PeerId([0; 20]),
+            client: String::from(concat!("seedring ", env!("CARGO_PKG_VERSION"))),
+            sequential: false,
+            leech_choker: default_of(Phase::Leeching),
+            seed_choker: default_of(Phase::Seeding),
+            slots: Slots::Unlimited,
+            up: None,
+            down: None,
+            connections_max: 10_000,
+            connections_per_ip_max: 8,
+            allow_local: true,
+            partial_pieces_max: 64,
+            snub_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(60),
+            block_timeout: Duration::from_secs(60),
+            inactivity_timeout: Duration::from_secs(600),
+            keep_alive: Duration::from_secs(100),
+            seed: 0,
+        }
+    }
+}
+
+/// What the swarms of one worker share: its leases of the global limits.
+///
+/// The worker owns it, hands a clone of the `Rc` to each swarm, and changes it at any time.
+#[derive(Debug)]
+pub struct Shared {
+    /// Upload limit of the worker.
+    pub up: RefCell<Bucket>,
+    /// Download limit of the worker.
+    pub down: RefCell<Bucket>,
+    /// Upload slots of the worker.
+    pub slots: Cell<Slots>,
+    /// Peers that its swarms have unchoked; the swarms keep it.
+    pub(super) unchoked: Cell<u32>,
+}
+
+impl Shared {
+    /// Limits in payload bytes per second, and slots; `None` and `Unlimited` are no limit.
+    pub fn new(up: Option<u64>, down: Option<u64>, slots: Slots) -> Rc<Self> {
+        Rc::new(Self {
+            up: RefCell::new(Bucket::new(up)),
+            down: RefCell::new(Bucket::new(down)),
+            slots: Cell::new(slots),
+            unchoked: Cell::new(0),
+        })
+    }
+
+    /// Peers that the worker's swarms have unchoked.
+    pub fn unchoked_count(&self) -> u32 {
+        self.unchoked.get()
+    }
+}

@@ -1,0 +1,259 @@
+//! Time passing: rounds of the choker, pipelines, timeouts, signs of life, connects.
+//!
+//! `now` enters; everything that is due is done. Invariant: no timer runs while nobody is
+//! connected and no address is to be tried.
+#![forbid(unsafe_code)]
+
+use super::options::{REQUESTS_OUT_MAX, REQUESTS_OUT_MIN, WITHHELD_MAX};
+use super::partial::Phase;
+use super::peer::{Error, Peer, PeerKey};
+use super::throttle::Wait;
+use super::{Swarm, choker};
+use crate::units::Block;
+use crate::wire::Message;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+impl Swarm {
+    /// Does what is due at `now`; the moment is the one of `poll_timeout`, or later.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.connect_due(now);
+        self.call_throttled(now);
+        if self.next_second.is_some_and(|at| now >= at) {
+            self.second(now);
+        }
+        if self.next_round.is_some_and(|at| now >= at) {
+            self.round(now);
+        }
+        self.settle(now);
+    }
+
+    pub(super) fn call_throttled(&mut self, now: Instant) {
+        for _ in 0..self.up.due_count(now, &self.shared.up) {
+            if let Some(key) = self.up.call()
+                && let Some(peer) = self.peer_mut(key)
+            {
+                peer.up_wait = Wait::Called;
+                self.wake(key);
+            }
+        }
+        self.up.reschedule(now, &self.shared.up);
+        for _ in 0..self.down.due_count(now, &self.shared.down) {
+            if let Some(key) = self.down.call()
+                && let Some(peer) = self.peer_mut(key)
+            {
+                peer.down_wait = Wait::Called;
+                self.refill(now, key);
+            }
+        }
+        self.down.reschedule(now, &self.shared.down);
+    }
+
+    /// Starts the clock that runs while there is somebody to fetch from.
+    pub(super) fn start_seconds(&mut self, now: Instant) {
+        if self.availability.is_some() && !self.peers.is_empty() {
+            self.next_second.get_or_insert(now + SECOND);
+        }
+    }
+
+    fn second(&mut self, now: Instant) {
+        self.next_second = None;
+        self.start_seconds(now);
+        for key in self.keys() {
+            self.pace(key);
+            self.check_progress(now, key);
+        }
+        self.free_suspects();
+        self.retry_idle(now, usize::MAX);
+        self.evict_stalled(now);
+    }
+
+    /// Sizes the pipeline to what came through in the last second.
+    fn pace(&mut self, key: PeerKey) {
+        let Some(peer) = self.peer_mut(key) else {
+            return;
+        };
+        let last = std::mem::replace(&mut peer.blocks_last_second, peer.blocks_in_second);
+        let rate = std::mem::take(&mut peer.blocks_in_second);
+        if peer.asked.is_empty() || rate == 0 {
+            return;
+        }
+        if peer.slow_start && last > 0 && rate <= last + last / 8 {
+            peer.slow_start = false;
+        }
+        if !peer.slow_start {
+            let wanted = 2 * rate.max(rate.midpoint(last));
+            peer.target = wanted.clamp(REQUESTS_OUT_MIN, REQUESTS_OUT_MAX);
+        }
+    }
+
+    /// Snubs, takes back what was left out, closes what stalls.
+    fn check_progress(&mut self, now: Instant, key: PeerKey) {
+        let options = &self.options;
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else {
+            return;
+        };
+        let since = |at: Instant| now.saturating_duration_since(at);
+        if let Some((_, at)) = peer.receiving {
+            if since(at) >= options.block_timeout {
+                self.close(key, Error::BlockStalled);
+            }
+            return;
+        }
+        let Some(oldest) = peer.asked.front().map(|asked| asked.at) else {
+            return;
+        };
+        if since(oldest.max(peer.last_block_at)) >= options.snub_timeout {
+            if !std::mem::replace(&mut peer.snubbed, true) {
+                self.totals.snubbed += 1;
+            }
+            self.snub(now, key);
+            return;
+        }
+        let limit = options.request_timeout;
+        let left_out: Vec<Block> = peer
+            .asked
+            .iter()
+            .take_while(|asked| since(asked.at) >= limit)
+            .filter(|asked| asked.number < peer.answered)
+            .map(|asked| asked.block)
+            .collect();
+        for block in left_out {
+            self.take_back(now, key, block);
+        }
+    }
+
+    /// The peer owes blocks and sends none: others get them, and it is asked for one at a time.
+    fn snub(&mut self, now: Instant, key: PeerKey) {
+        if let Some(peer) = self.peer_mut(key) {
+            let blocks: Vec<Block> = peer.asked.iter().map(|asked| asked.block).collect();
+            for block in blocks {
+                peer.refuse(block.piece);
+                peer.say(Message::Cancel(block));
+            }
+        }
+        self.take_back_all(now, key, true);
+        self.wake(key);
+        self.refill(now, key);
+    }
+
+    /// One block that the peer passed over.
+    fn take_back(&mut self, now: Instant, key: PeerKey, block: Block) {
+        let Some(peer) = self.peer_mut(key) else {
+            return;
+        };
+        if peer.take_asked(block).is_none() {
+            return;
+        }
+        peer.withheld += 1;
+        peer.refuse(block.piece);
+        peer.expect_late(block);
+        peer.say(Message::Cancel(block));
+        if peer.withheld > WITHHELD_MAX {
+            self.close(key, Error::Withholding);
+        }
+        self.release(now, key, block);
+        self.wake(key);
+    }
+
+    /// A suspect piece whose only peer does not get on is given to another one.
+    fn free_suspects(&mut self) {
+        let holders: Vec<PeerKey> = self
+            .partials
+            .iter()
+            .filter(|(_, partial)| partial.phase == Phase::Fetching)
+            .filter_map(|(&piece, partial)| {
+                let key = partial.exclusive?;
+                let works = self.peer(key).is_some_and(|peer| {
+                    peer.receiving.is_some_and(|(block, _)| block.piece == piece)
+                        || peer.asked.iter().any(|asked| asked.block.piece == piece)
+                });
+                (!works).then_some(key)
+            })
+            .collect();
+        for key in holders {
+            self.release_exclusive(key);
+        }
+    }
+
+    /// When the budget is used up by pieces that nobody here can go on with, one is given up for
+    /// those who have nothing to do.
+    fn evict_stalled(&mut self, now: Instant) {
+        let pickable = self.availability.as_ref().map_or(0, |map| map.pickable_count());
+        if self.idle.is_empty()
+            || pickable == 0
+            || self.partials.len() < self.options.partial_pieces_max
+        {
+            return;
+        }
+        let stalled = self
+            .partials
+            .iter()
+            .filter(|(_, partial)| {
+                partial.phase == Phase::Fetching && partial.free == partial.missing
+            })
+            .max_by_key(|(_, partial)| partial.missing)
+            .map(|(&piece, _)| piece);
+        if let Some(piece) = stalled {
+            self.abandon(piece);
+            self.retry_idle(now, usize::MAX);
+        }
+    }
+
+    fn round(&mut self, now: Instant) {
+        self.next_round = None;
+        let keep_alive = self.options.keep_alive;
+        let inactive = self.options.inactivity_timeout;
+        for key in self.keys() {
+            let Some(peer) = self.peer_mut(key) else {
+                continue;
+            };
+            peer.nuisances = 0;
+            peer.refused.clear();
+            if now.saturating_duration_since(peer.last_heard_at) >= inactive {
+                self.close(key, Error::Inactive);
+            } else if now.saturating_duration_since(peer.last_sent_at) >= keep_alive
+                && peer.control.is_empty()
+            {
+                peer.say(Message::KeepAlive);
+                self.wake(key);
+            }
+        }
+        self.bans.expire(now);
+        self.recent.retain(|_, (_, until)| now < *until);
+        if !self.peers.is_empty() {
+            self.redistribute(now);
+            self.next_round = Some(now + choker::ROUND);
+        }
+    }
+
+    /// Changes the limits of this torrent.
+    pub fn set_limits(&mut self, now: Instant, limits: Limits) {
+        self.options.slots = limits.slots;
+        self.up.bucket.set_rate(now, limits.up);
+        self.down.bucket.set_rate(now, limits.down);
+        self.up.schedule(now, &self.shared.up);
+        self.down.schedule(now, &self.shared.down);
+        self.fill_slots(now);
+        self.settle(now);
+    }
+
+    /// Two that have everything have nothing to say to each other.
+    pub(super) fn close_if_useless(&mut self, key: PeerKey) {
+        if self.is_complete() && self.peer(key).is_some_and(Peer::is_seed) {
+            self.close(key, Error::NothingToTrade);
+        }
+    }
+}
+
+/// Limits of one torrent that can change at any time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Upload slots.
+    pub slots: choker::Slots,
+    /// Payload bytes per second sent; `None` is no limit.
+    pub up: Option<u64>,
+    /// Payload bytes per second fetched; `None` is no limit.
+    pub down: Option<u64>,
+}

@@ -1,0 +1,510 @@
+//! The announces of all torrents, so that many torrents are no storm.
+//!
+//! Torrents, outcomes and `now` enter; jobs leave, never more at once than [`Limits`] allow, in
+//! all and to one host, in the order of their deadlines and paced per host. Invariant: a host
+//! that fails again and again rests and holds no slot meanwhile, and no step looks at all
+//! torrents: what is due is found in ordered sets.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::host::{Host, Place};
+use super::{Announce, Announcer, Failure, Options, Reply, Status};
+use crate::units::InfoHash;
+
+/// How much may happen at once. [`Limits::default`] is what a server uses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Announces on their way, over all hosts; `stopped` at the end has as many again.
+    pub in_flight_max: usize,
+    /// Announces on their way to one host.
+    pub in_flight_per_host_max: usize,
+    /// The same while the server ends and every torrent says `stopped`.
+    pub in_flight_per_host_ending_max: usize,
+    /// Announces to one host that may start at once; further ones follow every `host_gap`.
+    pub host_burst: u32,
+    /// Time between two announces to one host once its burst is used up.
+    pub host_gap: Duration,
+    /// Faults in a row after which a host rests.
+    pub host_fault_max: u32,
+    /// The first rest of a host; it doubles with every further fault.
+    pub host_rest_min: Duration,
+    /// The longest rest of a host.
+    pub host_rest_max: Duration,
+    /// Hosts whose faults are remembered; those of further ones are not.
+    pub hosts_max: usize,
+    /// Torrents, stopping ones included.
+    pub torrents_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            in_flight_max: 50,
+            in_flight_per_host_max: 6,
+            in_flight_per_host_ending_max: 25,
+            host_burst: 20,
+            host_gap: Duration::from_millis(20),
+            host_fault_max: 5,
+            host_rest_min: Duration::from_secs(60),
+            host_rest_max: Duration::from_secs(30 * 60),
+            hosts_max: 16_384,
+            torrents_max: 200_000,
+        }
+    }
+}
+
+/// An announce that was due more than this long ago is overdue.
+pub const OVERDUE_AFTER: Duration = Duration::from_secs(60);
+
+/// Time between two looks for hosts that can be forgotten.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// The announces of all torrents; see the module's text.
+///
+/// `T` is what the owner keeps with each torrent.
+#[derive(Debug)]
+pub struct Scheduler<T> {
+    options: Options,
+    limits: Limits,
+    entries: Slab<Entry<T>>,
+    /// The torrents that run, and those that stop; the same torrent may be in both for a while.
+    by_info_hash: BTreeMap<InfoHash, usize>,
+    stopping: BTreeMap<InfoHash, usize>,
+    /// Torrents whose next announce lies in the future.
+    waiting: BTreeSet<(Instant, usize)>,
+    hosts: BTreeMap<Arc<str>, Host>,
+    /// Hosts that can be announced to now, by the rank of their first torrent.
+    runnable: BTreeSet<(Rank, Arc<str>)>,
+    /// Hosts that have torrents ready and wait for their pace.
+    pausing: BTreeSet<(Instant, Arc<str>)>,
+    /// When each ready torrent was due.
+    ready: BTreeSet<(Instant, usize)>,
+    sweep_at: Option<Instant>,
+    in_flight_count: usize,
+    is_ending: bool,
+    rng: fastrand::Rng,
+}
+
+/// Order among ready torrents: urgent ones first, then by deadline, then by age.
+pub(super) type Rank = (bool, Instant, usize);
+
+#[derive(Debug)]
+struct Entry<T> {
+    info_hash: InfoHash,
+    announcer: Announcer,
+    /// Whether its first announce goes before those of others: someone waits for its peers.
+    is_urgent: bool,
+    queue: Queue,
+    in_flight_count: usize,
+    /// A torrent of the same info-hash that was added while this one was stopping.
+    successor: Option<Box<Addition<T>>>,
+    attachment: T,
+}
+
+/// Where a torrent stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Queue {
+    /// Nothing to do before something is handled.
+    None,
+    /// In `waiting`.
+    Waiting(Instant),
+    /// In the ready set of a host.
+    Ready(Arc<str>, Rank),
+}
+
+#[derive(Debug)]
+struct Addition<T> {
+    tiers: Vec<Vec<String>>,
+    is_urgent: bool,
+    attachment: T,
+}
+
+/// An announce to make now; its outcome is handed back with `key`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Job {
+    /// Names the torrent to [`Scheduler::handle_reply`].
+    pub key: usize,
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// What to announce.
+    pub announce: Announce,
+}
+
+/// Why a torrent was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AddError {
+    /// It is there already.
+    #[error("the torrent is announced already")]
+    Duplicate,
+    /// The table is full.
+    #[error("{0} torrents are announced already, and more is not allowed")]
+    Full(usize),
+    /// The server is about to end.
+    #[error("the server is ending")]
+    Ending,
+}
+
+impl<T> Scheduler<T> {
+    /// No torrents yet. `seed` decides shuffles and jitter.
+    pub fn new(options: Options, limits: Limits, seed: u64) -> Self {
+        Self {
+            options,
+            limits,
+            entries: Slab::new(),
+            by_info_hash: BTreeMap::new(),
+            stopping: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            hosts: BTreeMap::new(),
+            runnable: BTreeSet::new(),
+            pausing: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            sweep_at: None,
+            in_flight_count: 0,
+            is_ending: false,
+            rng: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    /// Starts a torrent: its first announce is due at once, and goes before those of torrents that
+    /// are not urgent. A torrent that is still saying `stopped` starts when that is done.
+    ///
+    /// # Errors
+    /// Says why it was not taken.
+    pub fn add(
+        &mut self,
+        now: Instant,
+        info_hash: InfoHash,
+        tiers: &[Vec<String>],
+        is_urgent: bool,
+        attachment: T,
+    ) -> Result<(), AddError> {
+        if self.is_ending {
+            return Err(AddError::Ending);
+        }
+        if self.by_info_hash.contains_key(&info_hash) {
+            return Err(AddError::Duplicate);
+        }
+        if let Some(entry) =
+            self.stopping.get(&info_hash).and_then(|key| self.entries.get_mut(*key))
+        {
+            if entry.successor.is_some() {
+                return Err(AddError::Duplicate);
+            }
+            let addition = Addition { tiers: tiers.to_vec(), is_urgent, attachment };
+            entry.successor = Some(Box::new(addition));
+            return Ok(());
+        }
+        if self.entries.len() >= self.limits.torrents_max {
+            return Err(AddError::Full(self.limits.torrents_max));
+        }
+        let announcer = Announcer::new(now, tiers, self.rng.fork());
+        let (queue, in_flight_count, successor) = (Queue::None, 0, None);
+        let key = self.entries.insert(Entry {
+            info_hash,
+            announcer,
+            is_urgent,
+            queue,
+            in_flight_count,
+            successor,
+            attachment,
+        });
+        self.by_info_hash.insert(info_hash, key);
+        self.enqueue(now, key);
+        Ok(())
+    }
+
+    /// Stops a torrent: `stopped` goes to the trackers that heard `started`, then it is forgotten.
+    /// False if it is not there.
+    pub fn remove(&mut self, now: Instant, info_hash: InfoHash) -> bool {
+        let Some(key) = self.by_info_hash.remove(&info_hash) else {
+            let entry = self.stopping.get(&info_hash).and_then(|key| self.entries.get_mut(*key));
+            return entry.is_some_and(|entry| entry.successor.take().is_some());
+        };
+        self.stopping.insert(info_hash, key);
+        self.stop(now, key);
+        true
+    }
+
+    /// The download of a torrent has just become complete. False if it is not there.
+    pub fn handle_completed(&mut self, now: Instant, info_hash: InfoHash) -> bool {
+        self.touch(now, info_hash, |announcer, _| announcer.handle_completed(now))
+    }
+
+    /// A person asked for an announce now. False if the torrent is not there.
+    pub fn handle_reannounce(&mut self, now: Instant, info_hash: InfoHash) -> bool {
+        self.touch(now, info_hash, |announcer, options| announcer.handle_reannounce(now, options))
+    }
+
+    /// The server ends: every torrent says `stopped`, without pace, within the limits.
+    pub fn handle_ending(&mut self, now: Instant) {
+        self.is_ending = true;
+        self.stopping.append(&mut self.by_info_hash);
+        let hosts: Vec<_> = self.hosts.keys().cloned().collect();
+        hosts.iter().for_each(|host| self.settle_host(now, host));
+        for key in self.entries.iter().map(|(key, _)| key).collect::<Vec<_>>() {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.successor = None;
+            }
+            self.stop(now, key);
+        }
+    }
+
+    /// The next announce to make now, if there is one and the limits allow it.
+    pub fn poll(&mut self, now: Instant) -> Option<Job> {
+        self.wake(now);
+        let ending_in_flight_max = if self.is_ending { self.limits.in_flight_max } else { 0 };
+        while self.in_flight_count < self.limits.in_flight_max + ending_in_flight_max {
+            let ((_, _, key), host) = self.runnable.first()?.clone();
+            self.dequeue(now, key);
+            let entry = self.entries.get_mut(key)?;
+            // The choice may have changed while the torrent stood in the queue.
+            let is_here = entry.announcer.peek(now).is_some_and(|(_, url)| *url.host() == host);
+            let announce = if is_here { entry.announcer.poll(now, &self.options) } else { None };
+            if let Some(announce) = announce {
+                entry.in_flight_count += 1;
+                let info_hash = entry.info_hash;
+                self.in_flight_count += 1;
+                self.hosts.entry(Arc::clone(&host)).or_default().start(now, &self.limits);
+                self.settle_host(now, &host);
+                self.enqueue(now, key);
+                return Some(Job { key, info_hash, announce });
+            }
+            self.enqueue(now, key);
+        }
+        None
+    }
+
+    /// When [`poll`](Self::poll) is worth calling, if nothing is handled before: `None` if only
+    /// an outcome or a command can make something due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let waiting_until = self.waiting.first().map(|(at, _)| *at);
+        let pausing_until = self.pausing.first().map(|(at, _)| *at);
+        waiting_until.into_iter().chain(pausing_until).min()
+    }
+
+    /// Whether the server ends and nothing is left to announce.
+    pub fn is_ended(&self) -> bool {
+        self.is_ending && self.entries.is_empty()
+    }
+
+    /// Takes the outcome of a job. The torrent's own value comes back if it is still wanted.
+    pub fn handle_reply(
+        &mut self,
+        now: Instant,
+        job: &Job,
+        result: &Result<Reply, Failure>,
+    ) -> Option<&T> {
+        let host = job.announce.url.host();
+        let is_busy =
+            |entry: &&mut Entry<T>| entry.info_hash == job.info_hash && entry.in_flight_count > 0;
+        let entry = self.entries.get_mut(job.key).filter(is_busy)?;
+        entry.in_flight_count -= 1;
+        self.in_flight_count -= 1;
+        entry.announcer.handle_reply(now, &self.options, job.announce.slot, result);
+        let is_known = self.hosts.len() <= self.limits.hosts_max;
+        if let Some(host) = self.hosts.get_mut(host) {
+            let jitter = self.rng.f64();
+            host.finish(now, &self.limits, result.as_ref().err().filter(|_| is_known), jitter);
+        }
+        if self.is_resting(now, host) {
+            self.evict(now, host);
+        }
+        self.settle_host(now, host);
+        self.dequeue(now, job.key);
+        self.enqueue(now, job.key);
+        let key = *self.by_info_hash.get(&job.info_hash).filter(|key| **key == job.key)?;
+        Some(&self.entries.get(key)?.attachment)
+    }
+
+    /// The value that came with a torrent, as long as it is announced or stopping.
+    pub fn attachment(&self, key: usize) -> Option<&T> {
+        Some(&self.entries.get(key)?.attachment)
+    }
+
+    /// What to show of a torrent.
+    pub fn status(&self, info_hash: InfoHash) -> Option<Status> {
+        let key = self.by_info_hash.get(&info_hash)?;
+        Some(self.entries.get(*key)?.announcer.status())
+    }
+
+    /// Torrents, stopping ones included.
+    pub fn torrent_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Announces on their way.
+    pub fn in_flight_count(&self) -> usize {
+        self.in_flight_count
+    }
+
+    /// Torrents whose announce is due and has to wait for the limits.
+    pub fn ready_count(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Torrents whose announce has been due for more than [`OVERDUE_AFTER`].
+    pub fn overdue_count(&self, now: Instant) -> usize {
+        let before = now.checked_sub(OVERDUE_AFTER);
+        before.map_or(0, |before| self.ready.range(..(before, 0)).count())
+    }
+
+    fn touch(
+        &mut self,
+        now: Instant,
+        info_hash: InfoHash,
+        change: impl FnOnce(&mut Announcer, &Options),
+    ) -> bool {
+        let Some(key) = self.by_info_hash.get(&info_hash).copied() else { return false };
+        self.dequeue(now, key);
+        if let Some(entry) = self.entries.get_mut(key) {
+            change(&mut entry.announcer, &self.options);
+        }
+        self.enqueue(now, key);
+        true
+    }
+
+    fn stop(&mut self, now: Instant, key: usize) {
+        self.dequeue(now, key);
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.announcer.handle_stop(now);
+        }
+        self.enqueue(now, key);
+    }
+
+    /// Moves what has become due: torrents to their hosts, hosts back to work.
+    fn wake(&mut self, now: Instant) {
+        while let Some((at, key)) = self.waiting.first().copied()
+            && at <= now
+        {
+            self.dequeue(now, key);
+            self.enqueue(now, key);
+        }
+        while let Some((at, host)) = self.pausing.first().cloned()
+            && at <= now
+        {
+            self.settle_host(now, &host);
+        }
+        if self.sweep_at.is_none_or(|at| at <= now) {
+            self.sweep_at = Some(now + SWEEP_EVERY);
+            self.hosts.retain(|_, host| !host.is_forgettable(now));
+        }
+    }
+
+    /// Puts a torrent that stands nowhere where it belongs; forgets it once it has stopped.
+    fn enqueue(&mut self, now: Instant, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        // A tracker on a resting host is passed over; each is passed over once at most.
+        while let Some((slot, url)) = entry.announcer.peek(now)
+            && let Some(until) = self.hosts.get(url.host()).and_then(|host| host.rests_until(now))
+        {
+            // Not all at the same moment; they would only queue up again.
+            let spread = self.limits.host_rest_min.mul_f64(self.rng.f64());
+            entry.announcer.handle_deferred(now, slot, until + spread);
+        }
+        if entry.announcer.is_stopped() && entry.in_flight_count == 0 {
+            self.forget(now, key);
+            return;
+        }
+        let Some(due_at) = entry.announcer.poll_timeout() else { return };
+        let host = entry.announcer.peek(now).map(|(_, url)| Arc::clone(url.host()));
+        match host {
+            Some(host) => {
+                let is_first = entry.announcer.is_first();
+                let rank = (!(entry.is_urgent && is_first), due_at, key);
+                entry.queue = Queue::Ready(Arc::clone(&host), rank);
+                self.ready.insert((due_at, key));
+                self.hosts.entry(Arc::clone(&host)).or_default().ready.insert(rank);
+                self.settle_host(now, &host);
+            }
+            None if due_at > now => {
+                entry.queue = Queue::Waiting(due_at);
+                self.waiting.insert((due_at, key));
+            }
+            // Due, but no tracker may be asked yet: the next choice has to be planned.
+            None => {
+                entry.announcer.handle_timeout(now);
+                if let Some(at) = entry.announcer.poll_timeout().filter(|at| *at > now) {
+                    entry.queue = Queue::Waiting(at);
+                    self.waiting.insert((at, key));
+                }
+            }
+        }
+    }
+
+    /// Takes a torrent out of whatever set it stands in.
+    fn dequeue(&mut self, now: Instant, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        match std::mem::replace(&mut entry.queue, Queue::None) {
+            Queue::None => {}
+            Queue::Waiting(at) => {
+                self.waiting.remove(&(at, key));
+            }
+            Queue::Ready(host, rank) => {
+                self.ready.remove(&(rank.1, key));
+                if let Some(host) = self.hosts.get_mut(&host) {
+                    host.ready.remove(&rank);
+                }
+                self.settle_host(now, &host);
+            }
+        }
+    }
+
+    fn forget(&mut self, now: Instant, key: usize) {
+        let Some(entry) = self.entries.try_remove(key) else { return };
+        self.stopping.remove(&entry.info_hash);
+        if let Some(next) = entry.successor {
+            // Its place is free: it was just given back.
+            let _taken =
+                self.add(now, entry.info_hash, &next.tiers, next.is_urgent, next.attachment);
+        }
+    }
+
+    fn is_resting(&self, now: Instant, host: &Arc<str>) -> bool {
+        self.hosts.get(host).is_some_and(|host| host.rests_until(now).is_some())
+    }
+
+    /// Sends the torrents that stand in the queue of a host that begins to rest elsewhere.
+    fn evict(&mut self, now: Instant, host: &Arc<str>) {
+        while let Some((_, _, key)) = self.hosts.get(host).and_then(|host| host.ready.first()) {
+            let key = *key;
+            self.dequeue(now, key);
+            self.enqueue(now, key);
+        }
+    }
+
+    /// Brings the place of a host among the runnable and pausing ones up to date.
+    fn settle_host(&mut self, now: Instant, name: &Arc<str>) {
+        let Some(host) = self.hosts.get_mut(name) else { return };
+        let place = host.place(now, &self.limits, self.is_ending);
+        if place != host.place {
+            match host.place {
+                Place::Off => {}
+                Place::Runnable(rank) => {
+                    self.runnable.remove(&(rank, Arc::clone(name)));
+                }
+                Place::Pausing(at) => {
+                    self.pausing.remove(&(at, Arc::clone(name)));
+                }
+            }
+            host.place = place;
+            match place {
+                Place::Off => {}
+                Place::Runnable(rank) => {
+                    self.runnable.insert((rank, Arc::clone(name)));
+                }
+                Place::Pausing(at) => {
+                    self.pausing.insert((at, Arc::clone(name)));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

@@ -1,0 +1,339 @@
+//! From a connection to a peer: accepting, connecting, handshakes, and the hand-over of a
+//! connection to the worker that is the home of its torrent.
+//!
+//! Sockets and handshake bytes enter, peers of a swarm leave. Invariant: when a connection is
+//! handed over no operation is in flight on it, and every byte that was read goes with it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::connection::{Conn, Peer, Phase, ZeroCopy};
+use super::mailbox::{Adopted, Letter};
+use super::table::Key;
+use super::torrent::Torrent;
+use super::{HANDSHAKES_MAX, Target, Timer, Worker};
+use crate::metrics::{
+    AcceptResult, Direction, DisconnectReason, HandoverResult, HandshakeResult,
+};
+use crate::ring::{Driver, Op, Pool, Tag};
+use crate::swarm::{PeerInit, Refused};
+use crate::sys::net;
+use crate::units::InfoHash;
+use crate::wire::{Decoder, Handshake, HandshakeReader, Limits};
+
+/// How long a handshake may take in all, whatever arrives meanwhile.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to leave a listener alone when the system has no descriptor left.
+const LISTEN_PAUSE: Duration = Duration::from_millis(200);
+
+impl<D: Driver> Worker<D> {
+    /// Accepts on a listener until it is told otherwise.
+    pub(super) fn listen(&mut self, index: usize) {
+        if self.stopping.is_none()
+            && let Some(listener) = self.listeners.get(index)
+        {
+            let listener = Rc::clone(listener);
+            self.operate(Target::Listener(index), Op::Accept { listener });
+        }
+    }
+
+    pub(super) fn on_accepted(&mut self, tag: Tag, result: io::Result<OwnedFd>, last: bool) {
+        let Some(Target::Listener(index)) = Target::of(tag) else { return };
+        let failed = result.is_err();
+        match result {
+            Ok(socket) => self.accept(socket),
+            Err(_) if self.stopping.is_some() => return,
+            Err(error) => {
+                self.core.accepts[AcceptResult::Error].add(1);
+                tracing::warn!(%error, "cannot accept connections for a moment");
+            }
+        }
+        if last && failed {
+            self.timers.set(self.now + LISTEN_PAUSE, Timer::Listen(index));
+        } else if last {
+            self.listen(index);
+        }
+    }
+
+    /// Takes a fresh connection, or closes it where a limit is met.
+    fn accept(&mut self, socket: OwnedFd) {
+        let full = self.conns.len() >= self.options.connections_max
+            || self.handshake_count >= HANDSHAKES_MAX
+            || self.stopping.is_some();
+        if full {
+            self.core.accepts[AcceptResult::Limit].add(1);
+            return;
+        }
+        // A peer that is gone already has no address: nothing is lost with it.
+        let Ok(addr) = net::peer_addr(socket.as_fd()) else { return };
+        if net::set_nodelay(socket.as_fd()).is_err() {
+            return;
+        }
+        self.core.accepts[AcceptResult::Ok].add(1);
+        self.core.peer_connections[Direction::Incoming].add(1);
+        let conn = Conn::new(Rc::new(socket), addr, Phase::Incoming(HandshakeReader::new()));
+        let key = self.conns.insert(conn);
+        self.handshake_count += 1;
+        self.timers.set(self.now + HANDSHAKE_TIMEOUT, Timer::Handshake(key));
+        self.receive(key);
+    }
+
+    /// Asks for what a connection sends next.
+    pub(super) fn receive(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.receiving {
+            return;
+        }
+        let pool = match &conn.phase {
+            Phase::Connecting { .. } => return,
+            Phase::Peer(peer)
+                if self.torrents.get(peer.torrent).is_some_and(|torrent| torrent.is_fetching()) =>
+            {
+                Pool::Large
+            }
+            _ => Pool::Small,
+        };
+        conn.receiving = true;
+        let socket = Rc::clone(&conn.socket);
+        self.operate(Target::Receive(key), Op::Recv { socket, pool });
+    }
+
+    /// Connects to a peer of a torrent.
+    pub(super) fn connect(&mut self, torrent: Key, addr: SocketAddr) {
+        let full = self.conns.len() >= self.options.connections_max || self.stopping.is_some();
+        if full || self.torrents.get(torrent).is_none_or(Torrent::has_failed) {
+            return self.connect_failed(torrent, addr);
+        }
+        let socket = match net::outgoing(&addr, self.options.bind.as_ref()) {
+            Ok(socket) => Rc::new(socket),
+            Err(error) => {
+                tracing::debug!(%addr, %error, "cannot make a socket");
+                self.connect_failed(torrent, addr);
+                return;
+            }
+        };
+        let conn = Conn::new(Rc::clone(&socket), addr, Phase::Connecting { torrent });
+        let key = self.conns.insert(conn);
+        self.handshake_count += 1;
+        self.core.peer_connections[Direction::Outgoing].add(1);
+        self.timers.set(self.now + HANDSHAKE_TIMEOUT, Timer::Handshake(key));
+        self.operate(Target::Connect(key), Op::Connect { socket, addr });
+    }
+
+    fn connect_failed(&mut self, torrent: Key, addr: SocketAddr) {
+        if let Some(torrent) = self.torrents.get_mut(torrent) {
+            torrent.swarm.handle_connect_failed(self.now, addr);
+        }
+        self.touch_torrent(torrent);
+    }
+
+    pub(super) fn on_connected(&mut self, tag: Tag, result: io::Result<()>) {
+        let Some(Target::Connect(key)) = Target::of(tag) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Phase::Connecting { torrent } = conn.phase else { return };
+        if result.is_err() {
+            return self.give_up(key, HandshakeResult::Closed);
+        }
+        let Some(info_hash) = self.torrents.get(torrent).map(|torrent| torrent.info_hash) else {
+            return self.give_up(key, HandshakeResult::UnknownTorrent);
+        };
+        conn.outbox = Handshake::new(info_hash, self.shared.peer_id, false).encode().to_vec();
+        conn.phase = Phase::Outgoing { torrent, reader: HandshakeReader::new() };
+        self.send_to(key);
+        self.receive(key);
+    }
+
+    /// Gives arrived bytes to the handshake of a connection; what lies behind it to the peer.
+    pub(super) fn shake_hands(&mut self, key: Key, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let (reader, asked_for) = match &mut conn.phase {
+            Phase::Incoming(reader) => (reader, None),
+            Phase::Outgoing { reader, torrent } => (reader, Some(*torrent)),
+            _ => return,
+        };
+        let Ok(used) = reader.handle_bytes(bytes) else {
+            return self.give_up(key, HandshakeResult::BadProtocol);
+        };
+        let input = bytes.get(used..).unwrap_or_default();
+        let Some(handshake) = reader.handshake() else { return self.receive(key) };
+        if let Some(torrent) = asked_for {
+            let same = self.torrents.get(torrent).map(|torrent| torrent.info_hash)
+                == Some(handshake.info_hash);
+            if !same {
+                return self.give_up(key, HandshakeResult::UnknownTorrent);
+            }
+            return self.become_peer(key, torrent, &handshake, input);
+        }
+        match self.shared.directory.home(&handshake.info_hash) {
+            Some(home) if home == self.options.number => {
+                match self.by_hash.get(&handshake.info_hash).copied() {
+                    Some(torrent) => self.become_peer(key, torrent, &handshake, input),
+                    None => self.give_up(key, HandshakeResult::UnknownTorrent),
+                }
+            }
+            Some(home) => self.hand_over(key, home, handshake, input.to_vec()),
+            None => self.give_up(key, HandshakeResult::UnknownTorrent),
+        }
+    }
+
+    /// Sends a connection to the home of its torrent.
+    fn hand_over(&mut self, key: Key, home: usize, handshake: Handshake, rest: Vec<u8>) {
+        let Some(conn) = self.conns.remove(key) else { return };
+        self.handshake_count -= 1;
+        let mailbox = self.shared.mailboxes.get().and_then(|mailboxes| mailboxes.get(home));
+        // The receive that brought the handshake is over and nothing was sent: the socket is ours
+        // alone. Were it not, it must not move.
+        let (Some(mailbox), Ok(socket)) = (mailbox, Rc::try_unwrap(conn.socket)) else {
+            self.core.handovers[HandoverResult::Dropped].add(1);
+            return;
+        };
+        let adopted = Box::new(Adopted { socket, addr: conn.addr, handshake, rest });
+        let result = match mailbox.send(Letter::Adopt(adopted)) {
+            Ok(()) => HandoverResult::Sent,
+            Err(_) => HandoverResult::Dropped,
+        };
+        self.core.handovers[result].add(1);
+        self.core.core_messages_sent.add(1);
+    }
+
+    /// Takes a connection over from the worker that accepted it.
+    pub(super) fn adopt(&mut self, adopted: Adopted) {
+        let Adopted { socket, addr, handshake, rest } = adopted;
+        if self.conns.len() >= self.options.connections_max || self.stopping.is_some() {
+            self.core.handovers[HandoverResult::Dropped].add(1);
+            return;
+        }
+        self.core.handovers[HandoverResult::Adopted].add(1);
+        let conn = Conn::new(Rc::new(socket), addr, Phase::Incoming(HandshakeReader::new()));
+        let key = self.conns.insert(conn);
+        self.handshake_count += 1;
+        match self.by_hash.get(&handshake.info_hash).copied() {
+            Some(torrent) => self.become_peer(key, torrent, &handshake, &rest),
+            None => self.give_up(key, HandshakeResult::UnknownTorrent),
+        }
+    }
+
+    /// Both handshakes are there: the connection becomes a peer of the swarm.
+    fn become_peer(&mut self, key: Key, torrent_key: Key, handshake: &Handshake, rest: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let outgoing = matches!(conn.phase, Phase::Outgoing { .. });
+        let direction = if outgoing { Direction::Outgoing } else { Direction::Incoming };
+        let torrent = self.torrents.get_mut(torrent_key).filter(|torrent| !torrent.has_failed());
+        let Some(torrent) = torrent else {
+            return self.give_up(key, HandshakeResult::UnknownTorrent);
+        };
+        let init = PeerInit {
+            addr: conn.addr,
+            peer_id: handshake.peer_id,
+            fast: handshake.supports_fast(),
+            extensions: handshake.supports_extensions(),
+            outgoing,
+        };
+        let peer_key = match torrent.swarm.handle_connected(self.now, init) {
+            Ok(peer_key) => peer_key,
+            Err(refused) => {
+                tracing::debug!(addr = %conn.addr, %refused, "peer not taken");
+                // The swarm knows already what became of the address.
+                conn.phase = Phase::Incoming(HandshakeReader::new());
+                self.touch_torrent(torrent_key);
+                return self.give_up(key, refusal(&refused));
+            }
+        };
+        self.core.handshakes[(direction, HandshakeResult::Ok)].add(1);
+        if !outgoing {
+            let ours = Handshake::new(torrent.info_hash, self.shared.peer_id, false);
+            conn.outbox.extend_from_slice(&ours.encode());
+        }
+        let limits = Limits::new(torrent.content.metainfo.geometry.piece_count());
+        conn.phase = Phase::Peer(Peer {
+            torrent: torrent_key,
+            key: peer_key,
+            decoder: Decoder::new(limits),
+            arriving: None,
+            due: std::collections::VecDeque::new(),
+        });
+        if self.options.zero_copy && !crate::swarm::is_local(conn.addr.ip()) {
+            conn.zero_copy = ZeroCopy::Trying(4);
+        }
+        torrent.enter(peer_key, key, self.now);
+        self.handshake_count -= 1;
+        self.need_files(torrent_key);
+        self.touch_conn(key);
+        self.touch_torrent(torrent_key);
+        self.feed(key, rest);
+    }
+
+    /// Closes a connection before it is a peer, for a reason that is counted.
+    pub(super) fn give_up(&mut self, key: Key, result: HandshakeResult) {
+        let Some(conn) = self.conns.get(key) else { return };
+        let direction = match conn.phase {
+            Phase::Incoming(_) => Direction::Incoming,
+            _ => Direction::Outgoing,
+        };
+        self.core.handshakes[(direction, result)].add(1);
+        tracing::debug!(addr = %conn.addr, result = result.label(), "handshake ended");
+        self.drop_conn(key);
+    }
+
+    /// Closes the connection of a peer, for a reason that is counted.
+    pub(super) fn close(&mut self, key: Key, reason: DisconnectReason) {
+        let Some(conn) = self.conns.get(key) else { return };
+        if !matches!(conn.phase, Phase::Peer(_)) {
+            return self.give_up(key, HandshakeResult::Closed);
+        }
+        self.core.disconnects[reason].add(1);
+        tracing::debug!(addr = %conn.addr, reason = reason.label(), "peer disconnected");
+        self.drop_conn(key);
+    }
+
+    /// Forgets a connection. What is in flight on it ends by itself.
+    fn drop_conn(&mut self, key: Key) {
+        let Some(conn) = self.conns.remove(key) else { return };
+        let connecting = matches!(conn.phase, Phase::Connecting { .. });
+        match conn.phase {
+            Phase::Peer(peer) => {
+                if let Some(torrent) = self.torrents.get_mut(peer.torrent) {
+                    torrent.leave(peer.key, self.now);
+                    torrent.swarm.handle_disconnected(self.now, peer.key);
+                }
+                self.touch_torrent(peer.torrent);
+            }
+            Phase::Connecting { torrent } | Phase::Outgoing { torrent, .. } => {
+                self.handshake_count -= 1;
+                self.connect_failed(torrent, conn.addr);
+            }
+            Phase::Incoming(_) => self.handshake_count -= 1,
+        }
+        // Ends receives and sends that wait; the descriptor is closed with the last of them. A
+        // socket that never was connected has nothing to shut down.
+        let _ = net::shutdown(conn.socket.as_fd());
+        if conn.receiving {
+            self.driver.cancel(Target::Receive(key).tag());
+        }
+        if conn.sending.is_some() {
+            self.driver.cancel(Target::Send(key).tag());
+        }
+        if connecting {
+            self.driver.cancel(Target::Connect(key).tag());
+        }
+    }
+
+    /// The key of the torrent with this info-hash, if it is at home here.
+    pub(super) fn torrent_key(&self, info_hash: &InfoHash) -> Option<Key> {
+        self.by_hash.get(info_hash).copied()
+    }
+}
+
+/// How a refusal of the swarm is counted.
+fn refusal(refused: &Refused) -> HandshakeResult {
+    match refused {
+        Refused::Ourselves => HandshakeResult::Itself,
+        Refused::Duplicate => HandshakeResult::Duplicate,
+        Refused::Full | Refused::FullForAddress => HandshakeResult::Limit,
+        Refused::Banned | Refused::LocalAddress => HandshakeResult::Refused,
+    }
+}

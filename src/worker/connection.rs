@@ -1,0 +1,138 @@
+//! One connection as its worker holds it: socket, phase, what is on its way out.
+//!
+//! Plain state; the rooms beside this one act on it. Invariant: what the kernel reads or writes
+//! belongs to the ring's operations, so a connection can be dropped at any time.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::table::Key;
+use crate::ring::{Batch, Handle};
+use crate::swarm::PeerKey;
+use crate::units::Block;
+use crate::wire::{Decoder, HandshakeReader};
+
+/// A send is kept between these lengths, in bytes: long enough to be cheap, and short enough that
+/// the pages it names are still in memory when a slow peer gets to them.
+pub const SEND_LEN_MIN: usize = 64 * 1024;
+/// See [`SEND_LEN_MIN`].
+pub const SEND_LEN_MAX: usize = 1024 * 1024;
+
+/// How far a connection is.
+#[derive(Debug)]
+pub enum Phase {
+    /// We asked for it; the kernel has not answered yet.
+    Connecting {
+        /// The torrent we want to talk about.
+        torrent: Key,
+    },
+    /// Somebody connected; its handshake is not whole yet.
+    Incoming(HandshakeReader),
+    /// We connected and sent our handshake; the answer is not whole yet.
+    Outgoing {
+        /// The torrent we want to talk about.
+        torrent: Key,
+        /// The answer so far.
+        reader: HandshakeReader,
+    },
+    /// Both handshakes are done.
+    Peer(Peer),
+}
+
+/// A connection whose handshakes are done.
+#[derive(Debug)]
+pub struct Peer {
+    /// The torrent.
+    pub torrent: Key,
+    /// What the swarm calls it.
+    pub key: PeerKey,
+    /// Finds messages in what arrives.
+    pub decoder: Decoder,
+    /// The block whose data is arriving, and whether we want it.
+    pub arriving: Option<(Block, bool)>,
+    /// Blocks that are due to the peer and not in a batch yet, in its order.
+    pub due: VecDeque<Block>,
+}
+
+/// A batch on its way out.
+#[derive(Debug)]
+pub struct Sending {
+    /// What is being sent.
+    pub batch: Rc<Batch>,
+    /// Bytes of it that the kernel has taken.
+    pub sent: usize,
+    /// Bytes of block data in it that have not been counted as sent.
+    pub payload_left: u64,
+    /// When its first byte was offered.
+    pub since: Instant,
+}
+
+/// Whether sends ask the kernel to do without a copy. It answers per send whether it could.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ZeroCopy {
+    /// No: local peer, old kernel, or it copied after all.
+    Off,
+    /// Being tried; this many answers are still awaited before it is believed.
+    Trying(u8),
+    /// Yes.
+    On,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Conn {
+    /// The socket, shared with the operations in flight on it.
+    pub socket: Handle,
+    /// The other side.
+    pub addr: SocketAddr,
+    /// How far it is.
+    pub phase: Phase,
+    /// Whether a receive is in flight.
+    pub receiving: bool,
+    /// Bytes to send before anything else: our handshake.
+    pub outbox: Vec<u8>,
+    /// The batch in flight.
+    pub sending: Option<Sending>,
+    /// Whether it is on the list of those with something to send.
+    pub is_dirty: bool,
+    /// Longest batch worth making for it now, in bytes.
+    pub send_len_max: usize,
+    /// The last send was short: the next one waits for room before it tries.
+    pub zero_copy: ZeroCopy,
+    /// Payload of zero-copy sends that the kernel still holds, in bytes.
+    pub held_len: usize,
+    /// Bytes received so far, to see progress by.
+    pub received_bytes: u64,
+    /// Whether a timer watches for progress inside a message.
+    pub is_watched: bool,
+}
+
+impl Conn {
+    /// A connection in its first phase.
+    pub fn new(socket: Handle, addr: SocketAddr, phase: Phase) -> Self {
+        Self {
+            socket,
+            addr,
+            phase,
+            receiving: false,
+            outbox: Vec::new(),
+            sending: None,
+            is_dirty: false,
+            send_len_max: 4 * SEND_LEN_MIN,
+            zero_copy: ZeroCopy::Off,
+            held_len: 0,
+            received_bytes: 0,
+            is_watched: false,
+        }
+    }
+
+    /// The peer, once both handshakes are done.
+    pub fn peer(&mut self) -> Option<&mut Peer> {
+        match &mut self.phase {
+            Phase::Peer(peer) => Some(peer),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Receiving: from bytes of a connection to pieces on the disk.
+//!
+//! Received bytes enter; messages go to the swarm, block data to the piece it belongs to, and a
+//! piece with the right digest to the disk, in runs as large as its files allow. Invariant: a
+//! piece is announced only after its write has ended, and written only after its digest was right.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::connection::Phase;
+use super::table::Key;
+use super::torrent::Store;
+use super::{HASH_BLOCKS_PER_TURN, Target, Timer, Worker};
+use crate::metrics::{Direction, DisconnectReason, DiskOp, HashReason};
+use crate::ring::{Driver, Op, Tag};
+use crate::storage::Error;
+use crate::storage::pieces::Progress;
+use crate::swarm::{self, Payload, Verdict};
+use crate::sys::clock;
+use crate::units::PieceIndex;
+use crate::wire::Incoming;
+
+/// A message that has begun must bring this many bytes per [`PROGRESS_INTERVAL`].
+const PROGRESS_LEN: u64 = 1024;
+/// See [`PROGRESS_LEN`].
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Piece buffers kept for the next pieces.
+const SPARE_PIECES_MAX: usize = 8;
+
+/// A piece on its way to the disk.
+#[derive(Debug)]
+pub(super) struct PieceWrite {
+    torrent: Key,
+    piece: PieceIndex,
+    data: Rc<Vec<u8>>,
+    /// Writes that have not ended; `None` until the files are open.
+    pending: Option<usize>,
+}
+
+/// One run of a piece inside one file.
+#[derive(Debug)]
+pub(super) struct WriteOp {
+    write: Key,
+    file: usize,
+    offset: u64,
+    start: usize,
+    len: usize,
+}
+
+impl<D: Driver> Worker<D> {
+    pub(super) fn on_received(&mut self, tag: Tag, result: io::Result<crate::ring::RecvBuffer>) {
+        let Some(Target::Receive(key)) = Target::of(tag) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.receiving = false;
+        let bytes = match result {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::ENOBUFS) => {
+                        self.core.buffer_exhausted.add(1);
+                        self.unbuffered.push(key);
+                    }
+                    Some(libc::EINTR | libc::EAGAIN) => self.receive(key),
+                    _ => self.close(key, DisconnectReason::Io),
+                };
+            }
+        };
+        if bytes.is_empty() {
+            return self.close(key, DisconnectReason::PeerClosed);
+        }
+        conn.received_bytes += bytes.len() as u64;
+        match conn.phase {
+            Phase::Peer(_) => self.feed(key, &bytes),
+            _ => self.shake_hands(key, &bytes),
+        }
+    }
+
+    /// Gives received bytes to a peer, and asks for more.
+    pub(super) fn feed(&mut self, key: Key, bytes: &[u8]) {
+        let mut input = bytes;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let (received, watched) = (conn.received_bytes, conn.is_watched);
+        let Some(peer) = conn.peer() else { return };
+        let (torrent_key, peer_key) = (peer.torrent, peer.key);
+        let Some(torrent) = self.torrents.get_mut(torrent_key) else { return };
+        let (now, spare) = (self.now, &mut self.spare_pieces);
+        let mut payload_bytes = 0;
+        let failed = loop {
+            match peer.decoder.decode(&mut input) {
+                Ok(None) => break None,
+                Ok(Some(Incoming::Message(message))) => {
+                    if let Err(error) = torrent.swarm.handle_message(now, peer_key, message) {
+                        break Some(why_closed(&error));
+                    }
+                }
+                Ok(Some(Incoming::Payload { block, offset, data })) => {
+                    let wanted = match peer.arriving {
+                        Some((_, wanted)) => wanted,
+                        None => match torrent.swarm.handle_payload(now, peer_key, block) {
+                            Ok(verdict) => verdict == Payload::Accept,
+                            Err(error) => break Some(why_closed(&error)),
+                        },
+                    };
+                    peer.arriving = Some((block, wanted));
+                    payload_bytes += data.len() as u64;
+                    let stored = wanted
+                        && torrent.pieces.store(block, offset, data, |len| {
+                            let mut buffer = spare.pop().unwrap_or_default();
+                            buffer.resize(len, 0);
+                            buffer
+                        });
+                    // The decoder never hands out more than the block has.
+                    if u64::from(offset) + data.len() as u64 == u64::from(block.len) {
+                        peer.arriving = None;
+                        if stored {
+                            torrent.pieces.complete(block);
+                            torrent.swarm.handle_block(now, peer_key, block);
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the peer broke the protocol");
+                    break Some(DisconnectReason::Protocol);
+                }
+            }
+        };
+        let watch = !watched && peer.decoder.is_mid_message();
+        self.core.received_payload_bytes.add(payload_bytes);
+        self.core.protocol_bytes[Direction::Incoming].add((bytes.len() as u64).saturating_sub(payload_bytes));
+        self.touch_torrent(torrent_key);
+        if let Some(reason) = failed {
+            return self.close(key, reason);
+        }
+        if watch {
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.is_watched = true;
+            }
+            self.timers.set(now + PROGRESS_INTERVAL, Timer::Progress(key, received));
+        }
+        self.receive(key);
+    }
+
+    /// A message had begun: unless it is over, enough of it must have come meanwhile.
+    pub(super) fn on_progress_timer(&mut self, key: Key, before: u64) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_watched = false;
+        let received = conn.received_bytes;
+        let is_mid_message = conn.peer().is_some_and(|peer| peer.decoder.is_mid_message());
+        if !is_mid_message {
+            return;
+        }
+        if received - before < PROGRESS_LEN {
+            return self.close(key, DisconnectReason::Timeout);
+        }
+        conn.is_watched = true;
+        self.timers.set(self.now + PROGRESS_INTERVAL, Timer::Progress(key, received));
+    }
+
+    /// Hashes what is left of complete pieces, a bounded number of blocks per turn.
+    pub(super) fn hash_some(&mut self) {
+        let mut blocks_left = HASH_BLOCKS_PER_TURN;
+        let begun = clock::now();
+        while blocks_left > 0
+            && let Some(&(key, piece, digests)) = self.to_hash.front()
+        {
+            let Some(torrent) = self.torrents.get_mut(key) else {
+                self.to_hash.pop_front();
+                continue;
+            };
+            // At least one: the piece may be hashed already but for its digest.
+            let step = blocks_left.min(16);
+            blocks_left -= step;
+            match torrent.pieces.digest(piece, step) {
+                Progress::More => {}
+                Progress::Done(digest) => {
+                    self.to_hash.pop_front();
+                    let len = torrent.geometry().piece_len(piece);
+                    self.core.hash_bytes[HashReason::Download].add(u64::from(len));
+                    let good = torrent.content.metainfo.piece_hash(piece) == Some(&digest);
+                    self.judge(key, piece, good, digests);
+                }
+                Progress::Absent => {
+                    self.to_hash.pop_front();
+                    debug_assert!(false, "a piece without all blocks was to be verified");
+                }
+            }
+        }
+        self.core.hash_seconds.add(clock::now() - begun);
+    }
+
+    /// Tells the swarm whether a piece is good, and writes a good one.
+    fn judge(&mut self, key: Key, piece: PieceIndex, good: bool, digests: bool) {
+        self.touch_torrent(key);
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if !good {
+            self.core.piece_hash_failures.add(1);
+            tracing::info!(torrent = %torrent.info_hash, %piece, "a piece failed its hash");
+            let block_hashes = torrent.pieces.block_digests(piece);
+            torrent.swarm.handle_verified(self.now, piece, Verdict::Bad(block_hashes));
+            return;
+        }
+        self.core.pieces_verified.add(1);
+        let block_hashes =
+            if digests { torrent.pieces.block_digests(piece) } else { Vec::new() };
+        torrent.swarm.handle_verified(self.now, piece, Verdict::Good(block_hashes));
+        let Some(data) = torrent.pieces.remove(piece) else { return };
+        let write = PieceWrite { torrent: key, piece, data: Rc::new(data), pending: None };
+        let write_key = self.piece_writes.insert(write);
+        self.write_piece(write_key);
+    }
+
+    /// Writes a piece to the files it lies in, if they are open.
+    fn write_piece(&mut self, write_key: Key) {
+        let Some(write) = self.piece_writes.get_mut(write_key) else { return };
+        let Some(torrent) = self.torrents.get_mut(write.torrent) else {
+            self.piece_writes.remove(write_key);
+            return;
+        };
+        let Store::Open(open) = &torrent.store else {
+            if matches!(torrent.store, Store::Failed) {
+                self.piece_writes.remove(write_key);
+            }
+            return;
+        };
+        let geometry = torrent.geometry();
+        let (start, len) = (geometry.piece_start(write.piece), geometry.piece_len(write.piece));
+        let (mut position, mut runs) = (0, Vec::new());
+        for extent in torrent.content.metainfo.layout.extents(start, u64::from(len)) {
+            let len = extent.len as usize;
+            if open.files.get(extent.file).is_some_and(Option::is_some) {
+                runs.push(WriteOp {
+                    write: write_key,
+                    file: extent.file,
+                    offset: extent.offset,
+                    start: position,
+                    len,
+                });
+            }
+            position += len;
+        }
+        torrent.unsynced = true;
+        write.pending = Some(runs.len());
+        if runs.is_empty() {
+            return self.piece_written(write_key);
+        }
+        for run in runs {
+            self.core.disk_writes.add(1);
+            self.core.disk_write_bytes.add(run.len as u64);
+            let run_key = self.writes.insert(run);
+            self.push_write(run_key);
+        }
+    }
+
+    /// Starts the writes of pieces that waited for the files to be open.
+    pub(super) fn write_waiting(&mut self, torrent: Key) {
+        for write_key in self.piece_writes.keys() {
+            let waits = self
+                .piece_writes
+                .get(write_key)
+                .is_some_and(|write| write.torrent == torrent && write.pending.is_none());
+            if waits {
+                self.write_piece(write_key);
+            }
+        }
+    }
+
+    fn push_write(&mut self, run_key: Key) {
+        let Some(run) = self.writes.get(run_key) else { return };
+        let Some(write) = self.piece_writes.get(run.write) else { return };
+        let file = self.torrents.get(write.torrent).and_then(|torrent| match &torrent.store {
+            Store::Open(open) => open.files.get(run.file).and_then(Option::as_ref),
+            _ => None,
+        });
+        let Some(file) = file else {
+            let write_key = run.write;
+            self.writes.remove(run_key);
+            self.piece_writes.remove(write_key);
+            return;
+        };
+        let op = Op::Write {
+            file: Rc::clone(&file.handle),
+            offset: run.offset,
+            buffer: Rc::clone(&write.data),
+            start: run.start,
+            len: run.len,
+        };
+        self.operate(Target::Write(run_key), op);
+    }
+
+    pub(super) fn on_written(&mut self, tag: Tag, result: io::Result<usize>) {
+        let Some(Target::Write(run_key)) = Target::of(tag) else { return };
+        let Some(run) = self.writes.get_mut(run_key) else { return };
+        let error = match result {
+            Ok(count) if count >= run.len => {
+                let write_key = run.write;
+                self.writes.remove(run_key);
+                if let Some(write) = self.piece_writes.get_mut(write_key) {
+                    let pending = write.pending.map_or(0, |pending| pending.saturating_sub(1));
+                    write.pending = Some(pending);
+                    if pending == 0 {
+                        self.piece_written(write_key);
+                    }
+                }
+                return;
+            }
+            Ok(count) if count > 0 => {
+                run.offset += count as u64;
+                run.start += count;
+                run.len -= count;
+                return self.push_write(run_key);
+            }
+            Ok(_) => io::Error::from_raw_os_error(libc::ENOSPC),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return self.push_write(run_key);
+            }
+            Err(error) => error,
+        };
+        self.core.disk_errors[DiskOp::Write].add(1);
+        let file = run.file;
+        let write = self.piece_writes.remove(run.write);
+        self.writes.remove(run_key);
+        let Some(torrent_key) = write.map(|write| write.torrent) else { return };
+        if let Some(torrent) = self.torrents.get(torrent_key) {
+            let content = &torrent.content;
+            let entry = content.metainfo.layout.file(file);
+            let path = entry.map_or_else(
+                || content.save_path.clone(),
+                |entry| content.save_path.join(entry.path),
+            );
+            self.fail_torrent(torrent_key, Error::from_io("write", &path, &error));
+        }
+    }
+
+    /// All of a piece is in its files: from now on it is ours.
+    fn piece_written(&mut self, write_key: Key) {
+        let Some(write) = self.piece_writes.remove(write_key) else { return };
+        if let Some(torrent) = self.torrents.get_mut(write.torrent) {
+            let len = u64::from(torrent.geometry().piece_len(write.piece));
+            torrent.left = torrent.left.saturating_sub(len);
+            torrent.swarm.handle_stored(self.now, write.piece);
+            self.touch_torrent(write.torrent);
+        }
+        if let Ok(data) = Rc::try_unwrap(write.data) {
+            self.recycle_piece(data);
+        }
+        if self.stopping.is_some() && self.piece_writes.is_empty() {
+            for key in self.torrents.keys() {
+                self.sync_torrent(key);
+            }
+        }
+    }
+
+    /// Keeps the memory of a piece for the next one.
+    pub(super) fn recycle_piece(&mut self, data: Vec<u8>) {
+        if self.spare_pieces.len() < SPARE_PIECES_MAX {
+            self.spare_pieces.push(data);
+        }
+    }
+}
+
+/// How a closing that the swarm asked for is counted.
+pub(super) fn why_closed(error: &swarm::Error) -> DisconnectReason {
+    tracing::debug!(%error, "the swarm closes a connection");
+    match error {
+        swarm::Error::Banned => DisconnectReason::Banned,
+        swarm::Error::NothingToTrade => DisconnectReason::Useless,
+        swarm::Error::Replaced => DisconnectReason::Duplicate,
+        swarm::Error::Inactive | swarm::Error::BlockStalled => DisconnectReason::Timeout,
+        swarm::Error::NotReading => DisconnectReason::Slow,
+        _ => DisconnectReason::Protocol,
+    }
+}

@@ -1,0 +1,276 @@
+//! What crosses cores: letters to workers, and reports from them.
+//!
+//! Letters enter a worker's bounded queue and wake it if it sleeps; reports leave to the control
+//! thread. Invariant: nothing here is per block, and a full queue is an answer, never a wait.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::ring::Waker;
+use crate::storage::{self, Content, files::Opened};
+use crate::swarm::Options;
+use crate::units::{Bitfield, InfoHash, PeerId};
+use crate::wire::Handshake;
+
+/// Letters that may wait for one worker.
+pub const LETTERS_MAX: usize = 4096;
+
+/// A letter to a worker.
+pub enum Letter {
+    /// A torrent for this worker to be the home of.
+    Add(Box<NewTorrent>),
+    /// Close the torrent's peers and forget it.
+    Remove(InfoHash),
+    /// Addresses of peers, from a tracker or the command line.
+    Contacts {
+        /// The torrent.
+        info_hash: InfoHash,
+        /// Where its peers are said to be.
+        addrs: Vec<SocketAddr>,
+    },
+    /// A connection that another worker accepted for a torrent of this one.
+    Adopt(Box<Adopted>),
+    /// The files of a torrent were opened, or not.
+    Opened {
+        /// The torrent.
+        info_hash: InfoHash,
+        /// Its files.
+        result: Result<Opened, storage::Error>,
+    },
+    /// The files of a torrent were found deleted or replaced.
+    Lost {
+        /// The torrent.
+        info_hash: InfoHash,
+        /// What was found.
+        error: storage::Error,
+    },
+    /// New limits for the worker as a whole.
+    Budget {
+        /// Upload slots, if bounded.
+        slots: Option<u32>,
+        /// Upload rate in bytes per second, if bounded.
+        up: Option<u64>,
+        /// Download rate in bytes per second, if bounded.
+        down: Option<u64>,
+    },
+    /// Write what is verified, sync, close everything and end.
+    Stop,
+}
+
+/// A torrent as it is given to its home worker.
+pub struct NewTorrent {
+    /// Its identity.
+    pub info_hash: InfoHash,
+    /// What it consists of and where it lies.
+    pub content: Arc<Content>,
+    /// The pieces that were verified.
+    pub have: Bitfield,
+    /// How it is to be served and fetched.
+    pub options: Options,
+    /// Where the worker writes its totals.
+    pub totals: Arc<Totals>,
+}
+
+/// A connection on its way from the worker that accepted it to the torrent's home.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The connected socket; no operation is in flight on it.
+    pub socket: OwnedFd,
+    /// The other side.
+    pub addr: SocketAddr,
+    /// What it said first.
+    pub handshake: Handshake,
+    /// Bytes that came behind the handshake in the same read.
+    pub rest: Vec<u8>,
+}
+
+/// The state of a torrent as others see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum TorrentState {
+    /// Its data is being checked.
+    Checking = 0,
+    /// Pieces are missing.
+    Downloading = 1,
+    /// All pieces are here.
+    Seeding = 2,
+    /// It stands still because of its files.
+    Error = 3,
+}
+
+/// Totals of a torrent, written by its home worker and read by everyone else.
+#[derive(Debug)]
+pub struct Totals {
+    /// Payload bytes sent.
+    pub uploaded: AtomicU64,
+    /// Payload bytes received and kept.
+    pub downloaded: AtomicU64,
+    /// Bytes that are not verified yet.
+    pub left: AtomicU64,
+    /// Peers connected.
+    pub peers: AtomicU64,
+    /// Upload rate in bytes per second.
+    pub up_rate: AtomicU64,
+    /// Download rate in bytes per second.
+    pub down_rate: AtomicU64,
+    state: AtomicU8,
+}
+
+impl Totals {
+    /// Totals of a torrent of which `left` bytes are missing.
+    pub fn new(left: u64) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            uploaded: zero(),
+            downloaded: zero(),
+            left: AtomicU64::new(left),
+            peers: zero(),
+            up_rate: zero(),
+            down_rate: zero(),
+            state: AtomicU8::new(TorrentState::Checking as u8),
+        }
+    }
+
+    /// What the torrent is doing.
+    pub fn state(&self) -> TorrentState {
+        match self.state.load(Relaxed) {
+            0 => TorrentState::Checking,
+            1 => TorrentState::Downloading,
+            2 => TorrentState::Seeding,
+            _ => TorrentState::Error,
+        }
+    }
+
+    /// Says what the torrent is doing.
+    pub fn set_state(&self, state: TorrentState) {
+        self.state.store(state as u8, Relaxed);
+    }
+}
+
+/// What a worker tells the control thread.
+#[derive(Debug)]
+pub enum Report {
+    /// The last piece of a torrent is on disk.
+    Finished(InfoHash),
+    /// A torrent stands still because of its files.
+    Failed(InfoHash, storage::Error),
+    /// A worker has ended as asked.
+    Stopped(usize),
+    /// A worker cannot go on; the process has to end.
+    Died(usize, String),
+}
+
+/// The door to one worker, for other threads.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    letters: SyncSender<Letter>,
+    waker: Arc<Waker>,
+}
+
+impl Mailbox {
+    /// Puts a letter in and wakes the worker if it sleeps; gives the letter back if the queue is
+    /// full or the worker has ended.
+    pub fn send(&self, letter: Letter) -> Result<(), Letter> {
+        match self.letters.try_send(letter) {
+            Ok(()) => {
+                self.waker.wake();
+                Ok(())
+            }
+            Err(TrySendError::Full(letter) | TrySendError::Disconnected(letter)) => Err(letter),
+        }
+    }
+}
+
+/// The queue of letters whose door is made once the worker has a waker.
+pub fn letters() -> (SyncSender<Letter>, Receiver<Letter>) {
+    sync_channel(LETTERS_MAX)
+}
+
+impl Mailbox {
+    /// The door to a worker that is woken by `waker`.
+    pub fn new(letters: SyncSender<Letter>, waker: Arc<Waker>) -> Self {
+        Self { letters, waker }
+    }
+}
+
+/// Which worker is the home of which torrent; read when a handshake comes in.
+#[derive(Debug, Default)]
+pub struct Directory {
+    homes: RwLock<HashMap<InfoHash, usize>>,
+}
+
+impl Directory {
+    /// The home of a torrent.
+    pub fn home(&self, info_hash: &InfoHash) -> Option<usize> {
+        self.homes.read().unwrap_or_else(PoisonError::into_inner).get(info_hash).copied()
+    }
+
+    /// Makes `worker` the home of a torrent.
+    pub fn insert(&self, info_hash: InfoHash, worker: usize) {
+        self.homes.write().unwrap_or_else(PoisonError::into_inner).insert(info_hash, worker);
+    }
+
+    /// Forgets a torrent.
+    pub fn remove(&self, info_hash: &InfoHash) {
+        self.homes.write().unwrap_or_else(PoisonError::into_inner).remove(info_hash);
+    }
+}
+
+/// What every worker knows and none changes.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Our name towards peers.
+    pub peer_id: PeerId,
+    /// Where torrents live.
+    pub directory: Arc<Directory>,
+    /// The doors to all workers, by number.
+    pub mailboxes: Arc<std::sync::OnceLock<Vec<Mailbox>>>,
+    /// The way to the control thread.
+    pub reports: tokio::sync::mpsc::Sender<Report>,
+    /// Threads that may block on a disk.
+    pub blocking: Blocking,
+}
+
+/// Work that may block, run elsewhere.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// The door to the threads that open, reserve, stat and close files.
+#[derive(Clone, Debug)]
+pub struct Blocking {
+    jobs: SyncSender<Job>,
+}
+
+/// Jobs that may wait for the blocking threads.
+pub const JOBS_MAX: usize = 1024;
+
+impl Blocking {
+    /// Starts `thread_count` threads; they end when every door is gone.
+    pub fn start(thread_count: usize) -> std::io::Result<Self> {
+        let (jobs, queue) = sync_channel::<Job>(JOBS_MAX);
+        let queue = Arc::new(std::sync::Mutex::new(queue));
+        for number in 0..thread_count {
+            let queue = Arc::clone(&queue);
+            std::thread::Builder::new().name(format!("files-{number}")).spawn(move || {
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    match job {
+                        Ok(job) => job(),
+                        Err(_) => return,
+                    }
+                }
+            })?;
+        }
+        Ok(Self { jobs })
+    }
+
+    /// Hands a job over; gives it back when too many wait already.
+    pub fn run(&self, job: Job) -> Result<(), Job> {
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        })
+    }
+}

@@ -1,0 +1,470 @@
+//! Sending: from the requests that are due to the batch that the kernel takes.
+//!
+//! Due blocks enter, one send per connection leaves. A block is sent from the file's mapping if it
+//! is in the page cache, from memory if it was read already, and otherwise waits for a read of its
+//! chunk, which is shared by all who want it. Invariant: a send never names a range of a mapping
+//! that was not resident a moment ago; one send is in flight per connection, because two could be
+//! reordered.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::connection::{SEND_LEN_MAX, SEND_LEN_MIN, Sending, ZeroCopy};
+use super::table::Key;
+use super::torrent::{Store, Torrent, chunk_len};
+use super::{Target, Timer, Worker};
+use crate::metrics::{
+    Direction, DisconnectReason, DiskOp, RequestResult, SendPath, Temperature, ZeroCopyResult,
+};
+use crate::ring::{BATCH_PARTS_MAX, Batch, Driver, Lease, Op, Tag};
+use crate::storage::Error;
+use crate::storage::chunks::{Answer, ChunkKey, chunks_of};
+use crate::sys::map::{self, Residency};
+use crate::units::Block;
+use crate::wire;
+
+/// Blocks taken from the swarm per connection ahead of what is sent: how far cold reads run ahead.
+const DUE_MAX: usize = SEND_LEN_MAX / crate::units::BLOCK_LEN as usize;
+
+/// Shortest batch that is worth a zero-copy send.
+const ZERO_COPY_LEN_MIN: usize = 32 * 1024;
+
+/// Bytes of zero-copy sends that one peer may keep the kernel holding.
+const ZERO_COPY_HELD_MAX: usize = 4 * SEND_LEN_MAX;
+
+/// How long a peer may take nothing of a batch before it is closed.
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A chunk on its way from the disk.
+#[derive(Debug)]
+pub(super) struct ChunkRead {
+    torrent: Key,
+    chunk: ChunkKey,
+    len: usize,
+    done: usize,
+}
+
+/// Where a block is.
+enum Located {
+    /// It was added to the batch.
+    Added,
+    /// It is being read; the connection is woken when it is there.
+    Waits,
+    /// It cannot be had: the torrent has no files now.
+    Gone,
+}
+
+impl<D: Driver> Worker<D> {
+    /// Makes and sends the next batch of a connection, if it has anything to send and no send is
+    /// in flight.
+    pub(super) fn send_to(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.sending.is_some() {
+            return;
+        }
+        let mut batch = Batch::new();
+        let outbox = std::mem::take(&mut conn.outbox);
+        // An empty batch takes any number of bytes: they are one part.
+        let _ = batch.push_bytes(&outbox);
+        let payload = self.fill(key, &mut batch);
+        if batch.is_empty() {
+            return;
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.sending =
+            Some(Sending { batch: Rc::new(batch), sent: 0, payload_left: payload, since: self.now });
+        self.timers.set(self.now + STALL_TIMEOUT, Timer::Stall(key, self.now));
+        self.push_send(key);
+    }
+
+    /// Adds what is due to a peer to a batch; returns the bytes of block data among it.
+    fn fill(&mut self, key: Key, batch: &mut Batch) -> u64 {
+        let Some(conn) = self.conns.get_mut(key) else { return 0 };
+        let len_max = conn.send_len_max;
+        let Some(peer) = conn.peer() else { return 0 };
+        let (torrent_key, peer_key) = (peer.torrent, peer.key);
+        let Some(torrent) = self.torrents.get_mut(torrent_key) else { return 0 };
+        self.scratch.control.clear();
+        self.scratch.blocks.clear();
+        let due_len: u64 = peer.due.iter().map(|block| u64::from(block.len)).sum();
+        let budget = if peer.due.len() < DUE_MAX { (len_max as u64).saturating_sub(due_len) } else { 0 };
+        let (control, blocks) = (&mut self.scratch.control, &mut self.scratch.blocks);
+        torrent.swarm.poll_transmit(self.now, peer_key, budget, control, blocks);
+        peer.due.extend(blocks.iter().copied());
+        // One part more: a batch that began with the handshake goes on with it.
+        let _ = batch.push_bytes(control);
+        self.core.protocol_bytes[Direction::Outgoing].add(control.len() as u64);
+
+        let mut due = std::mem::take(&mut peer.due);
+        let mut payload = 0;
+        while let Some(&block) = due.front() {
+            if payload > 0 && batch.len() + block.len as usize > len_max {
+                break;
+            }
+            match self.locate(key, torrent_key, block, batch) {
+                Located::Added => {
+                    payload += u64::from(block.len);
+                    due.pop_front();
+                    self.core.requests[RequestResult::Served].add(1);
+                }
+                Located::Waits => {
+                    // What lies behind it is read meanwhile, so that a disk has work ahead.
+                    for &ahead in due.iter().skip(1) {
+                        self.read_ahead(key, torrent_key, ahead);
+                    }
+                    break;
+                }
+                Located::Gone => {
+                    due.clear();
+                }
+            }
+        }
+        if let Some(peer) = self.conns.get_mut(key).and_then(|conn| conn.peer()) {
+            peer.due = due;
+        }
+        payload
+    }
+
+    /// Adds a block to a batch from wherever its bytes are, or sees to it that they come.
+    fn locate(&mut self, conn: Key, torrent_key: Key, block: Block, batch: &mut Batch) -> Located {
+        let Some(torrent) = self.torrents.get_mut(torrent_key) else { return Located::Gone };
+        match &torrent.store {
+            Store::Open(_) => {}
+            Store::Failed => return Located::Gone,
+            Store::Closed | Store::Opening => {
+                self.need_files(torrent_key);
+                return Located::Waits;
+            }
+        }
+        if self.add_mapped(torrent_key, block, batch) {
+            self.core.sent_payload_bytes[SendPath::Copy].add(u64::from(block.len));
+            return Located::Added;
+        }
+        let mut parts = [None, None];
+        for (place, chunk) in parts.iter_mut().zip(chunks_of(torrent_key.slot, block)) {
+            match self.request_chunk(conn, torrent_key, chunk) {
+                Some(data) => *place = Some((chunk, data)),
+                None => return Located::Waits,
+            }
+        }
+        if batch.parts_left() < 4 {
+            return Located::Waits;
+        }
+        let _ = batch.push_bytes(&wire::block_header(block));
+        let (mut begin, end) = (block.begin, block.begin + block.len);
+        for (chunk, data) in parts.into_iter().flatten() {
+            let offset = (begin - chunk.begin()) as usize;
+            let len = (data.len() - offset).min((end - begin) as usize);
+            let added = batch.push_lease(&Lease::Pooled(data), offset, len);
+            debug_assert!(added.is_ok(), "chunks cover their blocks");
+            begin += u32::try_from(len).unwrap_or(0);
+        }
+        self.core.sent_payload_bytes[SendPath::Read].add(u64::from(block.len));
+        Located::Added
+    }
+
+    /// Adds a block from mappings if all of it is mapped and resident.
+    fn add_mapped(&mut self, torrent_key: Key, block: Block, batch: &mut Batch) -> bool {
+        let Some(torrent) = self.torrents.get(torrent_key) else { return false };
+        let Store::Open(open) = &torrent.store else { return false };
+        let layout = &torrent.content.metainfo.layout;
+        let start = torrent.geometry().piece_start(block.piece) + u64::from(block.begin);
+        let mut extent_count = 0;
+        for extent in layout.extents(start, u64::from(block.len)) {
+            let mapped = open.files.get(extent.file).and_then(Option::as_ref);
+            if !mapped.is_some_and(|file| file.lease.is_some()) {
+                return false;
+            }
+            extent_count += 1;
+        }
+        if batch.parts_left() < extent_count + 1 {
+            return false;
+        }
+        for chunk in chunks_of(torrent_key.slot, block) {
+            if !self.residency.is_hot(self.now, chunk.number()) {
+                if !is_resident(torrent, chunk) {
+                    return false;
+                }
+                self.residency.set_hot(self.now, chunk.number());
+            }
+        }
+        // Room was counted above, and ranges lie inside mappings by the layout.
+        let _ = batch.push_bytes(&wire::block_header(block));
+        for extent in layout.extents(start, u64::from(block.len)) {
+            if let Some(lease) = open.files[extent.file].as_ref().and_then(|file| file.lease.as_ref()) {
+                let added = batch.push_lease(lease, extent.offset as usize, extent.len as usize);
+                debug_assert!(added.is_ok(), "a file is mapped whole");
+            }
+        }
+        true
+    }
+
+    /// Asks for the chunks of a block that will be sent later.
+    fn read_ahead(&mut self, conn: Key, torrent_key: Key, block: Block) {
+        let Some(torrent) = self.torrents.get(torrent_key) else { return };
+        if !matches!(torrent.store, Store::Open(_)) {
+            return;
+        }
+        for chunk in chunks_of(torrent_key.slot, block) {
+            if self.chunks.ready(chunk).is_none()
+                && !self.residency.is_hot(self.now, chunk.number())
+            {
+                self.request_chunk(conn, torrent_key, chunk);
+            }
+        }
+    }
+
+    /// The bytes of a chunk, or `None` while they are being read.
+    fn request_chunk(&mut self, conn: Key, torrent_key: Key, chunk: ChunkKey) -> Option<Rc<Vec<u8>>> {
+        let geometry = self.torrents.get(torrent_key)?.geometry();
+        let len = chunk_len(geometry, chunk);
+        match self.chunks.request(chunk, len, conn.slot) {
+            Answer::Ready(data) => Some(data),
+            Answer::Reading => None,
+            Answer::Full => {
+                if self.starved.last() != Some(&conn) {
+                    self.starved.push(conn);
+                }
+                None
+            }
+            Answer::Read(buffer) => {
+                let hot = self.torrents.get(torrent_key).is_some_and(|it| is_resident(it, chunk));
+                let temperature = if hot { Temperature::Hot } else { Temperature::Cold };
+                self.core.disk_reads[temperature].add(1);
+                self.core.disk_read_bytes[temperature].add(len as u64);
+                let read = ChunkRead { torrent: torrent_key, chunk, len, done: 0 };
+                let read_key = self.reads.insert(read);
+                self.continue_read(read_key, buffer);
+                None
+            }
+        }
+    }
+
+    /// Reads the next extent of a chunk; ends the read when there is none.
+    fn continue_read(&mut self, read_key: Key, mut buffer: Vec<u8>) {
+        loop {
+            let Some(read) = self.reads.get_mut(read_key) else { return };
+            let (torrent_key, chunk, left) = (read.torrent, read.chunk, read.len - read.done);
+            if left == 0 {
+                self.reads.remove(read_key);
+                let waiters = self.chunks.finish(chunk, buffer);
+                return self.wake_readers(&waiters);
+            }
+            let Some((torrent, open)) = self.torrents.get(torrent_key).and_then(|torrent| {
+                match &torrent.store {
+                    Store::Open(open) => Some((torrent, open)),
+                    _ => None,
+                }
+            }) else {
+                self.reads.remove(read_key);
+                let waiters = self.chunks.fail(chunk, buffer);
+                return self.wake_readers(&waiters);
+            };
+            let geometry = torrent.geometry();
+            let start =
+                geometry.piece_start(chunk.piece) + u64::from(chunk.begin()) + read.done as u64;
+            let Some(extent) = torrent.content.metainfo.layout.extents(start, left as u64).next()
+            else {
+                // The layout covers every chunk: there is always a next extent.
+                debug_assert!(false, "no extent at {start}");
+                return;
+            };
+            let len = extent.len as usize;
+            match open.files.get(extent.file).and_then(Option::as_ref) {
+                None => {
+                    // Padding: zeros that are on no disk.
+                    buffer[read.done..read.done + len].fill(0);
+                    read.done += len;
+                }
+                Some(file) => {
+                    let (file, start) = (Rc::clone(&file.handle), read.done);
+                    let op = Op::Read { file, offset: extent.offset, buffer, start, len };
+                    return self.operate(Target::Read(read_key), op);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_read(&mut self, tag: Tag, result: io::Result<usize>, buffer: Vec<u8>) {
+        let Some(Target::Read(read_key)) = Target::of(tag) else { return };
+        let Some(read) = self.reads.get_mut(read_key) else { return };
+        let (torrent_key, chunk) = (read.torrent, read.chunk);
+        let error = match result {
+            Ok(count) if count > 0 => {
+                read.done += count;
+                return self.continue_read(read_key, buffer);
+            }
+            Ok(_) => io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before its data"),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return self.continue_read(read_key, buffer);
+            }
+            Err(error) => error,
+        };
+        self.reads.remove(read_key);
+        self.core.disk_errors[DiskOp::Read].add(1);
+        let waiters = self.chunks.fail(chunk, buffer);
+        if let Some(torrent) = self.torrents.get(torrent_key) {
+            let error = Error::from_io("read", &torrent.content.save_path, &error);
+            self.fail_torrent(torrent_key, error);
+        }
+        self.wake_readers(&waiters);
+    }
+
+    fn wake_readers(&mut self, waiters: &[u32]) {
+        for &slot in waiters {
+            if let Some(key) = self.conns.key_at(slot) {
+                self.touch_conn(key);
+            }
+        }
+        for key in std::mem::take(&mut self.starved) {
+            self.touch_conn(key);
+        }
+    }
+
+    /// Sends a connection's batch from where the last send ended.
+    fn push_send(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(sending) = &conn.sending else { return };
+        let left = sending.batch.len() - sending.sent;
+        let zero_copy = conn.zero_copy != ZeroCopy::Off
+            && left >= ZERO_COPY_LEN_MIN
+            && conn.held_len + left <= ZERO_COPY_HELD_MAX;
+        let op = Op::Send {
+            socket: Rc::clone(&conn.socket),
+            batch: Rc::clone(&sending.batch),
+            from: sending.sent,
+            zero_copy,
+        };
+        self.operate(Target::Send(key), op);
+    }
+
+    pub(super) fn on_sent(&mut self, tag: Tag, result: io::Result<usize>, held: bool) {
+        let Some(Target::Send(key)) = Target::of(tag) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(sending) = &mut conn.sending else { return };
+        let count = match result {
+            Ok(count) => count,
+            Err(error) => return self.send_failed(key, &error),
+        };
+        sending.sent += count;
+        let payload = sending.payload_left.min(count as u64);
+        sending.payload_left -= payload;
+        let ended = sending.sent >= sending.batch.len();
+        if held {
+            conn.held_len += count;
+        }
+        if ended && let Some(ended) = conn.sending.take() {
+            conn.send_len_max = next_send_len(ended.batch.len(), self.now - ended.since);
+        }
+        if payload > 0
+            && let Some(peer) = conn.peer()
+        {
+            let (torrent_key, peer_key) = (peer.torrent, peer.key);
+            if let Some(torrent) = self.torrents.get_mut(torrent_key) {
+                torrent.swarm.handle_sent(self.now, peer_key, payload);
+                self.touch_torrent(torrent_key);
+            }
+        }
+        if ended {
+            self.touch_conn(key);
+        } else {
+            self.push_send(key);
+        }
+    }
+
+    fn send_failed(&mut self, key: Key, error: &io::Error) {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => self.push_send(key),
+            // Pages for zero-copy are limited per user: the same bytes go out as a copy.
+            Some(libc::ENOMEM | libc::EOPNOTSUPP | libc::EINVAL)
+                if self.conns.get(key).is_some_and(|conn| conn.zero_copy != ZeroCopy::Off) =>
+            {
+                if let Some(conn) = self.conns.get_mut(key) {
+                    conn.zero_copy = ZeroCopy::Off;
+                }
+                self.push_send(key);
+            }
+            // The kernel could not read the mapping: the file was truncated, or its disk failed.
+            Some(libc::EFAULT) => {
+                let torrent_key = self.conns.get_mut(key).and_then(|conn| conn.peer()).map(|peer| peer.torrent);
+                self.close(key, DisconnectReason::Storage);
+                if let Some(torrent_key) = torrent_key {
+                    self.fail_mapping(torrent_key);
+                }
+            }
+            _ => self.close(key, DisconnectReason::Io),
+        }
+    }
+
+    /// Finds out which file of a torrent cannot be read any more, and stops the torrent.
+    fn fail_mapping(&mut self, torrent_key: Key) {
+        let Some(torrent) = self.torrents.get(torrent_key) else { return };
+        self.core.disk_errors[DiskOp::Map].add(1);
+        let layout = &torrent.content.metainfo.layout;
+        let mut error = Error::Io {
+            action: "read",
+            path: torrent.content.save_path.display().to_string(),
+            reason: "the kernel could not read a mapped file".into(),
+        };
+        if let Store::Open(open) = &torrent.store {
+            for (file, entry) in open.files.iter().zip(layout.files()) {
+                let Some(file) = file else { continue };
+                let found = crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle));
+                if let Ok(found) = found
+                    && found.size < entry.len
+                {
+                    let path = torrent.content.save_path.join(entry.path).display().to_string();
+                    error = Error::Truncated { path, expected: entry.len, found: found.size };
+                    break;
+                }
+            }
+        }
+        self.fail_torrent(torrent_key, error);
+    }
+
+    pub(super) fn on_released(&mut self, tag: Tag, copied: bool) {
+        let result = if copied { ZeroCopyResult::Copied } else { ZeroCopyResult::ZeroCopy };
+        self.core.zc_notifications[result].add(1);
+        let Some(Target::Send(key)) = Target::of(tag) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        // Releases come in order, one per send that was held; what they held is not told apart.
+        conn.held_len = conn.held_len.saturating_sub(SEND_LEN_MAX);
+        conn.zero_copy = match conn.zero_copy {
+            _ if copied => ZeroCopy::Off,
+            ZeroCopy::Trying(left) if left > 1 => ZeroCopy::Trying(left - 1),
+            ZeroCopy::Trying(_) => ZeroCopy::On,
+            known => known,
+        };
+    }
+
+    pub(super) fn on_stall_timer(&mut self, key: Key, since: Instant) {
+        let stalled = self.conns.get(key).is_some_and(|conn| {
+            conn.sending.as_ref().is_some_and(|sending| sending.since == since)
+        });
+        if stalled {
+            self.close(key, DisconnectReason::Slow);
+        }
+    }
+}
+
+/// The next batch is what the peer drained per second, within bounds.
+fn next_send_len(len: usize, took: Duration) -> usize {
+    let per_second = len as f64 / took.as_secs_f64().max(1e-6);
+    (per_second as usize).clamp(SEND_LEN_MIN, SEND_LEN_MAX).max(len.min(SEND_LEN_MAX) / 2)
+}
+
+/// Whether every mapped or readable part of a chunk is in the page cache.
+fn is_resident(torrent: &Torrent, chunk: ChunkKey) -> bool {
+    let Store::Open(open) = &torrent.store else { return false };
+    let geometry = torrent.geometry();
+    let start = geometry.piece_start(chunk.piece) + u64::from(chunk.begin());
+    let len = chunk_len(geometry, chunk) as u64;
+    torrent.content.metainfo.layout.extents(start, len).all(|extent| {
+        let Some(file) = open.files.get(extent.file).and_then(Option::as_ref) else { return true };
+        let fd = std::os::fd::AsFd::as_fd(&*file.handle);
+        map::residency(fd, extent.offset, extent.len).is_ok_and(Residency::is_full)
+    })
+}
+
+const _: () = assert!(2 * DUE_MAX + 4 < BATCH_PARTS_MAX, "a full batch has room for its parts");

@@ -1,0 +1,447 @@
+//! One torrent on its home worker: its swarm, its open files, its totals.
+//!
+//! Letters and timers enter; the swarm's actions are carried out, files are opened at first use
+//! and closed when nobody needs them. Invariant: a torrent in error talks to nobody, and what
+//! stops one torrent touches no other.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::mailbox::{Letter, NewTorrent, Report, Totals, TorrentState};
+use super::table::Key;
+use super::fetch::why_closed;
+use super::{Target, Timer, Worker};
+use crate::metrics::{DisconnectReason, DiskOp};
+use crate::ring::{Driver, Handle, Lease, Op, Tag};
+use crate::storage::chunks::ChunkKey;
+use crate::storage::files::{self, Opened};
+use crate::storage::pieces::OpenPieces;
+use crate::storage::{Content, Error};
+use crate::swarm::{Action, PeerKey, Source, Stats, Swarm};
+use crate::sys::file::Identity;
+use crate::units::{Geometry, InfoHash};
+
+/// How long a torrent without peers keeps its files open, and how often the files of one with
+/// peers are looked after: half of the minute within which a loss has to be seen.
+const FILES_INTERVAL: Duration = Duration::from_secs(25);
+
+/// One torrent.
+pub(super) struct Torrent {
+    pub(super) info_hash: InfoHash,
+    pub(super) content: Arc<Content>,
+    pub(super) swarm: Swarm,
+    pub(super) store: Store,
+    pub(super) pieces: OpenPieces,
+    pub(super) totals: Arc<Totals>,
+    /// The connection of each peer, by the swarm's slot.
+    conns: Vec<Option<Key>>,
+    peer_count: usize,
+    /// When the swarm's timer on the wheel fires.
+    timer_at: Option<Instant>,
+    files_timer: bool,
+    last_peer: Instant,
+    /// Bytes of pieces that are not on disk yet.
+    pub(super) left: u64,
+    /// Pieces were written since the last flush.
+    pub(super) unsynced: bool,
+    syncs_pending: usize,
+    finished: bool,
+}
+
+/// The files of a torrent as its worker holds them.
+#[derive(Debug)]
+pub(super) enum Store {
+    Closed,
+    Opening,
+    Open(OpenFiles),
+    Failed,
+}
+
+/// Open files, in the order of the layout.
+#[derive(Debug)]
+pub(super) struct OpenFiles {
+    pub(super) files: Vec<Option<ServedFile>>,
+    mapped_bytes: u64,
+}
+
+/// One open file.
+#[derive(Debug)]
+pub(super) struct ServedFile {
+    pub(super) handle: Handle,
+    pub(super) lease: Option<Lease>,
+    identity: Identity,
+}
+
+impl Torrent {
+    /// Whether it has peers or is about to.
+    pub(super) fn is_active(&self) -> bool {
+        self.peer_count > 0 || self.pieces.bytes() > 0
+    }
+
+    /// Whether its files have failed it.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.store, Store::Failed)
+    }
+
+    /// Whether pieces are missing and can be taken.
+    pub(super) fn is_fetching(&self) -> bool {
+        !self.finished && !self.has_failed()
+    }
+
+    /// The geometry of its pieces.
+    pub(super) fn geometry(&self) -> Geometry {
+        self.content.metainfo.geometry
+    }
+
+    /// The connection of a peer.
+    pub(super) fn conn_of(&self, peer: PeerKey) -> Option<Key> {
+        self.conns.get(peer.0 as usize).copied().flatten()
+    }
+
+    /// Notes the connection of a new peer.
+    pub(super) fn enter(&mut self, peer: PeerKey, conn: Key, now: Instant) {
+        let slot = peer.0 as usize;
+        if self.conns.len() <= slot {
+            self.conns.resize(slot + 1, None);
+        }
+        self.conns[slot] = Some(conn);
+        self.peer_count += 1;
+        self.last_peer = now;
+    }
+
+    /// Forgets the connection of a peer.
+    pub(super) fn leave(&mut self, peer: PeerKey, now: Instant) {
+        if self.conns.get_mut(peer.0 as usize).and_then(Option::take).is_some() {
+            self.peer_count -= 1;
+            self.last_peer = now;
+        }
+    }
+
+    /// Writes the totals that others read.
+    pub(super) fn publish(&mut self, now: Instant) -> Stats {
+        let (stats, sums) = (self.swarm.stats(now), self.swarm.totals());
+        self.totals.uploaded.store(sums.uploaded, Relaxed);
+        self.totals.downloaded.store(sums.downloaded, Relaxed);
+        self.totals.left.store(self.left, Relaxed);
+        self.totals.peers.store(u64::from(stats.peers), Relaxed);
+        self.totals.up_rate.store(stats.up_rate, Relaxed);
+        self.totals.down_rate.store(stats.down_rate, Relaxed);
+        stats
+    }
+}
+
+impl<D: Driver> Worker<D> {
+    pub(super) fn add_torrent(&mut self, new: NewTorrent) {
+        let NewTorrent { info_hash, content, have, mut options, totals } = new;
+        if self.by_hash.contains_key(&info_hash) || self.stopping.is_some() {
+            return;
+        }
+        let geometry = content.metainfo.geometry;
+        let piece_len = u64::from(geometry.piece_len_nominal()).max(1);
+        let pieces_max = (self.options.piece_bytes_max / piece_len).max(2);
+        options.partial_pieces_max = usize::try_from(pieces_max).unwrap_or(usize::MAX);
+        let finished = have.is_complete();
+        let left = geometry.total_len() - have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum::<u64>();
+        totals.set_state(if finished { TorrentState::Seeding } else { TorrentState::Downloading });
+        let swarm = Swarm::new(self.now, geometry, have, options, Rc::clone(&self.budget));
+        let mut torrent = Torrent {
+            info_hash,
+            pieces: OpenPieces::new(geometry),
+            content,
+            swarm,
+            store: Store::Closed,
+            totals,
+            conns: Vec::new(),
+            peer_count: 0,
+            timer_at: None,
+            files_timer: false,
+            last_peer: self.now,
+            left,
+            unsynced: false,
+            syncs_pending: 0,
+            finished,
+        };
+        torrent.publish(self.now);
+        let key = self.torrents.insert(torrent);
+        self.by_hash.insert(info_hash, key);
+        if !finished {
+            // Space is reserved before the first byte is asked for.
+            self.need_files(key);
+        }
+        self.touch_torrent(key);
+    }
+
+    pub(super) fn remove_torrent(&mut self, info_hash: &InfoHash) {
+        let Some(key) = self.by_hash.remove(info_hash) else { return };
+        self.close_peers(key, DisconnectReason::TorrentStopped);
+        if let Some(mut torrent) = self.torrents.remove(key) {
+            self.drop_files(&mut torrent);
+            let geometry = torrent.geometry();
+            self.chunks.forget(key.slot, |chunk| chunk_len(geometry, chunk));
+        }
+    }
+
+    pub(super) fn add_contacts(&mut self, info_hash: &InfoHash, addrs: &[SocketAddr]) {
+        let Some(key) = self.torrent_key(info_hash) else { return };
+        if let Some(torrent) = self.torrents.get_mut(key)
+            && !torrent.has_failed()
+        {
+            torrent.swarm.handle_contacts(self.now, Source::Tracker, addrs);
+            self.touch_torrent(key);
+        }
+    }
+
+    /// Carries out what the swarm of a torrent has decided, and sets its timer.
+    pub(super) fn act(&mut self, key: Key) {
+        loop {
+            let Some(torrent) = self.torrents.get_mut(key) else { return };
+            let Some(action) = torrent.swarm.poll_action() else { break };
+            match action {
+                Action::Transmit(peer) => {
+                    if let Some(conn) = torrent.conn_of(peer) {
+                        self.touch_conn(conn);
+                    }
+                }
+                Action::Close(peer, reason) => {
+                    if let Some(conn) = torrent.conn_of(peer) {
+                        self.close(conn, why_closed(&reason));
+                    }
+                }
+                Action::Connect(addr) => self.connect(key, addr),
+                Action::Verify { piece, digests } => self.to_hash.push_back((key, piece, digests)),
+                Action::Discard(piece) => {
+                    if let Some(data) = torrent.pieces.remove(piece) {
+                        self.recycle_piece(data);
+                    }
+                }
+                Action::Ban(offender) => {
+                    self.core.banned_peers.add(1);
+                    tracing::warn!(?offender, torrent = %torrent.info_hash, "peer banned: it sent bad data");
+                }
+                Action::Finished => self.finish_torrent(key),
+            }
+        }
+        self.set_torrent_timer(key);
+    }
+
+    fn set_torrent_timer(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        let Some(at) = torrent.swarm.poll_timeout() else { return };
+        if torrent.timer_at.is_none_or(|set| at < set) {
+            torrent.timer_at = Some(at);
+            self.timers.set(at, Timer::Torrent(key));
+        }
+    }
+
+    pub(super) fn on_torrent_timer(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        // A timer that was set again for an earlier time leaves its old place on the wheel.
+        if torrent.timer_at.is_some_and(|at| at <= self.now) {
+            torrent.timer_at = None;
+            torrent.swarm.handle_timeout(self.now);
+        }
+        self.touch_torrent(key);
+    }
+
+    /// Every piece is on disk: flush, then say so.
+    fn finish_torrent(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        torrent.finished = true;
+        torrent.publish(self.now);
+        torrent.totals.set_state(TorrentState::Seeding);
+        torrent.unsynced = true;
+        self.sync_torrent(key);
+    }
+
+    /// Opens the files of a torrent if they are not open.
+    pub(super) fn need_files(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if !matches!(torrent.store, Store::Closed) {
+            return;
+        }
+        let (content, fetch) = (Arc::clone(&torrent.content), !torrent.finished);
+        let (info_hash, mode) = (torrent.info_hash, self.options.mode);
+        let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
+        let job = Box::new(move || {
+            let result = files::open(&content, fetch, mode);
+            if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
+                // A worker that takes no letters any more needs no files either.
+                let _ = mailbox.send(Letter::Opened { info_hash, result });
+            }
+        });
+        if self.shared.blocking.run(job).is_ok() {
+            torrent.store = Store::Opening;
+        }
+        if !torrent.files_timer {
+            torrent.files_timer = true;
+            self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
+        }
+    }
+
+    pub(super) fn on_opened(&mut self, info_hash: &InfoHash, result: Result<Opened, Error>) {
+        let Some(key) = self.torrent_key(info_hash) else { return };
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if !matches!(torrent.store, Store::Opening) {
+            return;
+        }
+        let opened = match result {
+            Ok(opened) => opened,
+            Err(error) => return self.fail_torrent(key, error),
+        };
+        let serve = |file: files::OpenFile| ServedFile {
+            handle: Rc::new(file.fd),
+            lease: file.mapping.map(|mapping| Lease::Mapped(Rc::new(mapping))),
+            identity: file.identity,
+        };
+        let files = opened.files.into_iter().map(|file| file.map(serve)).collect();
+        torrent.store = Store::Open(OpenFiles { files, mapped_bytes: opened.mapped_bytes });
+        self.core.mapped_bytes.add(opened.mapped_bytes);
+        for conn in torrent.conns.clone().into_iter().flatten() {
+            self.touch_conn(conn);
+        }
+        self.write_waiting(key);
+        self.touch_torrent(key);
+    }
+
+    /// Looks after the files of a torrent: closes them when nobody needs them, and otherwise has
+    /// them compared with what was opened.
+    pub(super) fn on_files_timer(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        torrent.files_timer = false;
+        let Store::Open(open) = &torrent.store else {
+            if matches!(torrent.store, Store::Closed) && torrent.peer_count > 0 {
+                // The threads for files were busy when this was asked for first.
+                self.need_files(key);
+            }
+            return;
+        };
+        torrent.files_timer = true;
+        self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
+        if torrent.peer_count == 0 {
+            if torrent.finished
+                && !torrent.unsynced
+                && self.now - torrent.last_peer >= FILES_INTERVAL
+                && let Some(mut torrent) = self.torrents.get_mut(key)
+            {
+                torrent.files_timer = false;
+                let store = std::mem::replace(&mut torrent.store, Store::Closed);
+                self.release_store(store);
+            }
+            return;
+        }
+        // While pieces are written, time and size of the files change by our own hand.
+        if !torrent.finished || torrent.unsynced {
+            return;
+        }
+        let identities: Vec<_> =
+            open.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
+        let (content, info_hash) = (Arc::clone(&torrent.content), torrent.info_hash);
+        let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
+        let job = Box::new(move || {
+            if let Err(error) = files::still_there(&content, &identities)
+                && let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home))
+            {
+                // If the letter does not fit, the next look finds the same.
+                let _ = mailbox.send(Letter::Lost { info_hash, error });
+            }
+        });
+        // If too many jobs wait, the next look is soon enough.
+        let _ = self.shared.blocking.run(job);
+    }
+
+    /// Stops a torrent because of its files: its peers go, the others' do not notice.
+    pub(super) fn fail_torrent(&mut self, key: Key, error: Error) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if matches!(torrent.store, Store::Failed) {
+            return;
+        }
+        tracing::error!(torrent = %torrent.info_hash, %error, "torrent stopped");
+        torrent.totals.set_state(TorrentState::Error);
+        let store = std::mem::replace(&mut torrent.store, Store::Failed);
+        self.reports.push_back(Report::Failed(torrent.info_hash, error));
+        self.release_store(store);
+        self.close_peers(key, DisconnectReason::Storage);
+    }
+
+    fn close_peers(&mut self, key: Key, reason: DisconnectReason) {
+        let Some(torrent) = self.torrents.get(key) else { return };
+        for conn in torrent.conns.clone().into_iter().flatten() {
+            self.close(conn, reason);
+        }
+    }
+
+    fn drop_files(&mut self, torrent: &mut Torrent) {
+        let store = std::mem::replace(&mut torrent.store, Store::Closed);
+        self.release_store(store);
+    }
+
+    /// Lets go of open files. Unmapping a large file takes its time: a thread that may block does
+    /// it, unless a send still holds on to the mapping.
+    fn release_store(&mut self, store: Store) {
+        let Store::Open(open) = store else { return };
+        self.core.mapped_bytes.sub(open.mapped_bytes);
+        let mappings: Vec<_> = open
+            .files
+            .iter()
+            .flatten()
+            .filter_map(|file| match &file.lease {
+                Some(Lease::Mapped(mapping)) => Some(Arc::clone(mapping)),
+                _ => None,
+            })
+            .collect();
+        drop(open);
+        // If no thread is free the mappings are dropped here after all.
+        let _ = self.shared.blocking.run(Box::new(move || drop(mappings)));
+    }
+
+    /// Flushes the files of a torrent if anything was written to them.
+    pub(super) fn sync_torrent(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if !torrent.unsynced || torrent.syncs_pending > 0 {
+            return;
+        }
+        let Store::Open(open) = &torrent.store else { return };
+        torrent.unsynced = false;
+        let handles: Vec<_> = open.files.iter().flatten().map(|file| Rc::clone(&file.handle)).collect();
+        torrent.syncs_pending = handles.len();
+        self.syncs_in_flight += handles.len();
+        for file in handles {
+            self.operate(Target::Sync(key), Op::Sync { file });
+        }
+    }
+
+    pub(super) fn on_synced(&mut self, tag: Tag, result: std::io::Result<()>) {
+        let Some(Target::Sync(key)) = Target::of(tag) else { return };
+        self.syncs_in_flight -= 1;
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        torrent.syncs_pending -= 1;
+        if let Err(error) = result {
+            self.core.disk_errors[DiskOp::Sync].add(1);
+            let error = Error::from_io("flush", &torrent.content.save_path, &error);
+            return self.fail_torrent(key, error);
+        }
+        if torrent.syncs_pending > 0 {
+            return;
+        }
+        if torrent.finished {
+            // From now on a change of the files is somebody else's: remember who they are.
+            if let Store::Open(open) = &mut torrent.store {
+                for file in open.files.iter_mut().flatten() {
+                    if let Ok(identity) = crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle)) {
+                        file.identity = identity;
+                    }
+                }
+            }
+            self.reports.push_back(Report::Finished(torrent.info_hash));
+        }
+    }
+}
+
+/// Bytes of a chunk: the last one of a piece may be shorter.
+pub(super) fn chunk_len(geometry: Geometry, chunk: ChunkKey) -> usize {
+    let left = geometry.piece_len(chunk.piece).saturating_sub(chunk.begin());
+    left.min(crate::storage::chunks::CHUNK_LEN) as usize
+}
