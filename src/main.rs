@@ -1,5 +1,5 @@
 //! The `seedring` program: arguments in, an exit code out.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    seedring::cli::main().into()
 }
