@@ -13,7 +13,6 @@ use proptest::prelude::*;
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
-use super::create::auto_piece_len;
 use super::*;
 
 fn quiet(_: u64, _: u64) {}
@@ -41,7 +40,7 @@ fn tree<'f>(files: impl IntoIterator<Item = (&'f str, &'f [u8])>) -> TempDir {
 fn hashes_on_disk(save_path: &Path, metainfo: &Metainfo) -> Vec<[u8; 20]> {
     let files = metainfo.layout.files();
     let content: Vec<u8> =
-        files.flat_map(|file| fs::read(save_path.join(file.path)).unwrap()).collect();
+        files.flat_map(|file| fs::read(save_path.join(file.path())).unwrap()).collect();
     let piece_len = metainfo.geometry.piece_len_nominal() as usize;
     content.chunks(piece_len).map(|piece| Sha1::digest(piece).into()).collect()
 }
@@ -76,8 +75,8 @@ fn a_directory_is_walked_in_the_order_of_bytes() {
         ..CreateOptions::default()
     };
     let (created, metainfo) = make(&dir.path().join("top"), &options);
-    let paths: Vec<&Path> = metainfo.layout.files().map(|file| file.path).collect();
-    let expected = ["top/a.txt", "top/a/deep/er/x", "top/a/z", "top/b"].map(Path::new);
+    let paths: Vec<PathBuf> = metainfo.layout.files().map(|file| file.path()).collect();
+    let expected = ["top/a.txt", "top/a/deep/er/x", "top/a/z", "top/b"].map(PathBuf::from);
     assert_eq!(paths, expected);
     assert_eq!(metainfo.trackers.len(), 2);
     assert_eq!(metainfo.web_seeds.len(), 1);
@@ -211,7 +210,7 @@ proptest! {
         let (created, metainfo) = make(&dir.path().join("top"), &options);
         prop_assert_eq!(created.file_count, files.len());
         for (file, (path, bytes)) in metainfo.layout.files().zip(&content) {
-            prop_assert_eq!(file.path, Path::new("top").join(path));
+            prop_assert_eq!(file.path(), Path::new("top").join(path));
             prop_assert_eq!(file.len, bytes.len() as u64);
         }
         prop_assert_eq!(metainfo.piece_hashes(), hashes_on_disk(dir.path(), &metainfo));

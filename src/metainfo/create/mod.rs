@@ -11,33 +11,27 @@
 //! under another name than the one on this disk.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsStr;
-use std::fs::{self, File, Metadata, OpenOptions};
+mod content;
+mod hashing;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use sha1::{Digest, Sha1};
-
+use self::content::{Content, Source};
+use self::hashing::Hashing;
 use super::urls::{Purpose, usable_url};
-use super::{Error, Metainfo, PATH_DEPTH_MAX, PIECE_LEN_MAX, WARNINGS_MAX};
+use super::{Error, Metainfo, PIECE_LEN_MAX};
 use crate::bencode::{DictEncoder, Encoder, Limits, excerpt};
-use crate::units::{BLOCK_LEN, InfoHash, PieceIndex};
+use crate::units::{BLOCK_LEN, InfoHash};
 
 /// Pieces that the automatic piece length stays below, as far as [`AUTO_PIECE_LEN_MAX`] goes.
 const AUTO_PIECE_COUNT_MAX: u64 = 2000;
 
 /// Longest piece that is chosen automatically, in bytes.
 const AUTO_PIECE_LEN_MAX: u32 = 16 << 20;
-
-/// Bytes that a thread reads at once.
-const READ_LEN: usize = 1 << 20;
-
-/// Most threads that hash.
-const THREADS_MAX: usize = 256;
 
 /// How a torrent is made.
 #[derive(Clone, Debug, Default)]
@@ -239,137 +233,6 @@ fn check_names(draft: &Metainfo) -> Result<(), CreateError> {
     }
 }
 
-/// What must stay the same while a file is hashed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stat {
-    len: u64,
-    modified: (i64, i64),
-    identity: (u64, u64),
-}
-
-impl From<&Metadata> for Stat {
-    fn from(of: &Metadata) -> Self {
-        Self {
-            len: of.len(),
-            modified: (of.mtime(), of.mtime_nsec()),
-            identity: (of.dev(), of.ino()),
-        }
-    }
-}
-
-/// A file to be hashed.
-struct Source {
-    path: PathBuf,
-    /// The path below the torrent's name; empty if the torrent is this one file.
-    below: Vec<u8>,
-    stat: Stat,
-}
-
-impl Source {
-    fn changed(&self) -> CreateError {
-        CreateError::Changed { path: self.path.clone() }
-    }
-
-    fn io(&self, source: io::Error) -> CreateError {
-        CreateError::Io { path: self.path.clone(), source }
-    }
-
-    /// Opens the file, if it is still the one that was found.
-    fn open(&self) -> Result<File, CreateError> {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(&self.path);
-        let file = file.map_err(|error| self.io(error))?;
-        let stat = file.metadata().map_err(|error| self.io(error))?;
-        if Stat::from(&stat) == self.stat { Ok(file) } else { Err(self.changed()) }
-    }
-}
-
-/// The files of a torrent to be, in its order.
-struct Content {
-    name: Vec<u8>,
-    is_directory: bool,
-    files: Vec<Source>,
-    warnings: Vec<String>,
-}
-
-impl Content {
-    fn find(path: &Path) -> Result<Self, CreateError> {
-        let io = |source| CreateError::Io { path: path.to_owned(), source };
-        let root = fs::canonicalize(path).map_err(io)?;
-        let stat = fs::metadata(&root).map_err(io)?;
-        // A link that the caller named lends its name; `.` has the name of what it stands for.
-        let name = path.file_name().or(root.file_name()).map(|name| name.as_bytes().to_vec());
-        let name = name.ok_or_else(|| CreateError::NoName { path: path.to_owned() })?;
-        let is_directory = stat.is_dir();
-        let mut content = Self { name, is_directory, files: Vec::new(), warnings: Vec::new() };
-        if stat.is_file() {
-            let stat = Stat::from(&stat);
-            content.files.push(Source { path: root, below: Vec::new(), stat });
-        } else if is_directory {
-            content.walk(&root)?;
-            content.files.sort_by(|one, two| one.below.cmp(&two.below));
-        } else {
-            return Err(CreateError::NotAFile { path: path.to_owned() });
-        }
-        if content.files.is_empty() {
-            return Err(CreateError::NoFiles { path: path.to_owned() });
-        }
-        Ok(content)
-    }
-
-    /// Finds the files below `root`, in no order.
-    fn walk(&mut self, root: &Path) -> Result<(), CreateError> {
-        let mut directories = vec![(root.to_owned(), Vec::new(), 2)];
-        // Every file costs more than its path in the torrent.
-        let mut paths_len = 0u64;
-        while let Some((directory, below, depth)) = directories.pop() {
-            let io = |source| CreateError::Io { path: directory.clone(), source };
-            for entry in fs::read_dir(&directory).map_err(io)? {
-                let entry = entry.map_err(io)?;
-                let path = entry.path();
-                let stat = entry.metadata();
-                let stat = stat.map_err(|source| CreateError::Io { path: path.clone(), source })?;
-                let below = join(&below, &entry.file_name());
-                if stat.is_dir() && depth < PATH_DEPTH_MAX {
-                    directories.push((path, below, depth + 1));
-                } else if stat.is_file() {
-                    paths_len += entry.file_name().len() as u64;
-                    self.files.push(Source { path, below, stat: Stat::from(&stat) });
-                } else {
-                    self.skip(&below, &stat);
-                }
-                let max = Limits::TORRENT.bytes;
-                if paths_len > max as u64 {
-                    return Err(CreateError::TooLong { len: paths_len, max });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn skip(&mut self, below: &[u8], stat: &Metadata) {
-        let what = match stat.file_type() {
-            kind if kind.is_symlink() => "a symbolic link",
-            kind if kind.is_dir() => "a directory too deep for a torrent",
-            _ => "not a regular file",
-        };
-        match self.warnings.len() + 1 {
-            ..WARNINGS_MAX => {
-                self.warnings.push(format!("{} left out: it is {what}", excerpt(below)));
-            }
-            WARNINGS_MAX => self.warnings.push("more was left out than is told here".to_owned()),
-            _ => {}
-        }
-    }
-}
-
-fn join(below: &[u8], name: &OsStr) -> Vec<u8> {
-    match below {
-        b"" => name.as_bytes().to_vec(),
-        _ => [below, b"/", name.as_bytes()].concat(),
-    }
-}
-
 /// Writes the torrent with the hashes in `pieces`.
 fn encode(content: &Content, options: &CreateOptions, piece_len: u32, pieces: &[u8]) -> Vec<u8> {
     let mut encoder = Encoder::new();
@@ -434,105 +297,4 @@ fn encode_files(content: &Content, info: &mut DictEncoder<'_>) {
             });
         }
     });
-}
-
-/// The work that threads share: which piece is next, what is done, what went wrong.
-struct Hashing<'a> {
-    files: &'a [Source],
-    draft: &'a Metainfo,
-    progress: &'a (dyn Fn(u64, u64) + Sync),
-    done: AtomicU64,
-    stop: AtomicBool,
-    failure: Mutex<Option<CreateError>>,
-}
-
-impl Hashing<'_> {
-    fn run(
-        files: &[Source],
-        draft: &Metainfo,
-        threads: usize,
-        progress: &(dyn Fn(u64, u64) + Sync),
-    ) -> Result<Vec<[u8; 20]>, CreateError> {
-        let hashing = Hashing {
-            files,
-            draft,
-            progress,
-            done: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-            failure: Mutex::new(None),
-        };
-        let mut hashes = vec![[0; 20]; draft.geometry.piece_count() as usize];
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if threads == 0 { available() } else { threads };
-        let threads = threads.min(THREADS_MAX).min(hashes.len());
-        let slots = Mutex::new(hashes.iter_mut().zip((0..).map(PieceIndex)));
-        let next = || slots.lock().unwrap_or_else(PoisonError::into_inner).next();
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| hashing.work(&next));
-            }
-        });
-        let failure = hashing.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        for file in files {
-            let now = fs::symlink_metadata(&file.path).map_err(|_| file.changed())?;
-            if Stat::from(&now) != file.stat {
-                return Err(file.changed());
-            }
-        }
-        progress(draft.geometry.total_len(), draft.geometry.total_len());
-        Ok(hashes)
-    }
-
-    /// One thread: takes pieces until there are none, or another thread failed.
-    fn work<'h>(&self, next: &dyn Fn() -> Option<(&'h mut [u8; 20], PieceIndex)>) {
-        let mut buffer = vec![0; READ_LEN];
-        let mut open = None;
-        while !self.stop.load(Ordering::Relaxed) {
-            let Some((hash, piece)) = next() else { return };
-            match self.hash(piece, &mut open, &mut buffer) {
-                Ok(found) => *hash = found,
-                Err(error) => {
-                    self.stop.store(true, Ordering::Relaxed);
-                    let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                    failure.get_or_insert(error);
-                }
-            }
-        }
-    }
-
-    /// The SHA-1 of one piece; `open` is the file that this thread read last.
-    fn hash(
-        &self,
-        piece: PieceIndex,
-        open: &mut Option<(usize, File)>,
-        buffer: &mut [u8],
-    ) -> Result<[u8; 20], CreateError> {
-        let geometry = self.draft.geometry;
-        let len = u64::from(geometry.piece_len(piece));
-        let mut sha1 = Sha1::new();
-        for extent in self.draft.layout.extents(geometry.piece_start(piece), len) {
-            let source = &self.files[extent.file];
-            if open.as_ref().is_none_or(|(index, _)| *index != extent.file) {
-                *open = Some((extent.file, source.open()?));
-            }
-            let Some((_, file)) = open.as_ref() else { continue };
-            let (mut offset, end) = (extent.offset, extent.offset + extent.len);
-            while offset < end {
-                let want = usize::try_from(end - offset).unwrap_or(READ_LEN).min(buffer.len());
-                let chunk = &mut buffer[..want];
-                file.read_exact_at(chunk, offset).map_err(|error| match error.kind() {
-                    io::ErrorKind::UnexpectedEof => source.changed(),
-                    _ => source.io(error),
-                })?;
-                sha1.update(&*chunk);
-                offset += want as u64;
-                let done = self.done.fetch_add(want as u64, Ordering::Relaxed) + want as u64;
-                (self.progress)(done, geometry.total_len());
-            }
-        }
-        Ok(sha1.finalize().into())
-    }
 }
