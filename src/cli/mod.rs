@@ -12,6 +12,8 @@ pub mod human;
 pub mod remote;
 pub mod run;
 pub mod seed;
+mod session;
+mod source;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
