@@ -131,7 +131,9 @@ fn a_file_that_changes_fails_the_whole() {
         let dir = tree([("a", [1; 40_000].as_slice()), ("b", &[2; 40_000])]);
         let path = dir.path().join("top").join(name);
         let changed = AtomicBool::new(false);
-        let progress = |_, _| {
+        let most = AtomicU64::new(0);
+        let progress = |done, _| {
+            most.fetch_max(done, Ordering::Relaxed);
             if !changed.swap(true, Ordering::Relaxed) {
                 changes[number](&path);
             }
