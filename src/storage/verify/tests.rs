@@ -32,8 +32,8 @@ impl Content for Torrent {
         self.files.len()
     }
 
-    fn file(&self, index: usize) -> ContentFile {
-        self.files[index].clone()
+    fn file(&self, index: usize) -> Option<ContentFile> {
+        self.files.get(index).cloned()
     }
 }
 
@@ -53,7 +53,7 @@ fn torrent(lens: &[i64], piece_len: u32, seed: u64) -> (TempDir, Arc<Torrent>) {
             fs::write(dir.path().join(&path), &content).unwrap();
         }
         data.extend(content);
-        files.push(ContentFile { path, len: len as u64, is_padding });
+        files.push(ContentFile { path, len: len as u64, is_on_disk: !is_padding });
     }
     let geometry = Geometry::new(data.len() as u64, piece_len).unwrap();
     let hashes = data.chunks(piece_len as usize).map(digest).collect();
@@ -65,9 +65,9 @@ fn oracle(torrent: &Torrent, root: &Path) -> Vec<bool> {
     let mut data: Vec<Option<u8>> = Vec::new();
     for file in &torrent.files {
         let len = usize::try_from(file.len).unwrap();
-        let content = match file.is_padding {
-            true => vec![0; len],
-            false => fs::read(root.join(&file.path)).unwrap_or_default(),
+        let content = match file.is_on_disk {
+            true => fs::read(root.join(&file.path)).unwrap_or_default(),
+            false => vec![0; len],
         };
         let present = content.into_iter().map(Some).chain(std::iter::repeat(None));
         data.extend(present.take(len));
@@ -151,7 +151,7 @@ fn pieces_longer_than_a_chunk_and_many_pieces() {
 
 #[test]
 fn missing_short_long_and_strange_files() {
-    use FileState::{Long, Missing, Padding, Short, Unusable, Whole};
+    use FileState::{Long, Missing, Short, Unusable, Virtual, Whole};
     let (dir, torrent) = torrent(&[10_000, 10_000, -6_384, 16_384, 9_000, 9_000, 0], 16_384, 3);
     let path = |index: usize| dir.path().join(&torrent.files[index].path);
     fs::remove_file(path(1)).unwrap();
@@ -162,7 +162,7 @@ fn missing_short_long_and_strange_files() {
     fs::create_dir(path(5)).unwrap();
     fs::remove_file(path(6)).unwrap();
     let checked = run(&torrent, dir.path(), ONE);
-    assert_eq!(states(&checked), [Whole, Missing, Padding, Long, Short, Unusable, Missing]);
+    assert_eq!(states(&checked), [Whole, Missing, Virtual, Long, Short, Unusable, Missing]);
     assert_eq!(have(&checked), oracle(&torrent, dir.path()));
     assert_eq!(checked.errors.len(), 1);
     assert_eq!(checked.errors[0].file, Some(5));
@@ -266,7 +266,7 @@ impl Content for Cancelling {
         self.torrent.file_count()
     }
 
-    fn file(&self, index: usize) -> ContentFile {
+    fn file(&self, index: usize) -> Option<ContentFile> {
         self.torrent.file(index)
     }
 }
@@ -279,6 +279,21 @@ fn a_check_can_be_cancelled_in_the_middle() {
     let checked = check(Arc::new(content), dir.path(), ONE, progress);
     assert!(checked.cancelled);
     assert!(checked.have.count() > 0 && checked.have.count() < 2_000, "{:?}", checked.have);
+}
+
+/// The same through a `.torrent` file, with padding between the files.
+#[test]
+fn a_torrent_file_is_checked_as_it_was_made() {
+    let (dir, _) = torrent(&[40_000, 70_000, 1, 0], 16_384, 14);
+    let options = crate::metainfo::CreateOptions::default();
+    let created = crate::metainfo::create(&dir.path().join("top"), &options, &|_, _| ()).unwrap();
+    let metainfo = Arc::new(Metainfo::parse(&created.bytes).unwrap());
+    let run = || check(Arc::clone(&metainfo) as _, dir.path(), TWO, Arc::default());
+    let checked = run();
+    assert!(checked.is_complete(), "{checked:?}");
+    assert_eq!(checked.files.len(), 4);
+    flip(&dir.path().join(metainfo.layout.file(0).unwrap().path()), 0);
+    assert!(!run().is_complete());
 }
 
 fn job(torrent: &Arc<Torrent>, root: &Path, send: &mpsc::Sender<Checked>) -> Job {
