@@ -243,21 +243,21 @@ fn a_cancelled_check_says_so() {
     assert_eq!((checked.have.count(), checked.bytes_hashed), (0, 0));
 }
 
-/// A torrent whose hashes cancel their own check when the piece number `at` is asked for.
-struct Cancelling {
+/// A torrent that lets something happen when the hash of piece number `at` is asked for.
+struct Hooked<F> {
     torrent: Arc<Torrent>,
-    progress: Arc<Progress>,
     at: u32,
+    hook: F,
 }
 
-impl Content for Cancelling {
+impl<F: Fn() + Send + Sync> Content for Hooked<F> {
     fn geometry(&self) -> Geometry {
         self.torrent.geometry
     }
 
     fn piece_hash(&self, piece: PieceIndex) -> Option<Digest> {
         if piece.0 == self.at {
-            self.progress.cancel();
+            (self.hook)();
         }
         self.torrent.piece_hash(piece)
     }
@@ -273,12 +273,28 @@ impl Content for Cancelling {
 
 #[test]
 fn a_check_can_be_cancelled_in_the_middle() {
-    let (dir, torrent) = torrent(&[16_384 * 2_000], 16_384, 9);
+    let (dir, torrent) = torrent(&[16_384 * 600], 16_384, 9);
     let progress = Arc::new(Progress::default());
-    let content = Cancelling { torrent, progress: Arc::clone(&progress), at: 300 };
+    let cancel = Arc::clone(&progress);
+    let content = Hooked { torrent, at: 20, hook: move || cancel.cancel() };
     let checked = check(Arc::new(content), dir.path(), ONE, progress);
     assert!(checked.cancelled);
-    assert!(checked.have.count() > 0 && checked.have.count() < 2_000, "{:?}", checked.have);
+    assert!(checked.have.count() > 0 && checked.have.count() < 600, "{:?}", checked.have);
+}
+
+#[test]
+fn a_file_truncated_underfoot_costs_its_last_pieces() {
+    let (dir, torrent) = torrent(&[16_384 * 300], 16_384, 15);
+    let path = dir.path().join(&torrent.files[0].path);
+    let file = fs::File::options().write(true).open(path).unwrap();
+    let hook = move || file.set_len(16_384 * 200).unwrap();
+    let content = Arc::new(Hooked { torrent, at: 20, hook });
+    let checked = check(content, dir.path(), ONE, Arc::default());
+    let expected: Vec<PieceIndex> = (0..200).map(PieceIndex).collect();
+    assert_eq!(checked.have.iter().collect::<Vec<_>>(), expected);
+    assert_eq!(checked.error_count, 100);
+    assert_eq!(checked.errors[0].error.kind(), io::ErrorKind::UnexpectedEof);
+    assert_eq!(checked.files[0].identity.unwrap().size, 16_384 * 300);
 }
 
 /// The same through a `.torrent` file, with padding between the files.
@@ -308,7 +324,7 @@ fn job(torrent: &Arc<Torrent>, root: &Path, send: &mpsc::Sender<Checked>) -> Job
 
 #[test]
 fn a_checker_answers_every_job() {
-    let (large_dir, large) = torrent(&[3_000_000, 5], 1 << 17, 10);
+    let (large_dir, large) = torrent(&[500_000, 5], 1 << 15, 10);
     let (small_dir, small) = torrent(&[100], 16_384, 11);
     for options in [ONE, TWO, Options { threads: 5, low_priority: false }] {
         let checker = Checker::start(options).unwrap();
@@ -323,7 +339,7 @@ fn a_checker_answers_every_job() {
         let results: Vec<Checked> = receive.iter().collect();
         assert_eq!(results.len(), 220);
         assert!(results.iter().all(Checked::is_complete));
-        assert_eq!(results.iter().map(|checked| checked.bytes_hashed).max(), Some(3_000_005));
+        assert_eq!(results.iter().map(|checked| checked.bytes_hashed).max(), Some(500_005));
         assert_eq!(checker.waiting_count(), 0);
     }
 }
@@ -372,11 +388,11 @@ fn a_queued_job_can_be_cancelled_and_the_queue_has_an_end() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn any_damage_is_judged_as_the_oracle_does(
-        lens in proptest::collection::vec(-40_000i64..200_000, 0..12),
+        lens in proptest::collection::vec(-40_000i64..100_000, 0..12),
         piece_len in prop_oneof![Just(16_384u32), Just(65_536), 1u32..100_000],
         damage in proptest::collection::vec((any::<proptest::sample::Index>(), 0u8..5, 0usize..200_000), 0..6),
         threads in 1usize..4,
