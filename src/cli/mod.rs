@@ -12,6 +12,7 @@ pub mod human;
 pub mod remote;
 pub mod run;
 pub mod seed;
+pub mod source;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
