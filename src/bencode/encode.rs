@@ -4,6 +4,7 @@
 //! Invariant: keys come out sorted, as BEP 3 asks.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::ops::Range;
 
 /// Writes values one behind the other into a buffer.
@@ -41,13 +42,14 @@ impl Encoder {
 
     /// An integer.
     pub fn int(&mut self, value: i64) -> &mut Self {
-        self.out.extend_from_slice(format!("i{value}e").as_bytes());
+        // Writing to a vector cannot fail.
+        let _ = write!(self.out, "i{value}e");
         self
     }
 
     /// A string.
     pub fn bytes(&mut self, value: &[u8]) -> &mut Self {
-        self.out.extend_from_slice(format!("{}:", value.len()).as_bytes());
+        let _ = write!(self.out, "{}:", value.len());
         self.out.extend_from_slice(value);
         self
     }

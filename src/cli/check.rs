@@ -72,7 +72,10 @@ struct FileLine {
 pub fn execute(args: &CheckArgs) -> Exit {
     let metainfo = match source::read_torrent(&args.torrent) {
         Ok(metainfo) => metainfo,
-        Err(error) => return super::fail(error.exit(), error),
+        Err(sentence) => {
+            let exit = if args.torrent.exists() { Exit::Failure } else { Exit::NotFound };
+            return super::fail(exit, sentence);
+        }
     };
     let content = Arc::new(Content { metainfo, save_path: args.data.clone() });
     let checked = check_with_bar(&content);
@@ -116,7 +119,7 @@ impl Report {
         let geometry = metainfo.geometry;
         let have = checked.have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum();
         let files = metainfo.layout.files().zip(&checked.files).map(|(file, report)| FileLine {
-            path: file.path.to_string_lossy().into_owned(),
+            path: file.path().to_string_lossy().into_owned(),
             length: file.len,
             state: match (file.kind, report.state) {
                 (FileKind::Padding | FileKind::Symlink, _) | (_, FileState::Padding) => "padding",

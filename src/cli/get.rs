@@ -2,13 +2,21 @@
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use super::run::replace_list;
-use super::{DiscoveryArgs, Exit};
-use crate::config::{Config, Error, HttpListen};
+use super::{DiscoveryArgs, Exit, human, session, source};
+use crate::config::{Config, Error, HttpListen, LogLevel};
+use crate::server::engine::{Add, Engine, Event, Verify};
+use crate::server::settings::settings;
+use crate::sys::clock;
+use crate::units::InfoHash;
+use crate::worker::mailbox::Totals;
 
 /// Flags of `seedring get`.
 #[derive(Args, Clone, PartialEq, Debug)]
@@ -72,11 +80,149 @@ pub(super) fn for_one_torrent(
 
 /// Runs the command.
 pub fn execute(args: GetArgs) -> Exit {
-    match args.to_config(std::env::vars_os()) {
-        Ok(config) => {
-            super::start_logging(config.log.level);
-            super::not_built("get")
+    let mut config = match args.to_config(std::env::vars_os()) {
+        Ok(config) => config,
+        Err(error) => return super::fail(Exit::Failure, error),
+    };
+    // Logs would tear the bar apart: on a terminal only what is wrong is said.
+    if std::io::stderr().is_terminal() {
+        config.log.level = LogLevel::Warn;
+    }
+    super::start_logging(config.log.level);
+    session::block_on(get(args, config))
+}
+
+async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
+    let mut signals = session::Signals::new()?;
+    let metainfo = tokio::select! {
+        metainfo = source::read(&args.source) => metainfo?,
+        exit = signals.next() => return Ok(exit),
+    };
+    for warning in &metainfo.warnings {
+        eprintln!("seedring: {warning}");
+    }
+    source::prepare(&metainfo, &args.output, args.overwrite)?;
+    let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
+    let total = metainfo.geometry.total_len();
+    let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
+    let peers = args.peer.clone();
+    let save_path = args.output.clone();
+    let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers };
+    engine.add(add).map_err(|error| error.to_string())?;
+    let mut fetch = Fetch {
+        engine,
+        info_hash,
+        bar: super::progress_bar(total, "get"),
+        total,
+        is_checked: false,
+        is_complete: false,
+        best: (u64::MAX, clock::now()),
+        timeout: args.timeout.map(Duration::from_secs),
+        go_on: args.seed,
+    };
+    let result = fetch.run(&mut signals).await;
+    fetch.bar.finish_and_clear();
+    signals.end_at_next();
+    let downloaded = fetch.totals().map_or(0, |totals| totals.downloaded.load(Relaxed));
+    let is_complete = fetch.is_complete;
+    fetch.engine.shutdown().await;
+    if args.json {
+        let report = serde_json::json!({
+            "info_hash": info_hash.to_string(),
+            "name": name,
+            "size_bytes": total,
+            "downloaded_bytes": downloaded,
+            "complete": is_complete,
+        });
+        println!("{report}");
+    } else if is_complete {
+        eprintln!("{name}: complete, {}", human::size(total));
+    }
+    result
+}
+
+/// One torrent on its way.
+struct Fetch {
+    engine: Engine,
+    info_hash: InfoHash,
+    bar: indicatif::ProgressBar,
+    total: u64,
+    is_checked: bool,
+    is_complete: bool,
+    /// The fewest bytes that were left so far, and when that was first so.
+    best: (u64, Instant),
+    timeout: Option<Duration>,
+    go_on: bool,
+}
+
+impl Fetch {
+    fn totals(&self) -> Option<&Totals> {
+        self.engine.torrent(&self.info_hash).map(|torrent| &*torrent.totals)
+    }
+
+    async fn run(&mut self, signals: &mut session::Signals) -> Result<Exit, String> {
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            let event = tokio::select! {
+                event = self.engine.event() => event,
+                exit = signals.next() => {
+                    return Ok(if self.is_complete && self.go_on { Exit::Ok } else { exit });
+                }
+                _ = ticks.tick() => {
+                    self.show();
+                    if self.is_stuck() {
+                        return Err("no progress within the time-out".into());
+                    }
+                    continue;
+                }
+            };
+            let complete = match event {
+                Event::Checked { have_count, piece_count, .. } => {
+                    self.is_checked = true;
+                    self.best = (u64::MAX, clock::now());
+                    have_count == piece_count
+                }
+                Event::Finished(_) => true,
+                Event::Failed(_, error) => return Err(error.to_string()),
+                Event::Died(reason) => return Err(reason),
+            };
+            if complete {
+                self.is_complete = true;
+                if !self.go_on {
+                    return Ok(Exit::Ok);
+                }
+                if let Some(&peer) = self.engine.peer_addrs().first() {
+                    eprintln!("{}", session::ready_line(peer, None));
+                }
+            }
         }
-        Err(error) => super::fail(Exit::Failure, error),
+    }
+
+    /// Brings the bar up to date.
+    fn show(&self) {
+        let Some(torrent) = self.engine.torrent(&self.info_hash) else { return };
+        if !self.is_checked {
+            self.bar.set_prefix("check");
+            self.bar.set_position(torrent.check.bytes_done());
+            return;
+        }
+        let totals = &torrent.totals;
+        let (left, rate) = (totals.left.load(Relaxed), totals.down_rate.load(Relaxed));
+        let peers = totals.peers.load(Relaxed);
+        self.bar.set_prefix(if self.is_complete { "seed" } else { "get" });
+        self.bar.set_position(self.total - left.min(self.total));
+        let time_left = human::time(human::time_left(left, rate));
+        let message = format!("{}, {peers} peers, {time_left} left", human::rate(rate));
+        self.bar.set_message(message);
+    }
+
+    /// Whether nothing has come for longer than was allowed.
+    fn is_stuck(&mut self) -> bool {
+        let left = self.totals().map_or(0, |totals| totals.left.load(Relaxed));
+        let now = clock::now();
+        if left < self.best.0 || !self.is_checked || self.is_complete {
+            self.best = (left, now);
+        }
+        self.timeout.is_some_and(|timeout| now - self.best.1 >= timeout)
     }
 }

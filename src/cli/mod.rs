@@ -12,7 +12,8 @@ pub mod human;
 pub mod remote;
 pub mod run;
 pub mod seed;
-pub mod source;
+mod session;
+mod source;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;

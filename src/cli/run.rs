@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DiscoveryArgs, Exit};
+use super::{DiscoveryArgs, Exit, session};
 use crate::config::{Bind, Config, CoreList, Error, HttpListen, LogLevel};
+use crate::server::run as server;
 
 /// Flags of `seedring run`. Each overrides the setting of the same name in the configuration.
 #[derive(Args, Clone, PartialEq, Debug, Default)]
@@ -83,11 +84,21 @@ pub(super) fn replace_list<T>(setting: &mut Vec<T>, flags: Vec<T>) {
 
 /// Runs the command.
 pub fn execute(args: RunArgs) -> Exit {
-    match args.into_config(std::env::vars_os()) {
-        Ok(config) => {
-            super::start_logging(config.log.level);
-            super::not_built("run")
-        }
-        Err(error) => super::fail(Exit::Failure, error),
-    }
+    let config = match args.into_config(std::env::vars_os()) {
+        Ok(config) => config,
+        Err(error) => return super::fail(Exit::Failure, error),
+    };
+    super::start_logging(config.log.level);
+    session::block_on(async {
+        let mut signals = session::Signals::new()?;
+        let stop = async move {
+            // Whichever it was: a server that stops as asked ends well.
+            let _ = signals.next().await;
+            signals.end_at_next();
+        };
+        server::run(config, |peer, http| println!("{}", session::ready_line(peer, http)), stop)
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok(Exit::Ok)
+    })
 }

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Exit;
+use super::{Exit, session, source};
 use super::get::for_one_torrent;
 use super::run::replace_list;
 use crate::config::{Config, Error};
+use crate::server::engine::{Add, Engine, Event, Verify};
+use crate::server::settings::settings;
 
 /// Flags of `seedring seed`.
 #[derive(Args, Clone, PartialEq, Debug)]
@@ -47,11 +49,43 @@ impl SeedArgs {
 
 /// Runs the command.
 pub fn execute(args: SeedArgs) -> Exit {
-    match args.to_config(std::env::vars_os()) {
-        Ok(config) => {
-            super::start_logging(config.log.level);
-            super::not_built("seed")
+    let config = match args.to_config(std::env::vars_os()) {
+        Ok(config) => config,
+        Err(error) => return super::fail(Exit::Failure, error),
+    };
+    super::start_logging(config.log.level);
+    session::block_on(seed(args, config))
+}
+
+async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
+    let metainfo = source::read_torrent(&args.torrent)?;
+    let mut signals = session::Signals::new()?;
+    let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
+    let verify = if args.trust { Verify::Trust } else { Verify::Full };
+    let save_path = config.paths.downloads;
+    let add = Add { metainfo, save_path, verify, fetch: false, peers: Vec::new() };
+    engine.add(add).map_err(|error| error.to_string())?;
+    let result = loop {
+        let event = tokio::select! {
+            event = engine.event() => event,
+            _ = signals.next() => break Ok(Exit::Ok),
+        };
+        match event {
+            Event::Checked { have_count, piece_count, .. } if have_count < piece_count => {
+                eprintln!("seedring: {have_count} of {piece_count} pieces are here: not seeding");
+                break Ok(Exit::Partial);
+            }
+            Event::Checked { .. } => {
+                if let Some(&peer) = engine.peer_addrs().first() {
+                    println!("{}", session::ready_line(peer, None));
+                }
+            }
+            Event::Failed(_, error) => break Err(error.to_string()),
+            Event::Died(reason) => return Err(reason),
+            Event::Finished(_) => {}
         }
-        Err(error) => super::fail(Exit::Failure, error),
-    }
+    };
+    signals.end_at_next();
+    engine.shutdown().await;
+    result
 }

@@ -1,59 +1,126 @@
-//! Torrent files that are named on the command line.
+//! Where a torrent comes from: a file, a URL; and whether its data may be put where it should go.
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
-use super::Exit;
-use crate::metainfo::{Error, Metainfo};
+use crate::metainfo::Metainfo;
 
-/// Bytes that are read of a torrent file at most; the parser has a limit of its own below it.
-const FILE_LEN_MAX: u64 = 128 * 1024 * 1024;
+/// Longest `.torrent` that is taken.
+const TORRENT_LEN_MAX: usize = 10 * 1024 * 1024;
 
-/// Why a torrent file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// It cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// It is not a torrent that can be used.
-    #[error("{} is not a usable torrent: {error}", path.display())]
-    Torrent {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: Error,
-    },
-}
+/// How long a URL may take in all.
+const URL_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl SourceError {
-    /// The exit code of a command that dies of it.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Read { error, .. } if error.kind() == io::ErrorKind::NotFound => Exit::NotFound,
-            _ => Exit::Failure,
-        }
+/// Reads a torrent from wherever `source` says.
+pub(super) async fn read(source: &str) -> Result<Metainfo, String> {
+    if source.starts_with("magnet:") {
+        return Err("magnet links are not built yet: give a .torrent file or its URL".into());
     }
+    if source.starts_with("http://") || source.starts_with("https://") {
+        let bytes = fetch(source).await.map_err(|error| format!("cannot fetch {source}: {error}"))?;
+        return Metainfo::parse(&bytes).map_err(|error| format!("{source}: {error}"));
+    }
+    read_torrent(Path::new(source))
 }
 
-/// Reads and parses the `.torrent` file at `path`; what is odd in it is said on stderr.
-///
-/// # Errors
-/// If it cannot be read or is not a usable torrent.
-pub fn read_torrent(path: &Path) -> Result<Metainfo, SourceError> {
+/// Reads a `.torrent` file.
+pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, String> {
+    let shown = path.display();
+    let len = std::fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?.len();
+    if len > TORRENT_LEN_MAX as u64 {
+        return Err(format!("{shown} has {len} bytes; a torrent has at most {TORRENT_LEN_MAX}"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    Metainfo::parse(&bytes).map_err(|error| format!("{shown}: {error}"))
+}
+
+/// Fetches what a URL names, up to the length of a torrent.
+async fn fetch(url: &str) -> Result<Vec<u8>, String> {
+    // Somebody may have been first; which one it was makes no difference.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder()
+        .user_agent(concat!("seedring/", env!("CARGO_PKG_VERSION")))
+        .timeout(URL_TIMEOUT)
+        .build()
+        .map_err(|error| error.to_string())?;
+    let request = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+    let mut response = request.map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(FILE_LEN_MAX).read_to_end(&mut bytes))
-        .map_err(|error| SourceError::Read { path: path.to_owned(), error })?;
-    let metainfo = Metainfo::parse(&bytes)
-        .map_err(|error| SourceError::Torrent { path: path.to_owned(), error })?;
-    for warning in &metainfo.warnings {
-        eprintln!("seedring: {}: {warning}", path.display());
+    while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
+        if bytes.len() + chunk.len() > TORRENT_LEN_MAX {
+            return Err(format!("it is longer than the {TORRENT_LEN_MAX} bytes of a torrent"));
+        }
+        bytes.extend_from_slice(&chunk);
     }
-    Ok(metainfo)
+    Ok(bytes)
+}
+
+/// Looks at what lies where the torrent's files will be: a file of another size is another file,
+/// and only overwritten when that was asked for. An empty one holds nothing to lose.
+pub(super) fn prepare(metainfo: &Metainfo, save_path: &Path, overwrite: bool) -> Result<(), String> {
+    for file in metainfo.layout.files().filter(|file| file.is_on_disk()) {
+        let path = save_path.join(file.path());
+        let shown = path.display();
+        let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
+        if !found.is_file() {
+            return Err(format!("{shown} is in the way: it is not a regular file"));
+        }
+        if found.len() == file.len || found.len() == 0 {
+            continue;
+        }
+        if !overwrite {
+            let (here, wanted) = (found.len(), file.len);
+            return Err(format!(
+                "{shown} has {here} bytes where the torrent has {wanted}: \
+                 use --overwrite to replace it"
+            ));
+        }
+        let opened = std::fs::OpenOptions::new().write(true).open(&path);
+        opened
+            .and_then(|opened| opened.set_len(file.len.min(found.len())))
+            .map_err(|error| format!("cannot overwrite {shown}: {error}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::{CreateOptions, create};
+
+    fn torrent_of(contents: &[u8]) -> (tempfile::TempDir, Metainfo) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::write(&path, contents).unwrap();
+        let created = create(&path, &CreateOptions::default(), &|_, _| {}).unwrap();
+        (dir, Metainfo::parse(&created.bytes).unwrap())
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_not_overwritten_unasked() {
+        let (dir, metainfo) = torrent_of(&[7; 1000]);
+        let path = dir.path().join("data");
+        assert_eq!(prepare(&metainfo, dir.path(), false), Ok(()));
+        for other in [&[1; 999][..], &[1; 1001]] {
+            std::fs::write(&path, other).unwrap();
+            let refused = prepare(&metainfo, dir.path(), false).unwrap_err();
+            assert!(refused.contains("--overwrite"), "{refused}");
+            assert_eq!(std::fs::read(&path).unwrap(), other, "it was changed nevertheless");
+            assert_eq!(prepare(&metainfo, dir.path(), true), Ok(()));
+            assert!(std::fs::metadata(&path).unwrap().len() <= 1000);
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(prepare(&metainfo, dir.path(), false), Ok(()));
+        std::fs::create_dir(&path).unwrap();
+        assert!(prepare(&metainfo, dir.path(), true).is_err());
+    }
+
+    #[test]
+    fn what_is_no_torrent_is_refused_with_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.torrent");
+        assert!(read_torrent(&path).unwrap_err().contains("x.torrent"));
+        std::fs::write(&path, b"hello").unwrap();
+        assert!(read_torrent(&path).unwrap_err().contains("x.torrent"));
+    }
 }

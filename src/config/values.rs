@@ -222,7 +222,7 @@ pub enum Bind {
     #[default]
     Any,
     /// This address of ours.
-    Address(IpAddr),
+    Addr(IpAddr),
     /// This network interface.
     Interface(String),
 }
@@ -235,7 +235,7 @@ impl FromStr for Bind {
             return Ok(Self::Any);
         }
         if let Ok(addr) = text.parse() {
-            return Ok(Self::Address(addr));
+            return Ok(Self::Addr(addr));
         }
         // The kernel's dev_valid_name and IFNAMSIZ.
         let valid = text.len() < 16
@@ -253,7 +253,7 @@ impl fmt::Display for Bind {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any => Ok(()),
-            Self::Address(addr) => addr.fmt(out),
+            Self::Addr(addr) => addr.fmt(out),
             Self::Interface(name) => name.fmt(out),
         }
     }
@@ -381,7 +381,7 @@ mod tests {
     fn binds_and_http_addresses() {
         check(&[
             ("", Some(Bind::Any)),
-            ("10.0.0.1", Some(Bind::Address(IpAddr::from([10, 0, 0, 1])))),
+            ("10.0.0.1", Some(Bind::Addr(IpAddr::from([10, 0, 0, 1])))),
             ("wg0", Some(Bind::Interface("wg0".to_owned()))),
             ("../eth0", None),
             ("a-name-that-is-too-long", None),

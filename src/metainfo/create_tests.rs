@@ -197,7 +197,7 @@ fn piece_lengths_keep_the_count_in_hand() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn what_was_created_describes_what_is_there(

@@ -27,7 +27,7 @@ pub(super) struct Files {
 
 /// A file before its path is known to be its own.
 struct Draft {
-    /// Its place in the text of all paths.
+    /// Where its path below the torrent's name lies in the text of all paths.
     path: Range<usize>,
     len: u64,
     kind: FileKind,
@@ -51,9 +51,9 @@ pub(super) fn files(
 
 fn single_file(info: &Dict<'_>, name: &str, raw_name: &[u8]) -> Result<Files, Error> {
     let kind = kind(info, raw_name);
-    let mut layout = Layout::new(true);
+    let mut layout = Layout::new(name, true);
     let len = length(info, 0, kind)?;
-    if !layout.push(name, len, kind, has_attribute(info, b'x')) {
+    if !layout.push("", len, kind, has_attribute(info, b'x')) {
         return Err(Error::TotalLength { index: 0 });
     }
     layout.shrink();
@@ -68,7 +68,7 @@ fn many_files(list: Value<'_>, name: &str, warnings: &mut Warnings) -> Result<Fi
     for (index, entry) in entries.enumerate() {
         let kind = Error::WrongKind { key: "files", expected: "a list of dictionaries" };
         let entry = entry.as_dict().ok_or(kind)?;
-        let (draft, original) = draft(&entry, index, name, &mut paths)?;
+        let (draft, original) = draft(&entry, index, name.len(), &mut paths)?;
         if draft.kind == FileKind::Symlink {
             let path = excerpt(paths[draft.path.clone()].as_bytes());
             warnings.push(format!("{path} is a symbolic link and will not be made"));
@@ -79,7 +79,7 @@ fn many_files(list: Value<'_>, name: &str, warnings: &mut Warnings) -> Result<Fi
     if drafts.is_empty() {
         return Err(Error::NoFiles);
     }
-    let mut files = Files { layout: Layout::new(false), originals };
+    let mut files = Files { layout: Layout::new(name, false), originals };
     place(&paths, &drafts, &mut files)?;
     files.layout.shrink();
     Ok(files)
@@ -90,7 +90,7 @@ fn many_files(list: Value<'_>, name: &str, warnings: &mut Warnings) -> Result<Fi
 fn draft(
     entry: &Dict<'_>,
     index: usize,
-    name: &str,
+    name_len: usize,
     paths: &mut String,
 ) -> Result<(Draft, Option<String>), Error> {
     let elements = path_elements(entry, index)?;
@@ -98,26 +98,31 @@ fn draft(
     let len = length(entry, index, kind)?;
     let start = paths.len();
     let mut changed = false;
-    paths.push_str(name);
     if elements.is_empty() {
         // BEP 47 gives padding a path, but some makers leave it out: nobody needs it.
         if kind != FileKind::Padding {
             return Err(Error::Path { index });
         }
-        paths.push_str(&format!("/.pad/{len}"));
+        paths.push_str(&format!(".pad/{len}"));
     }
     for &element in &elements {
         let safe = safe_name(element)?;
         changed |= safe.as_bytes() != element;
-        paths.push('/');
+        if paths.len() > start {
+            paths.push('/');
+        }
         paths.push_str(&safe);
     }
     let path = start..paths.len();
-    if path.len() > PATH_LEN_MAX {
-        return Err(Error::PathLength { index, len: path.len() });
-    }
+    check_path_len(index, name_len, path.len())?;
     let original = changed.then(|| original(&elements));
     Ok((Draft { path, len, kind, executable: has_attribute(entry, b'x') }, original))
+}
+
+/// The path on disk has the torrent's name and a slash before what is below it.
+fn check_path_len(index: usize, name_len: usize, below_len: usize) -> Result<(), Error> {
+    let len = name_len + 1 + below_len;
+    if len > PATH_LEN_MAX { Err(Error::PathLength { index, len }) } else { Ok(()) }
 }
 
 /// `path.utf-8` if all of it is UTF-8, else `path`.
@@ -188,13 +193,13 @@ fn place(paths: &str, drafts: &[Draft], files: &mut Files) -> Result<(), Error> 
     let mut namespace = Namespace::default();
     let split = |draft: &Draft| {
         let path = &paths[draft.path.clone()];
-        path.rsplit_once('/').unwrap_or(("", path))
+        path.rsplit_once('/').map_or((None, path), |(parent, name)| (Some(parent), name))
     };
     let on_disk = |draft: &Draft| draft.kind == FileKind::Data;
     let directories: Vec<Directory> = drafts
         .iter()
         .map(|draft| match on_disk(draft) {
-            true => namespace.directory(split(draft).0.split('/')),
+            true => namespace.directory(split(draft).0.into_iter().flat_map(|it| it.split('/'))),
             false => Directory::default(),
         })
         .collect();
@@ -202,16 +207,17 @@ fn place(paths: &str, drafts: &[Draft], files: &mut Files) -> Result<(), Error> 
         let path = &paths[draft.path.clone()];
         let (parent, name) = split(draft);
         let renamed = match on_disk(draft) {
-            true => namespace.file(directory, name)?.map(|name| format!("{parent}/{name}")),
+            true => namespace.file(directory, name)?,
             false => None,
         };
+        let renamed = renamed.map(|name| match parent {
+            Some(parent) => format!("{parent}/{name}"),
+            None => name,
+        });
         let safe = renamed.as_deref().unwrap_or(path);
-        if safe.len() > PATH_LEN_MAX {
-            return Err(Error::PathLength { index, len: safe.len() });
-        }
         if renamed.is_some() {
-            let below_name = path.split_once('/').map_or(path, |(_, below)| below);
-            files.originals.entry(index).or_insert_with(|| escape(below_name.as_bytes()));
+            check_path_len(index, files.layout.name().len(), safe.len())?;
+            files.originals.entry(index).or_insert_with(|| escape(path.as_bytes()));
         }
         if !files.layout.push(safe, draft.len, draft.kind, draft.executable) {
             return Err(Error::TotalLength { index });

@@ -5,7 +5,7 @@
 //! relative and made of safe names (see `names.rs`).
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::path::PathBuf;
 
 /// What a file of a torrent is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,9 +25,11 @@ pub enum FileKind {
 pub struct File<'l> {
     /// Its number in the torrent, from 0.
     pub index: usize,
-    /// Its path below the save path; the first name is the torrent's own. Only of
-    /// [`FileKind::Data`] is it sure that no other file has the same.
-    pub path: &'l Path,
+    /// The torrent's name, safe: the first name of the path, or all of it.
+    pub top: &'l str,
+    /// The names behind [`File::top`], safe, with `/` between them; empty if the torrent is one
+    /// file without a directory of its own.
+    pub below: &'l str,
     /// Length in bytes.
     pub len: u64,
     /// Offset in the torrent of its first byte.
@@ -39,6 +41,16 @@ pub struct File<'l> {
 }
 
 impl File<'_> {
+    /// Its path, relative to the save path. Only among [`FileKind::Data`] is it sure that no other
+    /// file has the same.
+    pub fn path(&self) -> PathBuf {
+        let mut path = PathBuf::from(self.top);
+        if !self.below.is_empty() {
+            path.push(self.below);
+        }
+        path
+    }
+
     /// Whether the file exists on disk.
     pub fn is_on_disk(&self) -> bool {
         self.kind == FileKind::Data
@@ -64,7 +76,8 @@ pub struct Layout {
     files: Vec<Entry>,
     /// The files that are not empty.
     spans: Vec<Span>,
-    /// All paths, one behind the other.
+    name: String,
+    /// What follows the name in each path, one behind the other.
     paths: String,
     total_len: u64,
     single_file: bool,
@@ -87,15 +100,15 @@ struct Span {
 }
 
 impl Layout {
-    /// A layout without files yet; `single_file` if it stands for a torrent that is one file
-    /// without a directory of its own.
-    pub(super) fn new(single_file: bool) -> Self {
-        Self { single_file, ..Self::default() }
+    /// A layout without files yet; `name` is the name of the torrent, and `single_file` says that
+    /// it is the name of its only file, too.
+    pub(super) fn new(name: &str, single_file: bool) -> Self {
+        Self { name: name.to_owned(), single_file, ..Self::default() }
     }
 
-    /// Adds a file; false if the lengths no longer add up in 64 bits.
+    /// Adds a file with its path below the torrent's name; false if the lengths no longer add up in 64 bits.
     #[must_use]
-    pub(super) fn push(&mut self, path: &str, len: u64, kind: FileKind, executable: bool) -> bool {
+    pub(super) fn push(&mut self, below: &str, len: u64, kind: FileKind, executable: bool) -> bool {
         let start = self.total_len;
         let Some(end) = start.checked_add(len) else {
             return false;
@@ -104,7 +117,7 @@ impl Layout {
             let padding = kind == FileKind::Padding;
             self.spans.push(Span { start, end, file: self.files.len(), padding });
         }
-        self.paths.push_str(path);
+        self.paths.push_str(below);
         self.files.push(Entry { start, path_end: self.paths.len(), kind, executable });
         self.total_len = end;
         true
@@ -127,6 +140,11 @@ impl Layout {
         self.total_len
     }
 
+    /// The torrent's name, safe: the first name of every path.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether the torrent is one file that lies in the save path itself.
     pub fn is_single_file(&self) -> bool {
         self.single_file
@@ -140,7 +158,8 @@ impl Layout {
         let end = self.files.get(index + 1).map_or(self.total_len, |next| next.start);
         Some(File {
             index,
-            path: Path::new(self.paths.get(path_start..entry.path_end)?),
+            top: &self.name,
+            below: self.paths.get(path_start..entry.path_end)?,
             len: end - entry.start,
             start: entry.start,
             kind: entry.kind,
@@ -204,10 +223,10 @@ mod tests {
     use super::*;
 
     fn layout(lens: &[u64]) -> Layout {
-        let mut layout = Layout::new(false);
+        let mut layout = Layout::new("t", false);
         for (index, &len) in lens.iter().enumerate() {
             let kind = if index % 5 == 3 { FileKind::Padding } else { FileKind::Data };
-            assert!(layout.push(&format!("t/{index}"), len, kind, false));
+            assert!(layout.push(&index.to_string(), len, kind, false));
         }
         layout
     }
@@ -230,8 +249,9 @@ mod tests {
     #[test]
     fn files_know_their_paths_and_places() {
         let layout = layout(&[4, 0, 6]);
-        let files: Vec<_> = layout.files().map(|file| (file.path, file.start, file.len)).collect();
-        let path = Path::new;
+        let files = layout.files().map(|file| (file.path(), file.start, file.len));
+        let files: Vec<(PathBuf, u64, u64)> = files.collect();
+        let path = PathBuf::from;
         assert_eq!(files, [(path("t/0"), 0, 4), (path("t/1"), 4, 0), (path("t/2"), 4, 6)]);
         assert_eq!(layout.file(3), None);
     }
@@ -239,7 +259,7 @@ mod tests {
     #[test]
     fn a_total_beyond_64_bits_is_refused() {
         let mut layout = layout(&[u64::MAX]);
-        assert!(!layout.push("t/x", 1, FileKind::Data, false));
+        assert!(!layout.push("x", 1, FileKind::Data, false));
     }
 
     proptest! {

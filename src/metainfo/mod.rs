@@ -3,7 +3,7 @@
 //! The bytes of a `.torrent` enter [`Metainfo::parse`]; an immutable description that any number of
 //! threads may share leaves it. Invariant: no path in it leads out of the torrent's directory, every
 //! number in it was checked in 64 bits before it was used, and its info-hash is taken over the exact
-//! bytes of the `info` dictionary (BEP 3). [`create`] is the exception in this pure room: an edge
+//! bytes of the `info` dictionary (BEP 3). [`mod@create`] is the exception in this pure room: an edge
 //! that reads files and runs threads, and is kept in a file of its own.
 //!
 //! What is taken and what is not:
@@ -18,8 +18,6 @@
 #![forbid(unsafe_code)]
 
 pub mod create;
-#[cfg(test)]
-mod create_tests;
 mod error;
 mod files;
 pub mod layout;

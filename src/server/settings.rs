@@ -27,15 +27,16 @@ pub fn settings(config: &Config) -> Settings {
         allow_local: listen.iter().any(|&ip| swarm::is_local(ip)) || !allow.is_empty(),
         ..swarm::Options::default()
     };
-    if let Some(choker) = choker::by_name(&config.engine.choker) {
-        torrent.seed_choker = choker;
+    let named = |choker: &&&dyn choker::Choker| choker.name() == config.engine.choker;
+    if let Some(choker) = choker::CHOKERS.iter().find(named) {
+        torrent.seed_choker = *choker;
     }
     Settings {
         listen: config.net.listen.clone(),
         cores: config.engine.cores.iter().collect(),
         bind: match &config.net.bind {
             config::Bind::Any => None,
-            config::Bind::Address(address) => Some(Bind::Address(*address)),
+            config::Bind::Addr(address) => Some(Bind::Address(*address)),
             config::Bind::Interface(name) => Some(Bind::Interface(name.clone())),
         },
         connections_max: config.net.connections as usize,

@@ -58,9 +58,9 @@ pub fn open(content: &Content, fetch: bool, mode: Mode) -> Result<Opened, Error>
             opened.files.push(None);
             continue;
         }
-        let path = save_path.join(entry.path);
+        let path = save_path.join(entry.path());
         let access = if fetch { Access::ReadWrite { create: true } } else { Access::Read };
-        let fd = file::open_beneath(root.as_fd(), entry.path, access)
+        let fd = file::open_beneath(root.as_fd(), &entry.path(), access)
             .map_err(failed("open", &path))?;
         if fetch {
             reserve(&fd, entry.len, &path)?;
@@ -114,8 +114,8 @@ pub fn still_there(content: &Content, identities: &[Option<Identity>]) -> Result
         .map_err(|error| Error::from_io("open", &content.save_path, &error))?;
     for (entry, known) in content.metainfo.layout.files().zip(identities) {
         let Some(known) = known else { continue };
-        let path = content.save_path.join(entry.path);
-        let found = file::identity_at(root.as_fd(), entry.path)
+        let path = content.save_path.join(entry.path());
+        let found = file::identity_at(root.as_fd(), &entry.path())
             .map_err(|error| Error::from_io("stat", &path, &error))?;
         if found.size < entry.len {
             let (path, expected) = (path.display().to_string(), entry.len);

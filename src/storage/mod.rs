@@ -48,7 +48,7 @@ impl verify::Content for Content {
         file.map_or_else(
             || verify::ContentFile { path: PathBuf::new(), len: 0, is_padding: true },
             |file| verify::ContentFile {
-                path: file.path.to_path_buf(),
+                path: file.path().to_path_buf(),
                 len: file.len,
                 is_padding: !file.is_on_disk(),
             },

@@ -16,13 +16,13 @@ use crate::wire::{Decoder, HandshakeReader};
 
 /// A send is kept between these lengths, in bytes: long enough to be cheap, and short enough that
 /// the pages it names are still in memory when a slow peer gets to them.
-pub const SEND_LEN_MIN: usize = 64 * 1024;
+pub(super) const SEND_LEN_MIN: usize = 64 * 1024;
 /// See [`SEND_LEN_MIN`].
-pub const SEND_LEN_MAX: usize = 1024 * 1024;
+pub(super) const SEND_LEN_MAX: usize = 1024 * 1024;
 
 /// How far a connection is.
 #[derive(Debug)]
-pub enum Phase {
+pub(super) enum Phase {
     /// We asked for it; the kernel has not answered yet.
     Connecting {
         /// The torrent we want to talk about.
@@ -43,35 +43,35 @@ pub enum Phase {
 
 /// A connection whose handshakes are done.
 #[derive(Debug)]
-pub struct Peer {
+pub(super) struct Peer {
     /// The torrent.
-    pub torrent: Key,
+    pub(super) torrent: Key,
     /// What the swarm calls it.
-    pub key: PeerKey,
+    pub(super) key: PeerKey,
     /// Finds messages in what arrives.
-    pub decoder: Decoder,
+    pub(super) decoder: Decoder,
     /// The block whose data is arriving, and whether we want it.
-    pub arriving: Option<(Block, bool)>,
+    pub(super) arriving: Option<(Block, bool)>,
     /// Blocks that are due to the peer and not in a batch yet, in its order.
-    pub due: VecDeque<Block>,
+    pub(super) due: VecDeque<Block>,
 }
 
 /// A batch on its way out.
 #[derive(Debug)]
-pub struct Sending {
+pub(super) struct Sending {
     /// What is being sent.
-    pub batch: Rc<Batch>,
+    pub(super) batch: Rc<Batch>,
     /// Bytes of it that the kernel has taken.
-    pub sent: usize,
+    pub(super) sent: usize,
     /// Bytes of block data in it that have not been counted as sent.
-    pub payload_left: u64,
+    pub(super) payload_left: u64,
     /// When its first byte was offered.
-    pub since: Instant,
+    pub(super) since: Instant,
 }
 
 /// Whether sends ask the kernel to do without a copy. It answers per send whether it could.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ZeroCopy {
+pub(super) enum ZeroCopy {
     /// No: local peer, old kernel, or it copied after all.
     Off,
     /// Being tried; this many answers are still awaited before it is believed.
@@ -82,36 +82,36 @@ pub enum ZeroCopy {
 
 /// One connection.
 #[derive(Debug)]
-pub struct Conn {
+pub(super) struct Conn {
     /// The socket, shared with the operations in flight on it.
-    pub socket: Handle,
+    pub(super) socket: Handle,
     /// The other side.
-    pub addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     /// How far it is.
-    pub phase: Phase,
+    pub(super) phase: Phase,
     /// Whether a receive is in flight.
-    pub receiving: bool,
+    pub(super) receiving: bool,
     /// Bytes to send before anything else: our handshake.
-    pub outbox: Vec<u8>,
+    pub(super) outbox: Vec<u8>,
     /// The batch in flight.
-    pub sending: Option<Sending>,
+    pub(super) sending: Option<Sending>,
     /// Whether it is on the list of those with something to send.
-    pub is_dirty: bool,
+    pub(super) is_dirty: bool,
     /// Longest batch worth making for it now, in bytes.
-    pub send_len_max: usize,
+    pub(super) send_len_max: usize,
     /// The last send was short: the next one waits for room before it tries.
-    pub zero_copy: ZeroCopy,
+    pub(super) zero_copy: ZeroCopy,
     /// Payload of zero-copy sends that the kernel still holds, in bytes.
-    pub held_len: usize,
+    pub(super) held_len: usize,
     /// Bytes received so far, to see progress by.
-    pub received_bytes: u64,
+    pub(super) received_bytes: u64,
     /// Whether a timer watches for progress inside a message.
-    pub is_watched: bool,
+    pub(super) is_watched: bool,
 }
 
 impl Conn {
     /// A connection in its first phase.
-    pub fn new(socket: Handle, addr: SocketAddr, phase: Phase) -> Self {
+    pub(super) fn new(socket: Handle, addr: SocketAddr, phase: Phase) -> Self {
         Self {
             socket,
             addr,
@@ -129,7 +129,7 @@ impl Conn {
     }
 
     /// The peer, once both handshakes are done.
-    pub fn peer(&mut self) -> Option<&mut Peer> {
+    pub(super) fn peer(&mut self) -> Option<&mut Peer> {
         match &mut self.phase {
             Phase::Peer(peer) => Some(peer),
             _ => None,

@@ -327,7 +327,7 @@ impl<D: Driver> Worker<D> {
             let entry = content.metainfo.layout.file(file);
             let path = entry.map_or_else(
                 || content.save_path.clone(),
-                |entry| content.save_path.join(entry.path),
+                |entry| content.save_path.join(entry.path()),
             );
             self.fail_torrent(torrent_key, Error::from_io("write", &path, &error));
         }

@@ -414,7 +414,7 @@ impl<D: Driver> Worker<D> {
                 if let Ok(found) = found
                     && found.size < entry.len
                 {
-                    let path = torrent.content.save_path.join(entry.path).display().to_string();
+                    let path = torrent.content.save_path.join(entry.path()).display().to_string();
                     error = Error::Truncated { path, expected: entry.len, found: found.size };
                     break;
                 }

@@ -9,19 +9,19 @@ use slab::Slab;
 
 /// Names a value of a [`Table`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Key {
+pub(super) struct Key {
     /// The slot; small numbers, used again.
-    pub slot: u32,
+    pub(super) slot: u32,
     /// How often the slot had been used, 24 bits.
-    pub generation: u32,
+    pub(super) generation: u32,
 }
 
 /// Bits of a generation that a [`Key`] holds.
-pub const GENERATION_BITS: u32 = 24;
+pub(super) const GENERATION_BITS: u32 = 24;
 
 /// A table of values under stable keys.
 #[derive(Debug)]
-pub struct Table<T> {
+pub(super) struct Table<T> {
     values: Slab<T>,
     generations: Vec<u32>,
 }
@@ -34,7 +34,7 @@ impl<T> Default for Table<T> {
 
 impl<T> Table<T> {
     /// Puts a value in.
-    pub fn insert(&mut self, value: T) -> Key {
+    pub(super) fn insert(&mut self, value: T) -> Key {
         let slot = self.values.insert(value);
         if slot == self.generations.len() {
             self.generations.push(0);
@@ -45,22 +45,22 @@ impl<T> Table<T> {
     }
 
     /// The value, if it is still there.
-    pub fn get(&self, key: Key) -> Option<&T> {
+    pub(super) fn get(&self, key: Key) -> Option<&T> {
         self.is_current(key).then(|| self.values.get(key.slot as usize)).flatten()
     }
 
     /// The value, if it is still there.
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.is_current(key).then(|| self.values.get_mut(key.slot as usize)).flatten()
     }
 
     /// Takes a value out.
-    pub fn remove(&mut self, key: Key) -> Option<T> {
+    pub(super) fn remove(&mut self, key: Key) -> Option<T> {
         self.is_current(key).then(|| self.values.try_remove(key.slot as usize)).flatten()
     }
 
     /// The key of whatever is in `slot` now.
-    pub fn key_at(&self, slot: u32) -> Option<Key> {
+    pub(super) fn key_at(&self, slot: u32) -> Option<Key> {
         self.values.contains(slot as usize).then(|| Key {
             slot,
             generation: self.generations[slot as usize],
@@ -68,23 +68,23 @@ impl<T> Table<T> {
     }
 
     /// Number of values.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.values.len()
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
     /// All keys, in the order of their slots.
-    pub fn keys(&self) -> Vec<Key> {
+    pub(super) fn keys(&self) -> Vec<Key> {
         let key = |(slot, _)| self.key_at(u32::try_from(slot).unwrap_or(u32::MAX));
         self.values.iter().filter_map(key).collect()
     }
 
     /// All values, in the order of their slots.
-    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.values.iter_mut().map(|(_, value)| value)
     }
 

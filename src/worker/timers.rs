@@ -9,14 +9,14 @@
 use std::time::{Duration, Instant};
 
 /// The resolution of the wheel.
-pub const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// Slots of the wheel; a timer further away goes round more than once.
 const SLOT_COUNT: usize = 512;
 
 /// A wheel of timers of kind `T`.
 #[derive(Debug)]
-pub struct Wheel<T> {
+pub(super) struct Wheel<T> {
     slots: Vec<Vec<(u64, T)>>,
     start: Instant,
     /// The first tick that has not been turned past.
@@ -26,13 +26,13 @@ pub struct Wheel<T> {
 
 impl<T> Wheel<T> {
     /// An empty wheel that starts at `now`.
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         let slots = (0..SLOT_COUNT).map(|_| Vec::new()).collect();
         Self { slots, start: now, tick: 0, count: 0 }
     }
 
     /// Sets a timer for `at`.
-    pub fn set(&mut self, at: Instant, timer: T) {
+    pub(super) fn set(&mut self, at: Instant, timer: T) {
         let since = at.saturating_duration_since(self.start).as_nanos();
         let tick = u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX).max(self.tick);
         self.slots[Self::slot(tick)].push((tick, timer));
@@ -40,7 +40,7 @@ impl<T> Wheel<T> {
     }
 
     /// Moves the timers that are due at `now` to `due`.
-    pub fn turn(&mut self, now: Instant, due: &mut Vec<T>) {
+    pub(super) fn turn(&mut self, now: Instant, due: &mut Vec<T>) {
         let passed = now.saturating_duration_since(self.start).as_nanos() / TICK.as_nanos();
         let passed = u64::try_from(passed).unwrap_or(u64::MAX);
         if self.count == 0 {
@@ -59,7 +59,7 @@ impl<T> Wheel<T> {
 
     /// When the wheel should be turned next: the first slot ahead that is not empty, or a whole
     /// round from now. `None` without timers.
-    pub fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Instant> {
         if self.count == 0 {
             return None;
         }

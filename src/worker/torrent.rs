@@ -324,7 +324,7 @@ impl<D: Driver> Worker<D> {
             if torrent.finished
                 && !torrent.unsynced
                 && self.now - torrent.last_peer >= FILES_INTERVAL
-                && let Some(mut torrent) = self.torrents.get_mut(key)
+                && let Some(torrent) = self.torrents.get_mut(key)
             {
                 torrent.files_timer = false;
                 let store = std::mem::replace(&mut torrent.store, Store::Closed);
