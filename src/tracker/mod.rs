@@ -2,7 +2,7 @@
 //!
 //! Torrents and their tiers enter, peers and a status for display leave. The schedule
 //! ([`announcer`], [`scheduler`]), the parser ([`reply`]) and the address policy ([`policy`]) are
-//! pure. Invariant: nothing that a tracker sends is
+//! pure; [`http`] and [`service`] are the edge. Invariant: nothing that a tracker sends is
 //! trusted: numbers are clamped, texts are cut and escaped, addresses pass the policy.
 //!
 //! A kind of tracker is one executor that turns an [`Announce`] into a [`Reply`] or a [`Failure`];
@@ -13,15 +13,19 @@ use std::time::Duration;
 
 pub mod announcer;
 mod host;
+pub mod http;
 pub mod policy;
 pub mod reply;
+mod resolver;
 pub mod scheduler;
+pub mod service;
 pub mod tracker_url;
 
 pub use announcer::{Announcer, Options, Status, TrackerStatus};
 pub use policy::{AddressPolicy, Cidr};
 pub use reply::Reply;
 pub use scheduler::{Limits, Scheduler};
+pub use service::{Config, Found, Handle, Service};
 pub use tracker_url::TrackerUrl;
 
 /// Bytes that are kept of a text from a tracker.
