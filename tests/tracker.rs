@@ -1,6 +1,7 @@
 //! Announces over real sockets: a hostile HTTP server, and a real tracker.
 //!
 //! Everything is on the loopback interface with ports of the system's choice.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
