@@ -122,7 +122,7 @@ impl Report {
             path: file.path().to_string_lossy().into_owned(),
             length: file.len,
             state: match (file.kind, report.state) {
-                (FileKind::Padding | FileKind::Symlink, _) | (_, FileState::Padding) => "padding",
+                (FileKind::Padding | FileKind::Symlink, _) | (_, FileState::Virtual) => "padding",
                 (_, FileState::Whole) => "whole",
                 (_, FileState::Missing) => "missing",
                 (_, FileState::Short) => "short",
