@@ -107,8 +107,8 @@ fn seeding() -> impl Iterator<Item = &'static dyn Choker> {
 
 #[test]
 fn contributors_get_twice_what_free_riders_get() {
-    for (slots, riders) in [(3, 5), (4, 5), (4, 10), (6, 3)] {
-        for seed in SEEDS {
+    for (slots, riders) in [(4, 5), (4, 10), (6, 3)] {
+        for seed in 0..20 {
             let got = leeching_swarm(10, riders, slots, seed);
             let (givers, takers) = got.split_at(10);
             let (least, most) = (givers.iter().min().unwrap(), takers.iter().max().unwrap());
@@ -120,14 +120,17 @@ fn contributors_get_twice_what_free_riders_get() {
     }
 }
 
-/// With two slots half of what we give is optimistic, so single peers may be lucky or not.
+/// With two or three slots much of what we give is optimistic and single peers may be lucky or
+/// not; what holds is the average.
 #[test]
-fn with_two_slots_contributors_get_more_than_free_riders() {
-    for seed in SEEDS {
-        let got = leeching_swarm(10, 5, 2, seed);
-        let (givers, takers) = got.split_at(10);
-        let (giver, taker) = (givers.iter().sum::<u64>() / 10, takers.iter().sum::<u64>() / 5);
-        assert!(2 * giver >= 3 * taker, "seed {seed}: {giver} against {taker} on average");
+fn with_few_slots_contributors_get_twice_as_much_on_average() {
+    for slots in [2, 3] {
+        for seed in 0..20 {
+            let got = leeching_swarm(10, 5, slots, seed);
+            let (givers, takers) = got.split_at(10);
+            let (giver, taker) = (givers.iter().sum::<u64>() / 10, takers.iter().sum::<u64>() / 5);
+            assert!(giver >= 2 * taker, "seed {seed}, {slots} slots: {giver} against {taker}");
+        }
     }
 }
 
