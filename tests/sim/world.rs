@@ -1,0 +1,777 @@
+//! The world: nodes, links and a clock, all of it out of one seed.
+//!
+//! Bytes that one swarm puts on a link come out of it later, cut anywhere, into the other one's
+//! decoder; disks take their time; faults come and go. What breaks a promise is written down in
+//! `violations`. Invariant: the same plan and seed give the same run.
+
+use crate::node::{Character, Node, digest};
+use seedring::swarm::choker::Slots;
+use seedring::swarm::{Action, Error, Options, Payload, PeerInit, PeerKey, Shared, Source};
+use seedring::swarm::{Swarm, Verdict};
+use seedring::units::{BLOCK_LEN, Bitfield, Block, Geometry, PeerId, PieceIndex};
+use seedring::wire::{Decoder, Incoming, Limits, Message, block_header, encode};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// A defect put in on purpose, to see that the checks see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Defect {
+    None,
+    /// Every piece counts as good.
+    NoVerification,
+    /// Nobody is ever unchoked.
+    NoUnchoke,
+    /// Requests for piece 0 never leave.
+    NeverAsksForPiece0,
+    /// A block goes out before its piece was verified.
+    ServesUnverified,
+}
+
+/// Who takes part, and how well the world treats them.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub piece_len: u32,
+    pub total_len: u64,
+    pub seeds: usize,
+    pub leechers: usize,
+    pub adversaries: Vec<Character>,
+    pub slots: Option<u32>,
+    /// Leechers from this one on never upload.
+    pub free_riders: usize,
+    pub rate: (u64, u64),
+    pub delay_ms: (u64, u64),
+    /// Connections are cut, attempts fail and disks lose pieces until this moment.
+    pub faults_until_ms: u64,
+    pub end_ms: u64,
+    pub sequential: bool,
+    pub fast: bool,
+    pub partial_pieces_max: usize,
+    pub down: Option<u64>,
+    pub up: Option<u64>,
+    pub defect: Defect,
+    /// The run ends as soon as all honest nodes are complete.
+    pub stop_when_done: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Timer { node: usize, serial: u64 },
+    Deliver { end: usize, serial: u64 },
+    Ready { end: usize, serial: u64 },
+    Hashed { node: usize, piece: u32, digests: bool },
+    Written { node: usize, piece: u32 },
+    Dial { from: usize, to: usize },
+    Fault,
+    Mischief { node: usize },
+}
+
+/// One direction's sender: what it has on the way, and the other side's decoder.
+struct End {
+    node: usize,
+    key: PeerKey,
+    peer: usize,
+    /// Index of the other end.
+    other: usize,
+    serial: u64,
+    open: bool,
+    busy_until: u64,
+    wants: bool,
+    on_the_way: std::collections::VecDeque<Vec<u8>>,
+    decoder: Option<Decoder>,
+    arriving: Option<(bool, Vec<u8>)>,
+    rate: u64,
+    delay_ms: u64,
+}
+
+pub struct World {
+    pub plan: Plan,
+    pub nodes: Vec<Node>,
+    pub violations: Vec<String>,
+    pub now_ms: u64,
+    pub content: Vec<u8>,
+    pub geometry: Geometry,
+    /// Peers that each node had unchoked at some time.
+    pub served: BTreeMap<(usize, usize), u64>,
+    ends: Vec<End>,
+    start: Instant,
+    rng: fastrand::Rng,
+    queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    serial: u64,
+    next_port: u16,
+}
+
+impl World {
+    pub fn new(plan: Plan) -> Self {
+        let mut rng = fastrand::Rng::with_seed(plan.seed);
+        let geometry = Geometry::new(plan.total_len, plan.piece_len).unwrap();
+        let mut content = vec![0; usize::try_from(plan.total_len).unwrap()];
+        rng.fill(&mut content);
+        #[expect(clippy::disallowed_methods, reason = "the zero of the virtual clock")]
+        let start = Instant::now();
+        let mut world = Self {
+            geometry,
+            content,
+            nodes: Vec::new(),
+            violations: Vec::new(),
+            now_ms: 0,
+            served: BTreeMap::new(),
+            ends: Vec::new(),
+            start,
+            rng,
+            queue: BinaryHeap::new(),
+            serial: 0,
+            next_port: 20_000,
+            plan,
+        };
+        world.populate();
+        world
+    }
+
+    fn populate(&mut self) {
+        let plan = self.plan.clone();
+        for _ in 0..plan.seeds {
+            self.add_node(Character::Honest, true, plan.slots);
+        }
+        for number in 0..plan.leechers {
+            let rides = number >= plan.leechers - plan.free_riders;
+            self.add_node(Character::Honest, false, if rides { Some(0) } else { plan.slots });
+        }
+        for &character in &plan.adversaries {
+            self.add_node(character, true, None);
+        }
+        let count = self.nodes.len();
+        for from in 0..count {
+            let addrs: Vec<SocketAddr> =
+                (0..count).filter(|&to| to != from).map(|to| self.nodes[to].addr).collect();
+            let now = self.now();
+            self.nodes[from].swarm.handle_contacts(now, Source::Operator, &addrs);
+            self.drain(from);
+            if self.nodes[from].character != Character::Honest {
+                let wait = self.rng.u64(1..500);
+                self.after(wait, Event::Mischief { node: from });
+            }
+        }
+        if plan.faults_until_ms > 0 {
+            self.after(1000, Event::Fault);
+        }
+    }
+
+    fn add_node(&mut self, character: Character, complete: bool, slots: Option<u32>) {
+        let number = u8::try_from(self.nodes.len() + 1).unwrap();
+        let pieces = self.geometry.piece_count();
+        let have = if complete { Bitfield::all(pieces) } else { Bitfield::none(pieces) };
+        let slots = if self.plan.defect == Defect::NoUnchoke { Some(0) } else { slots };
+        let options = Options {
+            peer_id: PeerId([number; 20]),
+            sequential: self.plan.sequential,
+            slots: Slots::from(slots),
+            down: self.plan.down,
+            up: self.plan.up,
+            partial_pieces_max: self.plan.partial_pieces_max,
+            seed: self.rng.u64(..),
+            ..Options::default()
+        };
+        let shared = Shared::new(None, None, Slots::Unlimited);
+        let swarm = Swarm::new(self.now(), self.geometry, have, options, shared);
+        let mut disk = BTreeMap::new();
+        if complete {
+            for piece in 0..pieces {
+                disk.insert(piece, self.truth(PieceIndex(piece)).to_vec());
+            }
+        }
+        self.nodes.push(Node {
+            swarm,
+            character,
+            addr: SocketAddr::from(([20, 0, 0, number], 6881)),
+            disk,
+            buffers: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            wrong: BTreeMap::new(),
+            bans: Vec::new(),
+            timer_serial: 0,
+            slots,
+            got: BTreeMap::new(),
+            finished_at_ms: None,
+        });
+    }
+
+    pub fn now(&self) -> Instant {
+        self.start + Duration::from_millis(self.now_ms)
+    }
+
+    fn truth(&self, piece: PieceIndex) -> &[u8] {
+        let start = usize::try_from(self.geometry.piece_start(piece)).unwrap();
+        &self.content[start..start + self.geometry.piece_len(piece) as usize]
+    }
+
+    fn after(&mut self, wait_ms: u64, event: Event) {
+        self.serial += 1;
+        self.queue.push(Reverse((self.now_ms + wait_ms, self.serial, event)));
+    }
+
+    fn violation(&mut self, text: String) {
+        if self.violations.len() < 20 {
+            self.violations.push(format!("at {} ms: {text}", self.now_ms));
+        }
+    }
+
+    /// Runs to the end of the plan, or until nothing is left to wait for.
+    pub fn run(&mut self) {
+        while let Some(Reverse((at, _, event))) = self.queue.pop() {
+            if at > self.plan.end_ms || !self.violations.is_empty() {
+                break;
+            }
+            self.now_ms = at;
+            self.handle(event);
+            let quiet = self.now_ms >= self.plan.faults_until_ms;
+            if self.plan.stop_when_done && quiet && self.is_done() {
+                break;
+            }
+        }
+        self.judge();
+    }
+
+    /// Runs until the first leecher has everything.
+    pub fn run_until_first_done(&mut self) {
+        while let Some(Reverse((at, _, event))) = self.queue.pop() {
+            let done = self.nodes.iter().any(|node| node.finished_at_ms.is_some());
+            if done || at > self.plan.end_ms {
+                break;
+            }
+            self.now_ms = at;
+            self.handle(event);
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.honest().all(|(_, node)| node.swarm.is_complete())
+    }
+
+    pub fn honest(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(|(_, node)| node.character == Character::Honest)
+    }
+
+    /// What must hold at the end.
+    fn judge(&mut self) {
+        let mut found = Vec::new();
+        for (number, node) in self.honest() {
+            if self.plan.stop_when_done && !node.swarm.is_complete() {
+                found.push(format!(
+                    "liveness: node {number} has {:?} at the end: {:?}",
+                    node.swarm.bitfield(),
+                    node.swarm.stats(self.now()),
+                ));
+            }
+            for (&source, &count) in &node.wrong {
+                let ip = self.nodes[source].addr.ip();
+                if node.swarm.is_complete() && !node.bans_ip(ip) {
+                    found.push(format!(
+                        "node {number} did not ban node {source} for {count} wrong blocks"
+                    ));
+                }
+            }
+            node.swarm.check_invariants();
+        }
+        found.into_iter().for_each(|text| self.violation(text));
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Timer { node, serial } => {
+                if self.nodes[node].timer_serial == serial {
+                    let now = self.now();
+                    self.nodes[node].swarm.handle_timeout(now);
+                    self.drain(node);
+                }
+            }
+            Event::Ready { end, serial } => {
+                if self.ends[end].open && self.ends[end].serial == serial {
+                    self.transmit(end);
+                }
+            }
+            Event::Deliver { end, serial } => {
+                if self.ends[end].open && self.ends[end].serial == serial {
+                    self.deliver(end);
+                }
+            }
+            Event::Hashed { node, piece, digests } => self.hashed(node, piece, digests),
+            Event::Written { node, piece } => self.written(node, piece),
+            Event::Dial { from, to } => self.dial(from, to),
+            Event::Fault => self.fault(),
+            Event::Mischief { node } => self.mischief(node),
+        }
+    }
+
+    /// Does what the node's swarm wants done, and sets its timer.
+    fn drain(&mut self, number: usize) {
+        while let Some(action) = self.nodes[number].swarm.poll_action() {
+            match action {
+                Action::Transmit(key) => {
+                    if let Some(end) = self.end_of(number, key) {
+                        self.transmit(end);
+                    }
+                }
+                Action::Close(key, reason) => self.closed(number, key, reason),
+                Action::Connect(addr) => {
+                    let to = self.nodes.iter().position(|node| node.addr == addr).unwrap();
+                    let wait = self.rng.u64(1..200);
+                    self.after(wait, Event::Dial { from: number, to });
+                }
+                Action::Verify { piece, digests } => {
+                    let wait = self.rng.u64(0..20);
+                    self.after(wait, Event::Hashed { node: number, piece: piece.0, digests });
+                }
+                Action::Discard(piece) => self.nodes[number].discard(piece),
+                Action::Ban(offender) => {
+                    self.nodes[number].bans.push(offender);
+                    let node = &self.nodes[number];
+                    let wrongly: Vec<usize> = self
+                        .honest()
+                        .filter(|(_, other)| node.bans_ip(other.addr.ip()))
+                        .map(|(other, _)| other)
+                        .collect();
+                    for other in wrongly {
+                        self.violation(format!("S8: node {number} banned honest node {other}"));
+                    }
+                }
+                Action::Finished => self.nodes[number].finished_at_ms = Some(self.now_ms),
+            }
+        }
+        self.check_slots(number);
+        let now = self.now();
+        if let Some(at) = self.nodes[number].swarm.poll_timeout() {
+            let wait = at.saturating_duration_since(now).as_nanos().div_ceil(1_000_000).max(1);
+            self.nodes[number].timer_serial += 1;
+            let serial = self.nodes[number].timer_serial;
+            self.after(u64::try_from(wait).unwrap(), Event::Timer { node: number, serial });
+        }
+    }
+
+    fn check_slots(&mut self, number: usize) {
+        let now = self.now();
+        let node = &self.nodes[number];
+        let unchoked = node.swarm.stats(now).unchoked;
+        if node.slots.is_some_and(|slots| unchoked > slots) {
+            self.violation(format!("S4: node {number} unchoked {unchoked}"));
+        }
+    }
+
+    fn end_of(&self, node: usize, key: PeerKey) -> Option<usize> {
+        self.ends.iter().position(|end| end.open && end.node == node && end.key == key)
+    }
+
+    fn dial(&mut self, from: usize, to: usize) {
+        let now = self.now();
+        let fails = self.now_ms < self.plan.faults_until_ms && self.rng.u32(..10) == 0;
+        let to_addr = self.nodes[to].addr;
+        if fails {
+            self.nodes[from].swarm.handle_connect_failed(now, to_addr);
+            return self.drain(from);
+        }
+        self.next_port = self.next_port.wrapping_add(1).max(1024);
+        let from_addr = SocketAddr::new(self.nodes[from].addr.ip(), self.next_port);
+        let fast = self.plan.fast && self.rng.u32(..4) > 0;
+        let init = |addr, number: usize, outgoing| PeerInit {
+            addr,
+            peer_id: PeerId([u8::try_from(number + 1).unwrap(); 20]),
+            fast,
+            extensions: fast,
+            outgoing,
+        };
+        let ours = self.nodes[from].swarm.handle_connected(now, init(to_addr, to, true));
+        let Ok(ours) = ours else {
+            return self.drain(from);
+        };
+        match self.nodes[to].swarm.handle_connected(now, init(from_addr, from, false)) {
+            Ok(theirs) => {
+                self.link(from, ours, to, theirs);
+                self.drain(from);
+                self.drain(to);
+            }
+            Err(_) => {
+                self.nodes[from].swarm.handle_disconnected(now, ours);
+                self.drain(from);
+                self.drain(to);
+            }
+        }
+    }
+
+    fn link(&mut self, from: usize, ours: PeerKey, to: usize, theirs: PeerKey) {
+        let pieces = self.geometry.piece_count();
+        let base = self.ends.len();
+        let (slow, fast) = self.plan.rate;
+        let (near, far) = self.plan.delay_ms;
+        for (node, key, peer, other) in [(from, ours, to, base + 1), (to, theirs, from, base)] {
+            self.serial += 1;
+            self.ends.push(End {
+                node,
+                key,
+                peer,
+                other,
+                serial: self.serial,
+                open: true,
+                busy_until: 0,
+                wants: false,
+                on_the_way: std::collections::VecDeque::new(),
+                decoder: Some(Decoder::new(Limits::new(pieces))),
+                arriving: None,
+                rate: self.rng.u64(slow..=fast),
+                delay_ms: self.rng.u64(near..=far),
+            });
+        }
+    }
+
+    /// The node ends a connection; the other side learns of it at once.
+    fn closed(&mut self, number: usize, key: PeerKey, reason: Error) {
+        let Some(end) = self.end_of(number, key) else {
+            return;
+        };
+        let peer = self.ends[end].peer;
+        let honest = |node: usize| self.nodes[node].character == Character::Honest;
+        let harmless = matches!(
+            reason,
+            Error::NothingToTrade | Error::Replaced | Error::Inactive | Error::BlockStalled
+        );
+        if honest(number) && honest(peer) && !harmless {
+            self.violation(format!("node {number} closed honest node {peer}: {reason}"));
+        }
+        self.cut(end);
+    }
+
+    fn cut(&mut self, end: usize) {
+        let other = self.ends[end].other;
+        let now = self.now();
+        for end in [end, other] {
+            self.ends[end].open = false;
+            let (node, key) = (self.ends[end].node, self.ends[end].key);
+            self.nodes[node].swarm.handle_disconnected(now, key);
+        }
+        for end in [end, other] {
+            self.drain(self.ends[end].node);
+        }
+    }
+
+    /// Puts on the wire what the swarm has for this end, unless it is busy.
+    fn transmit(&mut self, end: usize) {
+        if self.now_ms < self.ends[end].busy_until {
+            if !std::mem::replace(&mut self.ends[end].wants, true) {
+                let wait = self.ends[end].busy_until - self.now_ms;
+                let serial = self.ends[end].serial;
+                self.after(wait, Event::Ready { end, serial });
+            }
+            return;
+        }
+        self.ends[end].wants = false;
+        let (number, key) = (self.ends[end].node, self.ends[end].key);
+        let now = self.now();
+        let budget = u64::from(BLOCK_LEN) * self.rng.u64(1..8);
+        let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
+        let more =
+            self.nodes[number].swarm.poll_transmit(now, key, budget, &mut bytes, &mut blocks);
+        if self.plan.defect == Defect::NeverAsksForPiece0 {
+            bytes = self.without_requests_for_0(&bytes);
+        }
+        let mut payload = 0;
+        for block in blocks {
+            self.put_block(end, block, &mut bytes);
+            payload += u64::from(block.len);
+        }
+        if payload > 0 {
+            self.nodes[number].swarm.handle_sent(now, key, payload);
+            *self.served.entry((number, self.ends[end].peer)).or_default() += payload;
+        }
+        self.send(end, bytes, more);
+    }
+
+    fn send(&mut self, end: usize, mut bytes: Vec<u8>, more: bool) {
+        let character = self.nodes[self.ends[end].node].character;
+        if let Character::Mutator(of) = character {
+            let strikes = self.rng.u32(..of) == 0 && !bytes.is_empty();
+            if strikes {
+                let at = self.rng.usize(..bytes.len());
+                bytes[at] ^= self.rng.u8(1..);
+            }
+        }
+        let one = &mut self.ends[end];
+        let took = bytes.len() as u64 * 1000 / one.rate + 1;
+        one.busy_until = self.now_ms + took;
+        let (serial, delay) = (one.serial, one.delay_ms);
+        if !bytes.is_empty() {
+            one.on_the_way.push_back(bytes);
+            self.after(took + delay, Event::Deliver { end, serial });
+        }
+        if more {
+            self.ends[end].wants = true;
+            self.after(took, Event::Ready { end, serial });
+        }
+    }
+
+    /// Appends a block as the node's character sends it.
+    fn put_block(&mut self, end: usize, block: Block, bytes: &mut Vec<u8>) {
+        let number = self.ends[end].node;
+        let character = self.nodes[number].character;
+        let honest = character == Character::Honest;
+        if honest && !self.nodes[number].disk.contains_key(&block.piece.0) {
+            self.violation(format!("S1: node {number} serves {block:?} without having it"));
+            return;
+        }
+        match character {
+            Character::Liar => return,
+            Character::Withholder(of) if self.rng.u32(..of) == 0 => return,
+            _ => {}
+        }
+        let Some(piece) = self.nodes[number].disk.get(&block.piece.0) else {
+            return;
+        };
+        bytes.extend_from_slice(&block_header(block));
+        let start = bytes.len();
+        let range = block.begin as usize..(block.begin + block.len) as usize;
+        bytes.extend_from_slice(&piece[range]);
+        if let Character::Corrupter(of) = character
+            && self.rng.u32(..of) == 0
+        {
+            let at = self.rng.usize(start..bytes.len());
+            bytes[at] ^= self.rng.u8(1..);
+        }
+    }
+
+    fn without_requests_for_0(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut kept = Vec::new();
+        let mut decoder = Decoder::new(Limits::new(self.geometry.piece_count()));
+        decoder
+            .decode_all(bytes, |incoming| match incoming {
+                Incoming::Message(Message::Request(block)) if block.piece == PieceIndex(0) => {}
+                Incoming::Message(message) => encode(&message, &mut kept),
+                Incoming::Payload { .. } => {}
+            })
+            .unwrap();
+        kept
+    }
+
+    /// Bytes come out of the link, cut anywhere.
+    fn deliver(&mut self, end: usize) {
+        let Some(bytes) = self.ends[end].on_the_way.pop_front() else {
+            return;
+        };
+        let Some(mut decoder) = self.ends[end].decoder.take() else {
+            return;
+        };
+        let mut rest = &bytes[..];
+        let mut good = true;
+        while !rest.is_empty() && good {
+            let cut =
+                if self.rng.u32(..4) == 0 { self.rng.usize(1..=rest.len()) } else { rest.len() };
+            let (mut input, later) = rest.split_at(cut);
+            rest = later;
+            loop {
+                match decoder.decode(&mut input) {
+                    Ok(Some(incoming)) if self.ends[end].open => {
+                        good = self.receive(end, incoming);
+                        if !good {
+                            break;
+                        }
+                    }
+                    Ok(_) => break,
+                    Err(_) => {
+                        good = false;
+                        break;
+                    }
+                }
+            }
+        }
+        self.ends[end].decoder = Some(decoder);
+        let other = self.ends[end].other;
+        if !good && self.ends[end].open {
+            self.cut(other);
+        } else if self.ends[end].open {
+            self.drain(self.ends[other].node);
+        }
+    }
+
+    /// One message or chunk reaches the swarm at the other end; false ends the connection.
+    fn receive(&mut self, end: usize, incoming: Incoming<'_>) -> bool {
+        let other = self.ends[end].other;
+        let (number, key, source) =
+            (self.ends[other].node, self.ends[other].key, self.ends[end].node);
+        let now = self.now();
+        let result = match incoming {
+            Incoming::Message(message) => {
+                self.nodes[number].swarm.handle_message(now, key, message)
+            }
+            Incoming::Payload { block, offset, data } => {
+                let mut result = Ok(());
+                if offset == 0 {
+                    let payload = self.nodes[number].swarm.handle_payload(now, key, block);
+                    result = payload.map(|payload| {
+                        self.ends[end].arriving = Some((payload == Payload::Accept, Vec::new()));
+                    });
+                }
+                if let Some((accepted, buffer)) = &mut self.ends[end].arriving {
+                    buffer.extend_from_slice(data);
+                    if buffer.len() == block.len as usize {
+                        let (accepted, buffer) = (*accepted, std::mem::take(buffer));
+                        if accepted {
+                            let piece_len = self.geometry.piece_len(block.piece);
+                            self.nodes[number].store(block, &buffer, piece_len, source);
+                            self.nodes[number].swarm.handle_block(now, key, block);
+                        }
+                    }
+                }
+                result
+            }
+        };
+        let Err(error) = result else {
+            return true;
+        };
+        let honest = |node: usize| self.nodes[node].character == Character::Honest;
+        if honest(number) && honest(source) {
+            self.violation(format!("node {number} closes honest node {source}: {error}"));
+        }
+        false
+    }
+
+    fn hashed(&mut self, number: usize, piece: u32, digests: bool) {
+        let now = self.now();
+        let index = PieceIndex(piece);
+        let truth = self.truth(index).to_vec();
+        let node = &mut self.nodes[number];
+        let Some(data) = node.buffers.get(&piece) else {
+            return;
+        };
+        let good = *data == truth || self.plan.defect == Defect::NoVerification;
+        let list: Vec<_> = data.chunks(BLOCK_LEN as usize).map(digest).collect();
+        if !good {
+            let chunks = data.chunks(BLOCK_LEN as usize).zip(truth.chunks(BLOCK_LEN as usize));
+            for ((theirs, right), begin) in chunks.zip((0u32..).step_by(BLOCK_LEN as usize)) {
+                if theirs != right
+                    && let Some(&source) = node.sources.get(&(piece, begin))
+                {
+                    *node.wrong.entry(source).or_default() += 1;
+                }
+            }
+        }
+        let verdict = match good {
+            true => Verdict::Good(if digests { list } else { Vec::new() }),
+            false => Verdict::Bad(list),
+        };
+        node.swarm.handle_verified(now, index, verdict);
+        if good {
+            let wait = self.rng.u64(0..50);
+            self.after(wait, Event::Written { node: number, piece });
+        }
+        self.drain(number);
+    }
+
+    fn written(&mut self, number: usize, piece: u32) {
+        let now = self.now();
+        let index = PieceIndex(piece);
+        let truth = self.truth(index).to_vec();
+        let node = &mut self.nodes[number];
+        let Some(data) = node.buffers.remove(&piece) else {
+            return;
+        };
+        let right = data == truth;
+        node.disk.insert(piece, data);
+        node.swarm.handle_stored(now, index);
+        if !right && node.character == Character::Honest {
+            self.violation(format!("S2: node {number} has wrong data in piece {piece}"));
+        }
+        if self.plan.defect == Defect::ServesUnverified {
+            self.nodes[number].disk.remove(&piece);
+        }
+        self.drain(number);
+    }
+
+    /// Something goes wrong that is nobody's fault.
+    fn fault(&mut self) {
+        let now = self.now();
+        match self.rng.u32(..4) {
+            0 | 1 => {
+                let open: Vec<usize> =
+                    (0..self.ends.len()).filter(|&end| self.ends[end].open).collect();
+                if !open.is_empty() {
+                    let end = open[self.rng.usize(..open.len())];
+                    self.cut(end);
+                }
+            }
+            2 => {
+                let node = self.rng.usize(self.plan.seeds..self.nodes.len());
+                let pieces: Vec<u32> = self.nodes[node].disk.keys().copied().collect();
+                if self.nodes[node].character == Character::Honest && !pieces.is_empty() {
+                    let piece = pieces[self.rng.usize(..pieces.len())];
+                    self.nodes[node].disk.remove(&piece);
+                    self.nodes[node].swarm.handle_lost(now, PieceIndex(piece));
+                    self.drain(node);
+                }
+            }
+            _ => {}
+        }
+        let wait = self.rng.u64(200..3000);
+        if self.now_ms + wait < self.plan.faults_until_ms {
+            self.after(wait, Event::Fault);
+        }
+    }
+
+    /// What flappers and flooders do of their own accord.
+    fn mischief(&mut self, number: usize) {
+        let ends: Vec<usize> = (0..self.ends.len())
+            .filter(|&end| self.ends[end].open && self.ends[end].node == number)
+            .collect();
+        for end in ends {
+            let mut bytes = Vec::new();
+            match self.nodes[number].character {
+                Character::Flapper => {
+                    for message in [Message::Choke, Message::Unchoke, Message::Interested] {
+                        if self.rng.bool() {
+                            encode(&message, &mut bytes);
+                        }
+                    }
+                    encode(&Message::NotInterested, &mut bytes);
+                }
+                Character::Flooder => self.rubbish(&mut bytes),
+                _ => {}
+            }
+            if !bytes.is_empty() {
+                let serial = self.ends[end].serial;
+                // Between two batches, so that no message of the swarm's own is torn.
+                self.ends[end].on_the_way.push_back(bytes);
+                let wait = self.ends[end].busy_until.saturating_sub(self.now_ms) + 1;
+                let delay = self.ends[end].delay_ms;
+                self.after(wait + delay, Event::Deliver { end, serial });
+            }
+        }
+        let wait = self.rng.u64(5..1500);
+        self.after(wait, Event::Mischief { node: number });
+    }
+
+    fn rubbish(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..self.rng.u32(1..40) {
+            let pieces = self.geometry.piece_count();
+            let beyond = u32::from(self.rng.u32(..50) == 0);
+            let piece = PieceIndex(self.rng.u32(..pieces + beyond));
+            let block = Block {
+                piece,
+                begin: self.rng.u32(..4) * BLOCK_LEN,
+                len: if self.rng.u32(..4) == 0 { self.rng.u32(..) } else { BLOCK_LEN },
+            };
+            match self.rng.u32(..9) {
+                0 => encode(&Message::Request(block), bytes),
+                1 => encode(&Message::Cancel(block), bytes),
+                2 => encode(&Message::Reject(block), bytes),
+                3 => encode(&Message::Have(piece), bytes),
+                4 => encode(&Message::AllowedFast(piece), bytes),
+                5 => encode(&Message::Suggest(piece), bytes),
+                6 => encode(&Message::KeepAlive, bytes),
+                7 => encode(&Message::Extended { id: 7, payload: &[0; 9] }, bytes),
+                _ => {
+                    let block = Block { len: 64, ..block };
+                    bytes.extend_from_slice(&block_header(block));
+                    bytes.extend_from_slice(&[7; 64]);
+                }
+            }
+        }
+    }
+}
