@@ -4,7 +4,7 @@
 //! is a free slot no interested peer is choked.
 #![forbid(unsafe_code)]
 
-use super::choker::{Candidate, Claim, ROUND, Slots, pick_next};
+use super::choker::{Candidate, Claim, Slots, pick_next};
 use super::peer::{Peer, PeerKey};
 use super::{Swarm, key_of};
 use crate::wire::Message;
@@ -96,7 +96,6 @@ impl Swarm {
             peer.optimistic = decision.optimistic == Some(key_of(slot).0);
         }
         self.rechoke = rechoke;
-        self.next_round = (!self.peers.is_empty()).then(|| now + ROUND);
     }
 
     fn choker(&self) -> &'static dyn super::choker::Choker {

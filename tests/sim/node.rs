@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// What kind of peer a node is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Character {
+pub(crate) enum Character {
     Honest,
     /// Flips a byte in one of so many blocks.
     Corrupter(u32),
@@ -28,33 +28,33 @@ pub enum Character {
 
 impl Character {
     /// Whether its blocks may be wrong.
-    pub fn may_lie_in_data(self) -> bool {
+    pub(crate) fn may_lie_in_data(self) -> bool {
         matches!(self, Self::Corrupter(_) | Self::Mutator(_) | Self::Flooder)
     }
 }
 
-pub struct Node {
-    pub swarm: Swarm,
-    pub character: Character,
-    pub addr: SocketAddr,
+pub(crate) struct Node {
+    pub(crate) swarm: Swarm,
+    pub(crate) character: Character,
+    pub(crate) addr: SocketAddr,
     /// Pieces on disk.
-    pub disk: BTreeMap<u32, Vec<u8>>,
+    pub(crate) disk: BTreeMap<u32, Vec<u8>>,
     /// Pieces under way.
-    pub buffers: BTreeMap<u32, Vec<u8>>,
+    pub(crate) buffers: BTreeMap<u32, Vec<u8>>,
     /// Which node sent each block of a piece under way.
-    pub sources: BTreeMap<(u32, u32), usize>,
+    pub(crate) sources: BTreeMap<(u32, u32), usize>,
     /// Wrong blocks, by node, in pieces that failed.
-    pub wrong: BTreeMap<usize, u32>,
-    pub bans: Vec<Offender>,
-    pub timer_serial: u64,
-    pub slots: Option<u32>,
+    pub(crate) wrong: BTreeMap<usize, u32>,
+    pub(crate) bans: Vec<Offender>,
+    pub(crate) timer_serial: u64,
+    pub(crate) slots: Option<u32>,
     /// Payload bytes stored, by node.
-    pub got: BTreeMap<usize, u64>,
-    pub finished_at_ms: Option<u64>,
+    pub(crate) got: BTreeMap<usize, u64>,
+    pub(crate) finished_at_ms: Option<u64>,
 }
 
 impl Node {
-    pub fn bans_ip(&self, ip: IpAddr) -> bool {
+    pub(crate) fn bans_ip(&self, ip: IpAddr) -> bool {
         self.bans.iter().any(|offender| match offender {
             Offender::Host(host) => *host == ip,
             Offender::Local(addr) => addr.ip() == ip,
@@ -62,7 +62,7 @@ impl Node {
     }
 
     /// Takes the bytes of `block` into the buffer of its piece.
-    pub fn store(&mut self, block: Block, data: &[u8], piece_len: u32, source: usize) {
+    pub(crate) fn store(&mut self, block: Block, data: &[u8], piece_len: u32, source: usize) {
         let buffer =
             self.buffers.entry(block.piece.0).or_insert_with(|| vec![0; piece_len as usize]);
         let begin = block.begin as usize;
@@ -71,13 +71,13 @@ impl Node {
         *self.got.entry(source).or_default() += data.len() as u64;
     }
 
-    pub fn discard(&mut self, piece: PieceIndex) {
+    pub(crate) fn discard(&mut self, piece: PieceIndex) {
         self.buffers.remove(&piece.0);
     }
 }
 
 /// Stands in for SHA-1: any function that tells blocks apart will do.
-pub fn digest(data: &[u8]) -> BlockDigest {
+pub(crate) fn digest(data: &[u8]) -> BlockDigest {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for word in data.chunks(8) {
         let mut bytes = [0; 8];

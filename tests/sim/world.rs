@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// A defect put in on purpose, to see that the checks see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Defect {
+pub(crate) enum Defect {
     None,
     /// Every piece counts as good.
     NoVerification,
@@ -31,29 +31,31 @@ pub enum Defect {
 
 /// Who takes part, and how well the world treats them.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    pub seed: u64,
-    pub piece_len: u32,
-    pub total_len: u64,
-    pub seeds: usize,
-    pub leechers: usize,
-    pub adversaries: Vec<Character>,
-    pub slots: Option<u32>,
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) piece_len: u32,
+    pub(crate) total_len: u64,
+    pub(crate) seeds: usize,
+    pub(crate) leechers: usize,
+    pub(crate) adversaries: Vec<Character>,
+    pub(crate) slots: Option<u32>,
     /// Leechers from this one on never upload.
-    pub free_riders: usize,
-    pub rate: (u64, u64),
-    pub delay_ms: (u64, u64),
+    pub(crate) free_riders: usize,
+    /// Leechers begin with so many percent of the pieces, each with its own.
+    pub(crate) head_start: u32,
+    pub(crate) rate: (u64, u64),
+    pub(crate) delay_ms: (u64, u64),
     /// Connections are cut, attempts fail and disks lose pieces until this moment.
-    pub faults_until_ms: u64,
-    pub end_ms: u64,
-    pub sequential: bool,
-    pub fast: bool,
-    pub partial_pieces_max: usize,
-    pub down: Option<u64>,
-    pub up: Option<u64>,
-    pub defect: Defect,
+    pub(crate) faults_until_ms: u64,
+    pub(crate) end_ms: u64,
+    pub(crate) sequential: bool,
+    pub(crate) fast: bool,
+    pub(crate) partial_pieces_max: usize,
+    pub(crate) down: Option<u64>,
+    pub(crate) up: Option<u64>,
+    pub(crate) defect: Defect,
     /// The run ends as soon as all honest nodes are complete.
-    pub stop_when_done: bool,
+    pub(crate) stop_when_done: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,15 +88,15 @@ struct End {
     delay_ms: u64,
 }
 
-pub struct World {
-    pub plan: Plan,
-    pub nodes: Vec<Node>,
-    pub violations: Vec<String>,
-    pub now_ms: u64,
-    pub content: Vec<u8>,
-    pub geometry: Geometry,
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) violations: Vec<String>,
+    pub(crate) now_ms: u64,
+    pub(crate) content: Vec<u8>,
+    pub(crate) geometry: Geometry,
     /// Peers that each node had unchoked at some time.
-    pub served: BTreeMap<(usize, usize), u64>,
+    pub(crate) served: BTreeMap<(usize, usize), u64>,
     ends: Vec<End>,
     start: Instant,
     rng: fastrand::Rng,
@@ -104,7 +106,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(plan: Plan) -> Self {
+    pub(crate) fn new(plan: Plan) -> Self {
         let mut rng = fastrand::Rng::with_seed(plan.seed);
         let geometry = Geometry::new(plan.total_len, plan.piece_len).unwrap();
         let mut content = vec![0; usize::try_from(plan.total_len).unwrap()];
@@ -162,7 +164,12 @@ impl World {
     fn add_node(&mut self, character: Character, complete: bool, slots: Option<u32>) {
         let number = u8::try_from(self.nodes.len() + 1).unwrap();
         let pieces = self.geometry.piece_count();
-        let have = if complete { Bitfield::all(pieces) } else { Bitfield::none(pieces) };
+        let mut have = if complete { Bitfield::all(pieces) } else { Bitfield::none(pieces) };
+        for piece in (0..pieces).map(PieceIndex) {
+            if self.rng.u32(..100) < self.plan.head_start {
+                have.set(piece);
+            }
+        }
         let slots = if self.plan.defect == Defect::NoUnchoke { Some(0) } else { slots };
         let options = Options {
             peer_id: PeerId([number; 20]),
@@ -175,13 +182,8 @@ impl World {
             ..Options::default()
         };
         let shared = Shared::new(None, None, Slots::Unlimited);
+        let disk = have.iter().map(|piece| (piece.0, self.truth(piece).to_vec())).collect();
         let swarm = Swarm::new(self.now(), self.geometry, have, options, shared);
-        let mut disk = BTreeMap::new();
-        if complete {
-            for piece in 0..pieces {
-                disk.insert(piece, self.truth(PieceIndex(piece)).to_vec());
-            }
-        }
         self.nodes.push(Node {
             swarm,
             character,
@@ -198,7 +200,7 @@ impl World {
         });
     }
 
-    pub fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         self.start + Duration::from_millis(self.now_ms)
     }
 
@@ -219,7 +221,7 @@ impl World {
     }
 
     /// Runs to the end of the plan, or until nothing is left to wait for.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         while let Some(Reverse((at, _, event))) = self.queue.pop() {
             if at > self.plan.end_ms || !self.violations.is_empty() {
                 break;
@@ -234,11 +236,10 @@ impl World {
         self.judge();
     }
 
-    /// Runs until the first leecher has everything.
-    pub fn run_until_first_done(&mut self) {
+    /// Runs until some node has fetched so many bytes.
+    pub(crate) fn run_until_one_got(&mut self, len: u64) {
         while let Some(Reverse((at, _, event))) = self.queue.pop() {
-            let done = self.nodes.iter().any(|node| node.finished_at_ms.is_some());
-            if done || at > self.plan.end_ms {
+            if at > self.plan.end_ms || (0..self.nodes.len()).any(|node| self.got(node) >= len) {
                 break;
             }
             self.now_ms = at;
@@ -246,11 +247,16 @@ impl World {
         }
     }
 
-    pub fn is_done(&self) -> bool {
+    /// Payload bytes that the node has fetched.
+    pub(crate) fn got(&self, node: usize) -> u64 {
+        self.nodes[node].got.values().sum()
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
         self.honest().all(|(_, node)| node.swarm.is_complete())
     }
 
-    pub fn honest(&self) -> impl Iterator<Item = (usize, &Node)> {
+    pub(crate) fn honest(&self) -> impl Iterator<Item = (usize, &Node)> {
         self.nodes.iter().enumerate().filter(|(_, node)| node.character == Character::Honest)
     }
 
@@ -467,7 +473,9 @@ impl World {
         self.ends[end].wants = false;
         let (number, key) = (self.ends[end].node, self.ends[end].key);
         let now = self.now();
-        let budget = u64::from(BLOCK_LEN) * self.rng.u64(1..8);
+        // About what the link takes in half a second, as a worker would keep it.
+        let blocks_max = (self.ends[end].rate / 2 / u64::from(BLOCK_LEN)).clamp(1, 64);
+        let budget = u64::from(BLOCK_LEN) * self.rng.u64(1..=blocks_max);
         let (mut bytes, mut blocks) = (Vec::new(), Vec::new());
         let more =
             self.nodes[number].swarm.poll_transmit(now, key, budget, &mut bytes, &mut blocks);
@@ -603,7 +611,8 @@ impl World {
             }
             Incoming::Payload { block, offset, data } => {
                 let mut result = Ok(());
-                if offset == 0 {
+                // A header may come alone: then the first data has offset 0 as well.
+                if offset == 0 && self.ends[end].arriving.is_none() {
                     let payload = self.nodes[number].swarm.handle_payload(now, key, block);
                     result = payload.map(|payload| {
                         self.ends[end].arriving = Some((payload == Payload::Accept, Vec::new()));
@@ -613,6 +622,7 @@ impl World {
                     buffer.extend_from_slice(data);
                     if buffer.len() == block.len as usize {
                         let (accepted, buffer) = (*accepted, std::mem::take(buffer));
+                        self.ends[end].arriving = None;
                         if accepted {
                             let piece_len = self.geometry.piece_len(block.piece);
                             self.nodes[number].store(block, &buffer, piece_len, source);
