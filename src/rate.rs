@@ -150,7 +150,7 @@ pub const METER_SLOT: Duration = Duration::from_secs(1);
 /// Slots that a [`Meter`] averages over; with eight, what happened 5.2 s ago weighs half.
 const METER_WEIGHT: u8 = 8;
 
-/// Slots without a byte after which the average is 0; eight times over, it would be 1 / 5,000 of it.
+/// Slots without a byte after which the average is 0; it would be 1 / 5,000 of itself by then.
 const METER_IDLE_SLOTS_MAX: u64 = 64;
 
 /// Fixed point of a meter's average, so that slow rates do not get stuck at a rounding.
@@ -244,73 +244,65 @@ mod tests {
     }
 
     proptest! {
-            #[test]
-            fn bucket_never_exceeds_rate_and_burst(
-                rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
-                steps in prop::collection::vec((0..300_000_000u64, 0..2_000_000u64), 1..200),
-            ) {
-                let start = start();
-                let (mut careful, mut batching) = (Bucket::new(Some(rate)), Bucket::new(Some(rate)));
-                let (mut now, mut careful_total, mut batching_total) = (start, 0u128, 0u128);
-                for (wait, want) in steps {
-                    now += Duration::from_nanos(wait);
-    <<<<<<< HEAD
-    =======
-                    // So the bound holds from any moment on, not only from the first.
-                    prop_assert!(u128::from(careful.available(now)) <= allowed(rate, Duration::ZERO));
-    >>>>>>> choker
-                    let len = want.min(careful.available(now));
-                    careful.take(now, len);
-                    careful_total += u128::from(len);
-                    prop_assert!(careful_total <= allowed(rate, now - start));
-                    if batching.available(now) > 0 {
-                        prop_assert!(batching_total < allowed(rate, now - start));
-                        batching.take(now, want);
-                        batching_total += u128::from(want);
-                    }
-                }
-            }
-
-            #[test]
-            fn bucket_gives_a_greedy_consumer_all_of_its_rate(
-                rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
-                want in 1..2_000_000u64,
-            ) {
-                let start = start();
-                let mut bucket = Bucket::new(Some(rate));
-                let (mut now, mut total) = (start, 0u128);
-                for _ in 0..2_000 {
-                    let len = bucket.available(now);
-                    bucket.take(now, len);
-                    total += u128::from(len);
-                    now = bucket.ready_at(now, want).unwrap();
-                }
-                total += u128::from(bucket.available(now));
-                let earned = u128::from(rate) * (now - start).as_nanos() / 1_000_000_000;
-                prop_assert!(total >= earned, "{total} of {earned}");
-            }
-
-            #[test]
-            fn ready_at_is_the_first_moment(
-    <<<<<<< HEAD
-                rate in 1..20_000_000_000u64, debt in 0..2_000_000u64, want in 1..BURST_LEN_MIN,
-                later in 0..1_000_000_000u64,
-    =======
-                rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
-                debt in 0..2_000_000u64, want in 1..BURST_LEN_MIN, later in 0..20_000u64,
-    >>>>>>> choker
-            ) {
-                let start = start();
-                let mut bucket = Bucket::new(Some(rate));
-                bucket.take(start, bucket.available(start) + debt);
-                let now = start + Duration::from_nanos(later);
-                let ready_at = bucket.ready_at(now, want).unwrap();
-                prop_assert!(bucket.available(ready_at) >= want);
-                if ready_at > now {
-                    prop_assert!(bucket.available(ready_at - Duration::from_nanos(1)) < want);
+        #[test]
+        fn bucket_never_exceeds_rate_and_burst(
+            rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
+            steps in prop::collection::vec((0..300_000_000u64, 0..2_000_000u64), 1..200),
+        ) {
+            let start = start();
+            let (mut careful, mut batching) = (Bucket::new(Some(rate)), Bucket::new(Some(rate)));
+            let (mut now, mut careful_total, mut batching_total) = (start, 0u128, 0u128);
+            for (wait, want) in steps {
+                now += Duration::from_nanos(wait);
+                // So the bound holds from any moment on, not only from the first.
+                prop_assert!(u128::from(careful.available(now)) <= allowed(rate, Duration::ZERO));
+                let len = want.min(careful.available(now));
+                careful.take(now, len);
+                careful_total += u128::from(len);
+                prop_assert!(careful_total <= allowed(rate, now - start));
+                if batching.available(now) > 0 {
+                    prop_assert!(batching_total < allowed(rate, now - start));
+                    batching.take(now, want);
+                    batching_total += u128::from(want);
                 }
             }
         }
+
+        #[test]
+        fn bucket_gives_a_greedy_consumer_all_of_its_rate(
+            rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
+            want in 1..2_000_000u64,
+        ) {
+            let start = start();
+            let mut bucket = Bucket::new(Some(rate));
+            let (mut now, mut total) = (start, 0u128);
+            for _ in 0..2_000 {
+                let len = bucket.available(now);
+                bucket.take(now, len);
+                total += u128::from(len);
+                now = bucket.ready_at(now, want).unwrap();
+            }
+            total += u128::from(bucket.available(now));
+            let earned = u128::from(rate) * (now - start).as_nanos() / 1_000_000_000;
+            prop_assert!(total >= earned, "{total} of {earned}");
+        }
+
+        #[test]
+        fn ready_at_is_the_first_moment(
+            rate in prop_oneof![1..100_000u64, 1..20_000_000_000u64],
+            debt in 0..2_000_000u64, want in 1..BURST_LEN_MIN, later in 0..20_000u64,
+        ) {
+            let start = start();
+            let mut bucket = Bucket::new(Some(rate));
+            bucket.take(start, bucket.available(start) + debt);
+            let now = start + Duration::from_nanos(later);
+            let ready_at = bucket.ready_at(now, want).unwrap();
+            prop_assert!(bucket.available(ready_at) >= want);
+            if ready_at > now {
+                prop_assert!(bucket.available(ready_at - Duration::from_nanos(1)) < want);
+            }
+        }
+    }
 
     #[test]
     fn bucket_does_not_drift_in_a_million_small_steps() {

@@ -40,6 +40,9 @@ mod throttle;
 mod tick;
 mod upload;
 
+#[cfg(test)]
+mod tests;
+
 pub use bans::{Offender, is_local};
 pub use contacts::Source;
 pub use options::*;

@@ -108,7 +108,7 @@ impl Swarm {
         self.candidates.extend(
             self.peers
                 .iter()
-                .filter(|(_, peer)| !peer.closing)
+                .filter(|(_, peer)| !peer.closing || !peer.am_choking)
                 .map(|(slot, peer)| candidate(now, key_of(slot), peer, piece_count)),
         );
     }
@@ -163,7 +163,8 @@ fn candidate(now: Instant, key: PeerKey, peer: &Peer, piece_count: u32) -> Candi
     let progress = have.checked_div(u64::from(piece_count)).unwrap_or(0);
     Candidate {
         key: key.0,
-        interested: peer.peer_interested,
+        // Who is about to be closed keeps its slot only until somebody wants it.
+        interested: peer.peer_interested && !peer.closing,
         unchoked: !peer.am_choking,
         optimistic: peer.optimistic,
         snubbed: peer.snubbed,

@@ -3,7 +3,9 @@
 //! `SIM_SEED=7 cargo test --test sim` runs one seed of the random worlds, `SIM_SEEDS=5000` more of
 //! them than usual. A failure names its seed. Invariant: no test here looks at the real clock for
 //! anything but the zero of the virtual one.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod mischief;
 mod node;
 mod world;
 

@@ -8,8 +8,8 @@ use crate::node::{Character, Node, digest};
 use seedring::swarm::choker::Slots;
 use seedring::swarm::{Action, Error, Options, Payload, PeerInit, PeerKey, Shared, Source};
 use seedring::swarm::{Swarm, Verdict};
-use seedring::units::{BLOCK_LEN, Bitfield, Block, Geometry, PeerId, PieceIndex};
-use seedring::wire::{Decoder, Incoming, Limits, Message, block_header, encode};
+use seedring::units::{BLOCK_LEN, Bitfield, Geometry, PeerId, PieceIndex};
+use seedring::wire::{Decoder, Incoming, Limits};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
@@ -59,7 +59,7 @@ pub(crate) struct Plan {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
+pub(crate) enum Event {
     Timer { node: usize, serial: u64 },
     Deliver { end: usize, serial: u64 },
     Ready { end: usize, serial: u64 },
@@ -71,21 +71,21 @@ enum Event {
 }
 
 /// One direction's sender: what it has on the way, and the other side's decoder.
-struct End {
-    node: usize,
-    key: PeerKey,
-    peer: usize,
+pub(crate) struct End {
+    pub(crate) node: usize,
+    pub(crate) key: PeerKey,
+    pub(crate) peer: usize,
     /// Index of the other end.
-    other: usize,
-    serial: u64,
-    open: bool,
-    busy_until: u64,
-    wants: bool,
-    on_the_way: std::collections::VecDeque<Vec<u8>>,
-    decoder: Option<Decoder>,
-    arriving: Option<(bool, Vec<u8>)>,
-    rate: u64,
-    delay_ms: u64,
+    pub(crate) other: usize,
+    pub(crate) serial: u64,
+    pub(crate) open: bool,
+    pub(crate) busy_until: u64,
+    pub(crate) wants: bool,
+    pub(crate) on_the_way: std::collections::VecDeque<Vec<u8>>,
+    pub(crate) decoder: Option<Decoder>,
+    pub(crate) arriving: Option<(bool, Vec<u8>)>,
+    pub(crate) rate: u64,
+    pub(crate) delay_ms: u64,
 }
 
 pub(crate) struct World {
@@ -97,9 +97,9 @@ pub(crate) struct World {
     pub(crate) geometry: Geometry,
     /// Peers that each node had unchoked at some time.
     pub(crate) served: BTreeMap<(usize, usize), u64>,
-    ends: Vec<End>,
+    pub(crate) ends: Vec<End>,
     start: Instant,
-    rng: fastrand::Rng,
+    pub(crate) rng: fastrand::Rng,
     queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
     serial: u64,
     next_port: u16,
@@ -209,12 +209,12 @@ impl World {
         &self.content[start..start + self.geometry.piece_len(piece) as usize]
     }
 
-    fn after(&mut self, wait_ms: u64, event: Event) {
+    pub(crate) fn after(&mut self, wait_ms: u64, event: Event) {
         self.serial += 1;
         self.queue.push(Reverse((self.now_ms + wait_ms, self.serial, event)));
     }
 
-    fn violation(&mut self, text: String) {
+    pub(crate) fn violation(&mut self, text: String) {
         if self.violations.len() < 20 {
             self.violations.push(format!("at {} ms: {text}", self.now_ms));
         }
@@ -312,7 +312,7 @@ impl World {
     }
 
     /// Does what the node's swarm wants done, and sets its timer.
-    fn drain(&mut self, number: usize) {
+    pub(crate) fn drain(&mut self, number: usize) {
         while let Some(action) = self.nodes[number].swarm.poll_action() {
             match action {
                 Action::Transmit(key) => {
@@ -447,7 +447,7 @@ impl World {
         self.cut(end);
     }
 
-    fn cut(&mut self, end: usize) {
+    pub(crate) fn cut(&mut self, end: usize) {
         let other = self.ends[end].other;
         let now = self.now();
         for end in [end, other] {
@@ -515,48 +515,6 @@ impl World {
             self.ends[end].wants = true;
             self.after(took, Event::Ready { end, serial });
         }
-    }
-
-    /// Appends a block as the node's character sends it.
-    fn put_block(&mut self, end: usize, block: Block, bytes: &mut Vec<u8>) {
-        let number = self.ends[end].node;
-        let character = self.nodes[number].character;
-        let honest = character == Character::Honest;
-        if honest && !self.nodes[number].disk.contains_key(&block.piece.0) {
-            self.violation(format!("S1: node {number} serves {block:?} without having it"));
-            return;
-        }
-        match character {
-            Character::Liar => return,
-            Character::Withholder(of) if self.rng.u32(..of) == 0 => return,
-            _ => {}
-        }
-        let Some(piece) = self.nodes[number].disk.get(&block.piece.0) else {
-            return;
-        };
-        bytes.extend_from_slice(&block_header(block));
-        let start = bytes.len();
-        let range = block.begin as usize..(block.begin + block.len) as usize;
-        bytes.extend_from_slice(&piece[range]);
-        if let Character::Corrupter(of) = character
-            && self.rng.u32(..of) == 0
-        {
-            let at = self.rng.usize(start..bytes.len());
-            bytes[at] ^= self.rng.u8(1..);
-        }
-    }
-
-    fn without_requests_for_0(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut kept = Vec::new();
-        let mut decoder = Decoder::new(Limits::new(self.geometry.piece_count()));
-        decoder
-            .decode_all(bytes, |incoming| match incoming {
-                Incoming::Message(Message::Request(block)) if block.piece == PieceIndex(0) => {}
-                Incoming::Message(message) => encode(&message, &mut kept),
-                Incoming::Payload { .. } => {}
-            })
-            .unwrap();
-        kept
     }
 
     /// Bytes come out of the link, cut anywhere.
@@ -693,95 +651,5 @@ impl World {
             self.nodes[number].disk.remove(&piece);
         }
         self.drain(number);
-    }
-
-    /// Something goes wrong that is nobody's fault.
-    fn fault(&mut self) {
-        let now = self.now();
-        match self.rng.u32(..4) {
-            0 | 1 => {
-                let open: Vec<usize> =
-                    (0..self.ends.len()).filter(|&end| self.ends[end].open).collect();
-                if !open.is_empty() {
-                    let end = open[self.rng.usize(..open.len())];
-                    self.cut(end);
-                }
-            }
-            2 => {
-                let node = self.rng.usize(self.plan.seeds..self.nodes.len());
-                let pieces: Vec<u32> = self.nodes[node].disk.keys().copied().collect();
-                if self.nodes[node].character == Character::Honest && !pieces.is_empty() {
-                    let piece = pieces[self.rng.usize(..pieces.len())];
-                    self.nodes[node].disk.remove(&piece);
-                    self.nodes[node].swarm.handle_lost(now, PieceIndex(piece));
-                    self.drain(node);
-                }
-            }
-            _ => {}
-        }
-        let wait = self.rng.u64(200..3000);
-        if self.now_ms + wait < self.plan.faults_until_ms {
-            self.after(wait, Event::Fault);
-        }
-    }
-
-    /// What flappers and flooders do of their own accord.
-    fn mischief(&mut self, number: usize) {
-        let ends: Vec<usize> = (0..self.ends.len())
-            .filter(|&end| self.ends[end].open && self.ends[end].node == number)
-            .collect();
-        for end in ends {
-            let mut bytes = Vec::new();
-            match self.nodes[number].character {
-                Character::Flapper => {
-                    for message in [Message::Choke, Message::Unchoke, Message::Interested] {
-                        if self.rng.bool() {
-                            encode(&message, &mut bytes);
-                        }
-                    }
-                    encode(&Message::NotInterested, &mut bytes);
-                }
-                Character::Flooder => self.rubbish(&mut bytes),
-                _ => {}
-            }
-            if !bytes.is_empty() {
-                let serial = self.ends[end].serial;
-                // Between two batches, so that no message of the swarm's own is torn.
-                self.ends[end].on_the_way.push_back(bytes);
-                let wait = self.ends[end].busy_until.saturating_sub(self.now_ms) + 1;
-                let delay = self.ends[end].delay_ms;
-                self.after(wait + delay, Event::Deliver { end, serial });
-            }
-        }
-        let wait = self.rng.u64(5..1500);
-        self.after(wait, Event::Mischief { node: number });
-    }
-
-    fn rubbish(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..self.rng.u32(1..40) {
-            let pieces = self.geometry.piece_count();
-            let beyond = u32::from(self.rng.u32(..50) == 0);
-            let piece = PieceIndex(self.rng.u32(..pieces + beyond));
-            let block = Block {
-                piece,
-                begin: self.rng.u32(..4) * BLOCK_LEN,
-                len: if self.rng.u32(..4) == 0 { self.rng.u32(..) } else { BLOCK_LEN },
-            };
-            match self.rng.u32(..9) {
-                0 => encode(&Message::Request(block), bytes),
-                1 => encode(&Message::Cancel(block), bytes),
-                2 => encode(&Message::Reject(block), bytes),
-                3 => encode(&Message::Have(piece), bytes),
-                4 => encode(&Message::AllowedFast(piece), bytes),
-                5 => encode(&Message::Suggest(piece), bytes),
-                6 => encode(&Message::KeepAlive, bytes),
-                7 => encode(&Message::Extended { id: 7, payload: &[0; 9] }, bytes),
-                _ => {
-                    let block = Block { len: 64, ..block };
-                    bytes.extend_from_slice(&block_header(block));
-                    bytes.extend_from_slice(&[7; 64]);
-                }
-            }
-        }
     }
 }

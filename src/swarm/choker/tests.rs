@@ -159,7 +159,6 @@ fn leeching_swarm(givers: usize, riders: usize, slots: u32, seed: u64) -> Vec<u6
             for (other, peer) in view.iter_mut().enumerate() {
                 peer.downloaded_rate = meters[other][own].rate(now);
                 peer.downloaded_len = given[other][own];
-                peer.uploaded_rate = meters[own][other].rate(now);
             }
             // Members did not start together.
             if (second + own as u64).is_multiple_of(ROUND.as_secs()) {
