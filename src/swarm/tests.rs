@@ -31,7 +31,7 @@ fn pair(have: Bitfield, options: Options) -> Pair {
     let now = Instant::now();
     let geometry = Geometry::new(u64::from(PIECES * 4 * BLOCK_LEN), 4 * BLOCK_LEN).unwrap();
     let shared = Shared::new(None, None, Slots::Unlimited);
-    let mut swarm = Swarm::new(now, geometry, have, options, shared);
+    let mut swarm = Swarm::new(geometry, have, options, shared);
     let key = swarm.handle_connected(now, init(1, 2, false)).unwrap();
     Pair { swarm, key, now }
 }
@@ -117,8 +117,10 @@ fn a_rate_limit_holds_and_nothing_is_lost() {
         sent += pair.hear().1.len();
         let passed = pair.now.duration_since(start).as_secs_f64();
         assert!(sent as f64 <= 10.0 * passed + 3.0, "{sent} blocks after {passed} s");
-        pair.now = pair.swarm.poll_timeout().unwrap().max(pair.now);
-        pair.swarm.handle_timeout(pair.now);
+        if sent < 32 {
+            pair.now = pair.swarm.poll_timeout().unwrap().max(pair.now);
+            pair.swarm.handle_timeout(pair.now);
+        }
     }
     assert!(pair.now.duration_since(start) < Duration::from_secs(5));
 }

@@ -183,7 +183,7 @@ impl World {
         };
         let shared = Shared::new(None, None, Slots::Unlimited);
         let disk = have.iter().map(|piece| (piece.0, self.truth(piece).to_vec())).collect();
-        let swarm = Swarm::new(self.now(), self.geometry, have, options, shared);
+        let swarm = Swarm::new(self.geometry, have, options, shared);
         self.nodes.push(Node {
             swarm,
             character,
