@@ -128,7 +128,8 @@ impl<D: Driver> Worker<D> {
         };
         let watch = !watched && peer.decoder.is_mid_message();
         self.core.received_payload_bytes.add(payload_bytes);
-        self.core.protocol_bytes[Direction::Incoming].add((bytes.len() as u64).saturating_sub(payload_bytes));
+        self.core.protocol_bytes[Direction::Incoming]
+            .add((bytes.len() as u64).saturating_sub(payload_bytes));
         self.touch_torrent(torrent_key);
         if let Some(reason) = failed {
             return self.close(key, reason);
@@ -202,8 +203,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         self.core.pieces_verified.add(1);
-        let block_hashes =
-            if digests { torrent.pieces.block_digests(piece) } else { Vec::new() };
+        let block_hashes = if digests { torrent.pieces.block_digests(piece) } else { Vec::new() };
         torrent.swarm.handle_verified(self.now, piece, Verdict::Good(block_hashes));
         let Some(data) = torrent.pieces.remove(piece) else { return };
         let write = PieceWrite { torrent: key, piece, data: Rc::new(data), pending: None };

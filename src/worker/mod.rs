@@ -285,9 +285,8 @@ impl<D: Driver> Worker<D> {
 
     /// How long the ring may wait before there is something to do anyway.
     fn timeout(&self) -> Option<Duration> {
-        let more = !self.to_hash.is_empty()
-            || !self.dirty_conns.is_empty()
-            || !self.unbuffered.is_empty();
+        let more =
+            !self.to_hash.is_empty() || !self.dirty_conns.is_empty() || !self.unbuffered.is_empty();
         if more {
             return Some(Duration::ZERO);
         }

@@ -72,8 +72,12 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.sending =
-            Some(Sending { batch: Rc::new(batch), sent: 0, payload_left: payload, since: self.now });
+        conn.sending = Some(Sending {
+            batch: Rc::new(batch),
+            sent: 0,
+            payload_left: payload,
+            since: self.now,
+        });
         self.timers.set(self.now + STALL_TIMEOUT, Timer::Stall(key, self.now));
         self.push_send(key);
     }
@@ -88,7 +92,8 @@ impl<D: Driver> Worker<D> {
         self.scratch.control.clear();
         self.scratch.blocks.clear();
         let due_len: u64 = peer.due.iter().map(|block| u64::from(block.len)).sum();
-        let budget = if peer.due.len() < DUE_MAX { (len_max as u64).saturating_sub(due_len) } else { 0 };
+        let budget =
+            if peer.due.len() < DUE_MAX { (len_max as u64).saturating_sub(due_len) } else { 0 };
         let (control, blocks) = (&mut self.scratch.control, &mut self.scratch.blocks);
         torrent.swarm.poll_transmit(self.now, peer_key, budget, control, blocks);
         peer.due.extend(blocks.iter().copied());
@@ -192,7 +197,9 @@ impl<D: Driver> Worker<D> {
         // Room was counted above, and ranges lie inside mappings by the layout.
         let _ = batch.push_bytes(&wire::block_header(block));
         for extent in layout.extents(start, u64::from(block.len)) {
-            if let Some(lease) = open.files[extent.file].as_ref().and_then(|file| file.lease.as_ref()) {
+            if let Some(lease) =
+                open.files[extent.file].as_ref().and_then(|file| file.lease.as_ref())
+            {
                 let added = batch.push_lease(lease, extent.offset as usize, extent.len as usize);
                 debug_assert!(added.is_ok(), "a file is mapped whole");
             }
@@ -216,7 +223,12 @@ impl<D: Driver> Worker<D> {
     }
 
     /// The bytes of a chunk, or `None` while they are being read.
-    fn request_chunk(&mut self, conn: Key, torrent_key: Key, chunk: ChunkKey) -> Option<Rc<Vec<u8>>> {
+    fn request_chunk(
+        &mut self,
+        conn: Key,
+        torrent_key: Key,
+        chunk: ChunkKey,
+    ) -> Option<Rc<Vec<u8>>> {
         let geometry = self.torrents.get(torrent_key)?.geometry();
         let len = chunk_len(geometry, chunk);
         match self.chunks.request(chunk, len, conn.slot) {
@@ -251,12 +263,12 @@ impl<D: Driver> Worker<D> {
                 let waiters = self.chunks.finish(chunk, buffer);
                 return self.wake_readers(&waiters);
             }
-            let Some((torrent, open)) = self.torrents.get(torrent_key).and_then(|torrent| {
-                match &torrent.store {
+            let Some((torrent, open)) =
+                self.torrents.get(torrent_key).and_then(|torrent| match &torrent.store {
                     Store::Open(open) => Some((torrent, open)),
                     _ => None,
-                }
-            }) else {
+                })
+            else {
                 self.reads.remove(read_key);
                 let waiters = self.chunks.fail(chunk, buffer);
                 return self.wake_readers(&waiters);
@@ -387,7 +399,8 @@ impl<D: Driver> Worker<D> {
             }
             // The kernel could not read the mapping: the file was truncated, or its disk failed.
             Some(libc::EFAULT) => {
-                let torrent_key = self.conns.get_mut(key).and_then(|conn| conn.peer()).map(|peer| peer.torrent);
+                let torrent_key =
+                    self.conns.get_mut(key).and_then(|conn| conn.peer()).map(|peer| peer.torrent);
                 self.close(key, DisconnectReason::Storage);
                 if let Some(torrent_key) = torrent_key {
                     self.fail_mapping(torrent_key);

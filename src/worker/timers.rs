@@ -34,7 +34,8 @@ impl<T> Wheel<T> {
     /// Sets a timer for `at`.
     pub(super) fn set(&mut self, at: Instant, timer: T) {
         let since = at.saturating_duration_since(self.start).as_nanos();
-        let tick = u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX).max(self.tick);
+        let tick =
+            u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX).max(self.tick);
         self.slots[Self::slot(tick)].push((tick, timer));
         self.count += 1;
     }
