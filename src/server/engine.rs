@@ -21,7 +21,7 @@ use crate::metrics::{Core, HashReason, Registry};
 use crate::ring::{self, Driver, Uring};
 use crate::storage::verify::{self, Checker, Progress};
 use crate::storage::{self, Content, Mode};
-use crate::swarm;
+use crate::swarm::{self, Source};
 use crate::sys::{net::Bind, process};
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash, PeerId};
@@ -362,7 +362,7 @@ impl Engine {
                 Some(checked) = self.checked.1.recv() => self.on_checked(checked),
                 Some(report) = self.reports.recv() => self.on_report(report),
                 Some(found) = self.found.recv() => {
-                    self.add_peers(&found.info_hash, found.peers);
+                    self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
                 _ = self.retry.tick() => {
@@ -377,11 +377,11 @@ impl Engine {
     }
 
     /// Tells a torrent of peers.
-    pub fn add_peers(&mut self, info_hash: &InfoHash, addrs: Vec<SocketAddr>) {
+    pub fn add_peers(&mut self, info_hash: &InfoHash, source: Source, addrs: Vec<SocketAddr>) {
         if let Some(home) = self.torrents.get(info_hash).and_then(|torrent| torrent.home)
             && !addrs.is_empty()
         {
-            self.post(home, Letter::Contacts { info_hash: *info_hash, addrs });
+            self.post(home, Letter::Contacts { info_hash: *info_hash, source, addrs });
         }
     }
 
@@ -423,7 +423,7 @@ impl Engine {
         if let Err(error) = self.trackers.add(info_hash, &tiers, Arc::new(source)) {
             tracing::warn!(torrent = %info_hash, %error, "not announced");
         }
-        self.add_peers(&info_hash, peers);
+        self.add_peers(&info_hash, Source::Operator, peers);
         Some(event)
     }
 

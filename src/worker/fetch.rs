@@ -18,7 +18,7 @@ use crate::storage::Error;
 use crate::storage::pieces::Progress;
 use crate::swarm::{self, Payload, Verdict};
 use crate::sys::clock;
-use crate::units::PieceIndex;
+use crate::units::{PieceIndex, to_usize};
 use crate::wire::Incoming;
 
 /// A message that has begun must bring this many bytes per [`PROGRESS_INTERVAL`].
@@ -228,7 +228,7 @@ impl<D: Driver> Worker<D> {
         let (start, len) = (geometry.piece_start(write.piece), geometry.piece_len(write.piece));
         let (mut position, mut runs) = (0, Vec::new());
         for extent in torrent.content.metainfo.layout.extents(start, u64::from(len)) {
-            let len = extent.len as usize;
+            let len = to_usize(extent.len);
             if open.files.get(extent.file).is_some_and(Option::is_some) {
                 runs.push(WriteOp {
                     write: write_key,

@@ -313,7 +313,9 @@ impl<D: Driver> Worker<D> {
         match letter {
             Letter::Add(new) => self.add_torrent(*new),
             Letter::Remove(info_hash) => self.remove_torrent(&info_hash),
-            Letter::Contacts { info_hash, addrs } => self.add_contacts(&info_hash, &addrs),
+            Letter::Contacts { info_hash, source, addrs } => {
+                self.add_contacts(&info_hash, source, &addrs);
+            }
             Letter::Adopt(adopted) => self.adopt(*adopted),
             Letter::Opened { info_hash, result } => self.on_opened(&info_hash, result),
             Letter::Lost { info_hash, error } => {

@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::units::to_usize;
+
 /// The resolution of the wheel.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
@@ -72,7 +74,7 @@ impl<T> Wheel<T> {
     }
 
     fn slot(tick: u64) -> usize {
-        (tick % SLOT_COUNT as u64) as usize
+        to_usize(tick % SLOT_COUNT as u64)
     }
 }
 
@@ -96,8 +98,10 @@ mod tests {
             let mut due = Vec::new();
             wheel.turn(now, &mut due);
             for millis in due {
-                let late = now.duration_since(start).as_millis() as i64 - millis as i64;
-                assert!((0..=90).contains(&late), "fired {late} ms late");
+                let due_at = start + Duration::from_millis(millis);
+                assert!(now >= due_at, "fired early");
+                let late = now - due_at;
+                assert!(late <= Duration::from_millis(90), "fired {late:?} late");
                 fired.push(millis);
             }
         }

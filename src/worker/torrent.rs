@@ -185,12 +185,17 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    pub(super) fn add_contacts(&mut self, info_hash: &InfoHash, addrs: &[SocketAddr]) {
+    pub(super) fn add_contacts(
+        &mut self,
+        info_hash: &InfoHash,
+        source: Source,
+        addrs: &[SocketAddr],
+    ) {
         let Some(key) = self.torrent_key(info_hash) else { return };
         if let Some(torrent) = self.torrents.get_mut(key)
             && !torrent.has_failed()
         {
-            torrent.swarm.handle_contacts(self.now, Source::Tracker, addrs);
+            torrent.swarm.handle_contacts(self.now, source, addrs);
             self.touch_torrent(key);
         }
     }
