@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -22,24 +23,26 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct OpenTracker {
     process: Process,
     addr: SocketAddr,
+    _home: tempfile::TempDir,
 }
 
 impl OpenTracker {
     /// Starts one that serves these torrents.
     pub(crate) fn start(dir: &Path, torrents: &[&Content]) -> Self {
-        // It gives its rights up and must still reach the list.
-        let home = tempfile::tempdir_in("/tmp").unwrap().keep();
-        let list = home.join("whitelist");
+        // Started by root it gives its rights up and makes its folder the root of its world; it
+        // must still reach the list.
+        let home = tempfile::tempdir_in("/tmp").unwrap();
+        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let lines: String = torrents.iter().map(|it| it.info_hash() + "\n").collect();
-        std::fs::write(&list, lines).unwrap();
+        std::fs::write(home.path().join("whitelist"), lines).unwrap();
         let addr = super::free_addr("127.0.0.1");
         let port = addr.port().to_string();
         let mut command = program("opentracker");
         command.args(["-i", "127.0.0.1", "-p", &port, "-P", &port]);
-        command.arg("-d").arg(&home).arg("-w").arg(&list);
+        command.args(["-w", "whitelist"]).current_dir(home.path());
         let mut process = Process::start("opentracker", dir, &mut command);
         process.wait_for("answer", LIMIT, || TcpStream::connect(addr).ok());
-        Self { process, addr }
+        Self { process, addr, _home: home }
     }
 
     /// The announce URL.
