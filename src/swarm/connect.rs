@@ -106,7 +106,7 @@ impl Swarm {
         if self.peer(key).is_none() {
             return;
         }
-        self.take_back_all(now, key, false);
+        self.take_back_all(key, false);
         let peer = self.peers.remove(key.0 as usize);
         match &peer.pieces {
             Pieces::All => self.counts.have_all -= 1,
@@ -141,7 +141,7 @@ impl Swarm {
             self.contacts.worthwhile(peer.addr);
         }
         if self.is_complete() && peer.is_seed() {
-            self.contacts.useless(peer.addr);
+            self.contacts.is_seed(peer.addr);
         } else {
             self.contacts.failed(now, peer.addr, self.rng.u32(..));
         }
@@ -167,7 +167,9 @@ impl Swarm {
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
         for &addr in addrs.iter().take(CONTACTS_MAX) {
             let local = is_local(addr.ip());
-            let welcome = !local || self.options.allow_local || source == Source::Lsd;
+            // What the operator names is meant; a neighbour found locally has a local address.
+            let trusted = matches!(source, Source::Operator | Source::Lsd);
+            let welcome = !local || self.options.allow_local || trusted;
             if welcome && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie);

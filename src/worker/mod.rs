@@ -285,9 +285,8 @@ impl<D: Driver> Worker<D> {
 
     /// How long the ring may wait before there is something to do anyway.
     fn timeout(&self) -> Option<Duration> {
-        let more = !self.to_hash.is_empty()
-            || !self.dirty_conns.is_empty()
-            || !self.unbuffered.is_empty();
+        let more =
+            !self.to_hash.is_empty() || !self.dirty_conns.is_empty() || !self.unbuffered.is_empty();
         if more {
             return Some(Duration::ZERO);
         }
@@ -314,7 +313,9 @@ impl<D: Driver> Worker<D> {
         match letter {
             Letter::Add(new) => self.add_torrent(*new),
             Letter::Remove(info_hash) => self.remove_torrent(&info_hash),
-            Letter::Contacts { info_hash, addrs } => self.add_contacts(&info_hash, &addrs),
+            Letter::Contacts { info_hash, source, addrs } => {
+                self.add_contacts(&info_hash, source, &addrs);
+            }
             Letter::Adopt(adopted) => self.adopt(*adopted),
             Letter::Opened { info_hash, result } => self.on_opened(&info_hash, result),
             Letter::Lost { info_hash, error } => {

@@ -17,7 +17,7 @@ use super::wait;
 pub(crate) const START: Duration = Duration::from_secs(90);
 
 /// How long any one transfer may take.
-pub(crate) const TRANSFER: Duration = Duration::from_secs(180);
+pub(crate) const TRANSFER: Duration = Duration::from_secs(90);
 
 /// `seedring` with these words.
 pub(crate) fn seedring(words: &[&str]) -> Command {
