@@ -1,10 +1,10 @@
 """A libtorrent session for the interop tests: seeds or fetches one torrent.
 
-    lt.py seed|leech TORRENT SAVE_PATH LISTEN [PEER]...
+    lt.py seed|leech|seed-on TORRENT SAVE_PATH LISTEN [PEER]...
 
 LISTEN and PEER are HOST:PORT, hosts in IPv6 without brackets. Prints "listening PORT" once it does,
-"seeding" once it can serve and "complete" once everything is there; a leech ends then, a seed when
-it is killed.
+"seeding" once it can serve and "complete" once everything is there; a leech ends then, a
+seed and a leech that seeds on when they are killed.
 """
 
 import sys

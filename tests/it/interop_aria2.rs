@@ -11,8 +11,17 @@ use crate::support::{dir, free_addr, heavy};
 /// Starts aria2c on a torrent.
 pub(crate) fn aria2(dir: &Path, content: &Content, save_path: &Path, words: &[&str]) -> Process {
     let mut command = program("aria2c");
-    command.args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false"]);
-    command.args(["--enable-peer-exchange=false", "--file-allocation=none", "--console-log-level=info"]);
+    command.args([
+        "--no-conf",
+        "--enable-dht=false",
+        "--enable-dht6=false",
+        "--bt-enable-lpd=false",
+    ]);
+    command.args([
+        "--enable-peer-exchange=false",
+        "--file-allocation=none",
+        "--console-log-level=info",
+    ]);
     command.args(["--interface=127.0.0.1", "--summary-interval=0", "--allow-overwrite=true"]);
     command.arg("--dir").arg(save_path).args(words).arg(&content.torrent);
     Process::start("aria2", dir, &mut command)

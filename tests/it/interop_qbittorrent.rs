@@ -104,7 +104,11 @@ impl QBittorrent {
         // Peers can be named only once the torrent was taken in.
         self.process.wait_for("torrent", START, || Self::state(api, content));
         let body = format!("hashes={hash}&peers={peer}");
-        self.post("/api/v2/torrents/addPeers", "application/x-www-form-urlencoded", body.as_bytes());
+        self.post(
+            "/api/v2/torrents/addPeers",
+            "application/x-www-form-urlencoded",
+            body.as_bytes(),
+        );
     }
 }
 

@@ -13,10 +13,15 @@
 mod support;
 
 mod cli;
+mod cold;
+mod faults;
+mod handover;
+mod hostile;
 mod interop_aria2;
 mod interop_libtorrent;
 mod interop_qbittorrent;
 mod interop_transmission;
 mod restart;
 mod seccomp;
+mod swarm;
 mod watch;

@@ -58,7 +58,14 @@ fn a_download_goes_on_after_a_restart() {
     server.wait_torrents("downloading", 1, START);
     let feed = |server: &Server| {
         let peers = [server.peer];
-        crate::support::server::start_get("feed", dir.path(), &content, &origin, &peers, &["--seed"])
+        crate::support::server::start_get(
+            "feed",
+            dir.path(),
+            &content,
+            &origin,
+            &peers,
+            &["--seed"],
+        )
     };
     let feeder = feed(&server);
     server.wait_metric("seedring_pieces_verified_total", &[], START, |count| count >= 5.0);
@@ -80,8 +87,10 @@ fn a_clean_stop_announces_stopped_and_ends_in_time() {
     let home = Home::new(dir.path(), "home");
     let tracker = Listener::start();
     let shape = Shape { trackers: vec![tracker.url()], ..Shape::pieces_of(32 << 10) };
-    let contents =
-        [single(dir.path(), "one", 500_000, 74, &shape), single(dir.path(), "two", 500_000, 75, &shape)];
+    let contents = [
+        single(dir.path(), "one", 500_000, 74, &shape),
+        single(dir.path(), "two", 500_000, 75, &shape),
+    ];
     let server = home.run(&[]);
     for content in &contents {
         content.copy_to(&home.downloads);

@@ -38,7 +38,8 @@ fn run_get_and_seed_end_with_one_sentence() {
     let dir = dir();
     let content = single(dir.path(), "data", 100_000, 80, &Shape::pieces_of(16 << 10));
     let path = |name: &str| dir.path().join(name).display().to_string();
-    let (torrent, root) = (content.torrent.display().to_string(), content.root.display().to_string());
+    let (torrent, root) =
+        (content.torrent.display().to_string(), content.root.display().to_string());
     let (state, out) = (path("state"), path("out"));
     let commands: [&[&str]; 3] = [
         &["run", "--state", &state, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"],

@@ -69,7 +69,11 @@ fn a_hostile_torrent_is_refused_with_one_sentence() {
     let home = Home::new(dir.path(), "home");
     let mut server = home.run(&[]);
     let info = |name: &str| {
-        format!("d4:infod6:lengthi4e4:name{}:{name}12:piece lengthi16384e6:pieces20:{}ee", name.len(), "x".repeat(20))
+        format!(
+            "d4:infod6:lengthi4e4:name{}:{name}12:piece lengthi16384e6:pieces20:{}ee",
+            name.len(),
+            "x".repeat(20)
+        )
     };
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("garbage", b"this is no torrent at all".to_vec()),

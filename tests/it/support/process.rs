@@ -76,7 +76,9 @@ impl Process {
         });
         match answer {
             Some(Ok(answer)) => answer,
-            Some(Err(status)) => panic!("{} ended ({status}) before {what}\n{}", self.name, self.tail()),
+            Some(Err(status)) => {
+                panic!("{} ended ({status}) before {what}\n{}", self.name, self.tail())
+            }
             None => panic!("{}: no {what} within {limit:?}\n{}", self.name, self.tail()),
         }
     }

@@ -168,7 +168,10 @@ pub(crate) fn start_get(
     words: &[&str],
 ) -> Process {
     std::fs::create_dir_all(output).unwrap();
-    let mut command = seedring(&["get", "--timeout", "60"]);
+    let mut command = seedring(&["get"]);
+    if !words.contains(&"--timeout") {
+        command.args(["--timeout", "60"]);
+    }
     command.arg(&content.torrent).arg("-o").arg(output).args(words);
     for peer in peers {
         command.args(["--peer", &peer.to_string()]);

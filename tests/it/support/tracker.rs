@@ -137,7 +137,8 @@ fn answer(mut stream: TcpStream) -> Option<String> {
         }
     }
     let body = "d8:intervali1800e5:peers0:e";
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let head =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     stream.write_all((head + body).as_bytes()).ok()?;
     String::from_utf8_lossy(&request).lines().next().map(str::to_owned)
 }

@@ -98,7 +98,9 @@ impl RawPeer {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Event::Closed,
                 Ok(len) => self.take(&buffer[..len]),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Event::Closed,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Event::Closed;
+                }
                 Err(error) => panic!("nothing came for {PATIENCE:?}: {error}"),
             }
         }
