@@ -123,7 +123,7 @@ pub(crate) fn odd_tree(dir: &Path, seed: u64, shape: &Shape) -> Content {
         ("b/العربية/كتاب.txt", 7),
         ("c/d/e/f/deep", 3 * 1024 * 1024 + 17),
         ("c/Ωμέγα – naïve ☃ 🎈.dat", 500_009),
-        ("c/it's \"quoted\" & [odd] #1 %20 +.txt", 12_345),
+        ("c/it's 'quoted' & [odd] #1 %20 +.txt", 12_345),
         ("z/last but one", 16 * 1024),
         ("z/last", 777_777),
     ];

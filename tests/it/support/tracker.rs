@@ -29,17 +29,17 @@ pub(crate) struct OpenTracker {
 impl OpenTracker {
     /// Starts one that serves these torrents.
     pub(crate) fn start(dir: &Path, torrents: &[&Content]) -> Self {
-        // Started by root it gives its rights up and makes its folder the root of its world; it
-        // must still reach the list.
+        // Started by root it gives its rights up before it reads the list.
         let home = tempfile::tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let lines: String = torrents.iter().map(|it| it.info_hash() + "\n").collect();
-        std::fs::write(home.path().join("whitelist"), lines).unwrap();
+        let list = home.path().join("whitelist");
+        std::fs::write(&list, lines).unwrap();
         let addr = super::free_addr("127.0.0.1");
         let port = addr.port().to_string();
         let mut command = program("opentracker");
         command.args(["-i", "127.0.0.1", "-p", &port, "-P", &port]);
-        command.args(["-w", "whitelist"]).current_dir(home.path());
+        command.arg("-w").arg(&list);
         let mut process = Process::start("opentracker", dir, &mut command);
         process.wait_for("answer", LIMIT, || TcpStream::connect(addr).ok());
         Self { process, addr, _home: home }
