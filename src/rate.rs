@@ -150,7 +150,7 @@ pub const METER_SLOT: Duration = Duration::from_secs(1);
 /// Slots that a [`Meter`] averages over; with eight, what happened 5.2 s ago weighs half.
 const METER_WEIGHT: u8 = 8;
 
-/// Slots without a byte after which the average is 0; eight times over, it would be 1 / 5,000 of it.
+/// Slots without a byte after which the average is 0; it would be 1 / 5,000 of itself by then.
 const METER_IDLE_SLOTS_MAX: u64 = 64;
 
 /// Fixed point of a meter's average, so that slow rates do not get stuck at a rounding.

@@ -10,7 +10,8 @@
 //! there to be hashed: an info-hash is never taken over bytes that were encoded again.
 //!
 //! One form is accepted: integers and lengths without leading zeros, signs or overflow, and no key
-//! twice in a dictionary. Only the order of keys is free, because torrents with unsorted keys exist.
+//! twice in a dictionary. Only the order of keys is free, because torrents with unsorted keys
+//! exist.
 #![forbid(unsafe_code)]
 
 mod encode;

@@ -1,11 +1,13 @@
 //! `seedring create`: a file or folder in, a `.torrent` out, its info-hash and magnet link shown.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use clap::Args;
 
-use super::Exit;
+use super::{Exit, human};
 use crate::config::Size;
+use crate::metainfo::{CreateError, CreateOptions, create};
 
 /// Flags of `seedring create`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
@@ -34,6 +36,75 @@ pub struct CreateArgs {
 }
 
 /// Runs the command.
-pub fn execute(_args: &CreateArgs) -> Exit {
-    super::not_built("create")
+pub fn execute(args: &CreateArgs) -> Exit {
+    let bar = super::progress_bar(0, "hash");
+    let result = args.options().and_then(|options| {
+        create(&args.path, &options, &|done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })
+    });
+    bar.finish_and_clear();
+    let created = match result {
+        Ok(created) => created,
+        Err(error) => return super::fail(exit_of(&error), error),
+    };
+    for warning in &created.warnings {
+        eprintln!("seedring: {warning}");
+    }
+    if let Err(error) = write(&args.output, &created.bytes) {
+        let sentence = format_args!("cannot write {}: {error}", args.output.display());
+        return super::fail(Exit::Failure, sentence);
+    }
+    eprintln!(
+        "{}: {} in {} files, {} pieces of {}",
+        created.name,
+        human::size(created.total_len),
+        created.file_count,
+        created.piece_count,
+        human::size(u64::from(created.piece_len)),
+    );
+    println!("info-hash {}", created.info_hash);
+    println!("magnet {}", created.magnet);
+    Exit::Ok
+}
+
+impl CreateArgs {
+    /// What the flags ask for.
+    ///
+    /// # Errors
+    /// If the piece length is beyond all that torrents can have.
+    pub fn options(&self) -> Result<CreateOptions, CreateError> {
+        let texts = |urls: &[url::Url]| urls.iter().map(|url| url.as_str().to_owned()).collect();
+        let narrow = |size: Size| {
+            u32::try_from(size.0).map_err(|_| CreateError::PieceLength { value: u32::MAX })
+        };
+        Ok(CreateOptions {
+            piece_length: self.piece_length.map(narrow).transpose()?,
+            trackers: texts(&self.tracker),
+            web_seeds: texts(&self.web_seed),
+            private: self.private,
+            comment: self.comment.clone(),
+            // Equal data gives equal torrents.
+            creation_date: None,
+            threads: 0,
+        })
+    }
+}
+
+fn exit_of(error: &CreateError) -> Exit {
+    match error {
+        CreateError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Exit::NotFound
+        }
+        _ => Exit::Failure,
+    }
+}
+
+/// Whoever watches for the name sees a whole file.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".part");
+    fs::write(&fresh, bytes)?;
+    fs::rename(&fresh, path)
 }

@@ -9,6 +9,8 @@
 
 mod values;
 
+pub use crate::storage::Mode as StorageMode;
+
 pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, Size};
 
 use std::ffi::OsString;
@@ -16,6 +18,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::swarm::choker;
 
 /// What the variables that override settings begin with.
 pub const ENV_PREFIX: &str = "SEEDRING__";
@@ -104,8 +108,8 @@ pub struct Limits {
 pub struct Engine {
     /// Processors that get a worker, as in `0-3,8`. Default: empty, all that the process may use.
     pub cores: CoreList,
-    /// Who is unchoked when slots are short: `round_robin`, `fastest_upload` or `anti_leech`.
-    /// Default: `round_robin`.
+    /// Who is unchoked when we seed and slots are short: `round_robin`, `fastest_upload` or
+    /// `anti_leech`. Default: `round_robin`.
     pub choker: String,
     /// Memory for data that is read from disk before it is sent. Default: `256MiB`.
     pub read_memory: Size,
@@ -121,19 +125,6 @@ pub struct Storage {
     /// `auto`: map large files where mapping works; `map`: map all; `read`: map none. Default:
     /// `auto`.
     pub mode: StorageMode,
-}
-
-/// How blocks of complete files reach the socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum StorageMode {
-    /// Map large files on file systems where that is safe, read the rest.
-    #[default]
-    Auto,
-    /// Map every file.
-    Map,
-    /// Read every file.
-    Read,
 }
 
 /// `[log]`
@@ -288,6 +279,8 @@ impl Config {
         wrong(self.net.listen.is_empty(), "net.listen names no address")?;
         wrong(self.net.connections == 0, "net.connections is 0, no peer could connect")?;
         wrong(self.net.connections_per_torrent == 0, "net.connections_per_torrent is 0")?;
+        let choker = choker::find(choker::Phase::Seeding, &self.engine.choker);
+        wrong(choker.is_none(), "engine.choker is not the name of a choker for seeding")?;
         wrong(self.engine.read_memory.0 < 1 << 20, "engine.read_memory is below 1MiB")?;
         wrong(self.engine.piece_memory.0 < 1 << 20, "engine.piece_memory is below 1MiB")
     }
@@ -377,6 +370,21 @@ mod tests {
     }
 
     #[test]
+    fn contradictions_are_found() {
+        let spoil: [fn(&mut Config); 4] = [
+            |config| config.net.listen.clear(),
+            |config| config.net.connections = 0,
+            |config| config.engine.choker = "tit_for_tat".to_owned(),
+            |config| config.engine.piece_memory = Size(1),
+        ];
+        for (index, spoil) in spoil.iter().enumerate() {
+            let mut config = Config::default();
+            spoil(&mut config);
+            assert!(matches!(config.check(), Err(Error::Contradiction(_))), "{index}");
+        }
+    }
+
+    #[test]
     fn every_key_can_be_set_by_its_variable() {
         let defaults = toml::Table::try_from(Config::default()).unwrap();
         let mut key_count = 0;
@@ -416,7 +424,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_setting_is_named() {
-        let cases: &[(&str, &[(&str, &str)], &str)] = &[
+        type Variables = [(&'static str, &'static str)];
+        let cases: &[(&str, &Variables, &str)] = &[
             ("[limits]\nslotz = 1\n", &[], "slotz"),
             ("[limitz]\n", &[], "limitz"),
             ("[limits]\nup = \"10 parsecs\"\n", &[], "10 parsecs"),

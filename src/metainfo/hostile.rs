@@ -506,7 +506,10 @@ proptest! {
     #[test]
     fn damage_never_panics_and_never_escapes(
         which in 0usize..2,
-        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4u8), 1..6),
+        edits in proptest::collection::vec(
+            (any::<prop::sample::Index>(), any::<u8>(), 0..4u8),
+            1..6,
+        ),
     ) {
         let mut bytes = samples().swap_remove(which);
         for (at, byte, how) in edits {
@@ -526,7 +529,10 @@ proptest! {
     #[test]
     fn no_path_escapes(
         paths in proptest::collection::vec(
-            proptest::collection::vec("[.a]{0,3}|[\\PC\u{0}-\u{1f}/\u{202e}]{0,4}|\\.\\.|(long){60,90}", 0..5),
+            proptest::collection::vec(
+                "[.a]{0,3}|[\\PC\u{0}-\u{1f}/\u{202e}]{0,4}|\\.\\.|(long){60,90}",
+                0..5,
+            ),
             1..12,
         ),
     ) {

@@ -106,7 +106,8 @@ impl Layout {
         Self { name: name.to_owned(), single_file, ..Self::default() }
     }
 
-    /// Adds a file with its path below the torrent's name; false if the lengths no longer add up in 64 bits.
+    /// Adds a file with its path below the torrent's name; false if the lengths no longer add up in
+    /// 64 bits.
     #[must_use]
     pub(super) fn push(&mut self, below: &str, len: u64, kind: FileKind, executable: bool) -> bool {
         let start = self.total_len;

@@ -10,8 +10,9 @@ use crate::units::InfoHash;
 ///
 /// ```
 /// use seedring::metainfo::magnet::magnet_link;
-/// let link = magnet_link("00".repeat(20).parse().unwrap(), "a&b", ["udp://t:1"]);
-/// assert_eq!(link, format!("magnet:?xt=urn:btih:{}&dn=a%26b&tr=udp%3A%2F%2Ft%3A1", "00".repeat(20)));
+/// let hash = "00".repeat(20);
+/// let link = magnet_link(hash.parse().unwrap(), "a&b", ["udp://t:1"]);
+/// assert_eq!(link, format!("magnet:?xt=urn:btih:{hash}&dn=a%26b&tr=udp%3A%2F%2Ft%3A1"));
 /// ```
 pub fn magnet_link<'t>(
     info_hash: InfoHash,

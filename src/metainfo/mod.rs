@@ -1,13 +1,14 @@
 //! Torrents: what a `.torrent` file says, how its pieces lie in files, and how one is made.
 //!
 //! The bytes of a `.torrent` enter [`Metainfo::parse`]; an immutable description that any number of
-//! threads may share leaves it. Invariant: no path in it leads out of the torrent's directory, every
-//! number in it was checked in 64 bits before it was used, and its info-hash is taken over the exact
-//! bytes of the `info` dictionary (BEP 3). [`mod@create`] is the exception in this pure room: an edge
-//! that reads files and runs threads, and is kept in a file of its own.
+//! threads may share leaves it. Invariant: no path in it leads out of the torrent's directory,
+//! every number in it was checked in 64 bits before it was used, and its info-hash is taken over
+//! the exact bytes of the `info` dictionary (BEP 3). [`mod@create`] is the exception in this pure
+//! room: an edge that reads files and runs threads, and is kept in a file of its own.
 //!
 //! What is taken and what is not:
-//! - v1 and hybrid torrents; of a hybrid only the v1 part is read. v2-only ones are refused (BEP 52).
+//! - v1 and hybrid torrents; of a hybrid only the v1 part is read. v2-only ones are refused (BEP
+//!   52).
 //! - Any piece length from 1 byte to 512 MiB, as other clients do; no power of two is asked for.
 //! - `name.utf-8` and `path.utf-8` before `name` and `path` when they are UTF-8; bytes that are not
 //!   become U+FFFD. `encoding` is ignored.

@@ -1,7 +1,7 @@
 //! From the bytes of a `.torrent` file to a [`Metainfo`].
 //!
-//! Untrusted bytes enter, a description that holds nothing unchecked leaves. Invariant: no panic and
-//! no work beyond the length of the input, whatever the bytes are.
+//! Untrusted bytes enter, a description that holds nothing unchecked leaves. Invariant: no panic
+//! and no work beyond the length of the input, whatever the bytes are.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;

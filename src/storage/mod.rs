@@ -43,16 +43,8 @@ impl verify::Content for Content {
         self.metainfo.layout.file_count()
     }
 
-    fn file(&self, index: usize) -> verify::ContentFile {
-        let file = self.metainfo.layout.file(index);
-        file.map_or_else(
-            || verify::ContentFile { path: PathBuf::new(), len: 0, is_padding: true },
-            |file| verify::ContentFile {
-                path: file.path().to_path_buf(),
-                len: file.len,
-                is_padding: !file.is_on_disk(),
-            },
-        )
+    fn file(&self, index: usize) -> Option<verify::ContentFile> {
+        verify::Content::file(&self.metainfo, index)
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use crate::metainfo::Metainfo;
 use crate::sys::file::Identity;
 use crate::sys::sha1::Digest;
 use crate::units::{Bitfield, Geometry, PieceIndex};
@@ -54,8 +55,8 @@ pub trait Content: Send + Sync {
     fn piece_hash(&self, piece: PieceIndex) -> Option<Digest>;
     /// The number of files, padding and empty ones included.
     fn file_count(&self) -> usize;
-    /// The file number `index`; the torrent's bytes are those of its files in this order.
-    fn file(&self, index: usize) -> ContentFile;
+    /// The file number `index`, `None` past the last; the torrent's bytes are those of its files in this order.
+    fn file(&self, index: usize) -> Option<ContentFile>;
 }
 
 /// One file of a torrent.
@@ -65,8 +66,30 @@ pub struct ContentFile {
     pub path: PathBuf,
     /// Length in bytes.
     pub len: u64,
-    /// Whether it is padding (BEP 47): zeros that are on no disk.
-    pub is_padding: bool,
+    /// False for padding, which is zeros, and for links, which have no bytes (BEP 47).
+    pub is_on_disk: bool,
+}
+
+impl Content for Metainfo {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn piece_hash(&self, piece: PieceIndex) -> Option<Digest> {
+        Metainfo::piece_hash(self, piece).copied()
+    }
+
+    fn file_count(&self) -> usize {
+        self.layout.file_count()
+    }
+
+    fn file(&self, index: usize) -> Option<ContentFile> {
+        self.layout.file(index).map(|file| ContentFile {
+            path: file.path(),
+            len: file.len,
+            is_on_disk: file.is_on_disk(),
+        })
+    }
 }
 
 /// How a check runs.
@@ -109,8 +132,8 @@ impl Progress {
 /// What a file looked like when the check began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileState {
-    /// Padding, which is on no disk.
-    Padding,
+    /// Padding or a link, which are on no disk.
+    Virtual,
     /// A regular file of the right length.
     Whole,
     /// Nothing is there.

@@ -106,7 +106,7 @@ impl Swarm {
         if self.peer(key).is_none() {
             return;
         }
-        self.take_back_all(now, key, false);
+        self.take_back_all(key, false);
         let peer = self.peers.remove(key.0 as usize);
         match &peer.pieces {
             Pieces::All => self.counts.have_all -= 1,
@@ -141,7 +141,7 @@ impl Swarm {
             self.contacts.worthwhile(peer.addr);
         }
         if self.is_complete() && peer.is_seed() {
-            self.contacts.useless(peer.addr);
+            self.contacts.is_seed(peer.addr);
         } else {
             self.contacts.failed(now, peer.addr, self.rng.u32(..));
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// Wait before the second attempt; each further one waits three times as long.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
-const RETRY_MAX: Duration = Duration::from_secs(3600);
+const RETRY_MAX: Duration = Duration::from_secs(900);
 /// Failures in a row after which an address is forgotten, unless an operator gave it.
 const FAILURES_MAX: u32 = 7;
 
@@ -37,7 +37,9 @@ enum State {
     Due(Instant, u32),
     Trying,
     Connected,
-    /// Us, or a seed while we seed: remembered so as not to be tried.
+    /// A seed while we seed: not to be tried until we lack something.
+    Seed,
+    /// Us, or not allowed: remembered so as not to be tried.
     Useless,
 }
 
@@ -140,6 +142,21 @@ impl Contacts {
         self.set(addr, State::Useless);
     }
 
+    /// Not to be tried as long as we have everything, too.
+    pub(super) fn is_seed(&mut self, addr: SocketAddr) {
+        self.set(addr, State::Seed);
+    }
+
+    /// We lack something again: seeds are worth a try.
+    pub(super) fn revive_seeds(&mut self, now: Instant) {
+        let is_seed = |contact: &Contact| contact.state == State::Seed;
+        let seeds: Vec<_> =
+            self.known.iter().filter(|(_, c)| is_seed(c)).map(|(&addr, _)| addr).collect();
+        for (addr, tie) in seeds.into_iter().zip(0..) {
+            self.set(addr, State::Due(now, tie));
+        }
+    }
+
     pub(super) fn forget(&mut self, addr: SocketAddr) {
         self.set(addr, State::Useless);
         self.known.remove(&addr);
@@ -160,7 +177,7 @@ impl Contacts {
                 self.due.remove(&(at, tie, addr));
             }
             State::Trying => self.trying -= 1,
-            State::Connected | State::Useless => {}
+            State::Connected | State::Seed | State::Useless => {}
         }
         contact.state = state;
         match state {
@@ -168,7 +185,7 @@ impl Contacts {
                 self.due.insert((at, tie, addr));
             }
             State::Trying => self.trying += 1,
-            State::Connected | State::Useless => {}
+            State::Connected | State::Seed | State::Useless => {}
         }
     }
 

@@ -28,6 +28,13 @@ impl Swarm {
             return Ok(Payload::Discard);
         };
         peer.last_heard_at = now;
+        if let Some((unfinished, _)) = peer.receiving.take() {
+            // The caller lost track of it; nobody else may wait for its end.
+            self.unreceive(key, unfinished);
+        }
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else {
+            return Ok(Payload::Discard);
+        };
         if let Some(asked) = peer.take_asked(block) {
             peer.answered = peer.answered.max(asked.number);
         } else if let Some(at) = peer.late.iter().position(|&other| other == block) {
@@ -43,12 +50,13 @@ impl Swarm {
         }
         peer.last_block_at = now;
         let index = Self::block_index(block);
-        let partial = self.partials.get(&block.piece).filter(|partial| partial.admits(key));
+        let partial = self.partials.get(&block.piece).filter(|partial| partial.takes_from(key));
         let askers = match partial.and_then(|partial| partial.slot(index)) {
             Some(Slot::Asked(askers)) => Some(askers),
             Some(Slot::Free) => None,
             _ => {
                 self.totals.discarded += u64::from(block.len);
+                self.release(key, block);
                 self.refill(now, key);
                 self.settle(now);
                 return Ok(Payload::Discard);
@@ -61,6 +69,15 @@ impl Swarm {
         }
         self.settle(now);
         Ok(Payload::Accept)
+    }
+
+    /// A block that had begun to arrive will not be whole.
+    pub(super) fn unreceive(&mut self, key: PeerKey, block: Block) {
+        let index = Self::block_index(block);
+        let slot = self.partials.get(&block.piece).and_then(|partial| partial.slot(index));
+        if slot == Some(Slot::Arriving(key)) {
+            self.set_slot(block.piece, index, Slot::Free);
+        }
     }
 
     /// The block comes from somebody else: not needed of this peer any more.
@@ -168,8 +185,9 @@ impl Swarm {
                 }
             }
         }
+        self.serial += 1;
         if let Some(partial) = self.partials.get_mut(&piece) {
-            partial.reset();
+            partial.reset(self.serial);
             self.open.insert(piece);
         }
         self.kick = true;
@@ -210,7 +228,7 @@ impl Swarm {
         }
         self.kick = true;
         if self.have.is_complete() {
-            self.finish(now);
+            self.finish();
         }
         self.settle(now);
     }
@@ -234,7 +252,7 @@ impl Swarm {
     }
 
     /// The last piece is ours.
-    fn finish(&mut self, now: Instant) {
+    fn finish(&mut self) {
         for piece in self.partials.keys().copied().collect::<Vec<_>>() {
             self.abandon(piece);
         }
@@ -242,7 +260,7 @@ impl Swarm {
         self.suspects.clear();
         self.actions.push_back(Action::Finished);
         for key in self.keys() {
-            self.take_back_all(now, key, true);
+            self.take_back_all(key, true);
             self.say_upload_only(key);
             self.close_if_useless(key);
         }
@@ -269,6 +287,8 @@ impl Swarm {
                 self.refill(now, key);
             }
             self.start_seconds(now);
+            self.contacts.revive_seeds(now);
+            self.connect_due(now);
         }
         self.settle(now);
     }
@@ -312,12 +332,7 @@ impl Swarm {
         self.wake(key);
     }
 
-    pub(super) fn on_reject(
-        &mut self,
-        now: Instant,
-        key: PeerKey,
-        block: Block,
-    ) -> Result<(), Error> {
+    pub(super) fn on_reject(&mut self, key: PeerKey, block: Block) -> Result<(), Error> {
         let Some(peer) = self.peer_mut(key) else {
             return Ok(());
         };
@@ -338,7 +353,7 @@ impl Swarm {
         peer.slow_start = false;
         peer.target = (peer.target - peer.target / 4).max(REQUESTS_OUT_MIN);
         peer.refuse(block.piece);
-        self.release(now, key, block);
+        self.release(key, block);
         self.rest_soon(key);
         Ok(())
     }

@@ -1,18 +1,65 @@
 //! The extension handshake (BEP 10) as far as it concerns the swarm.
+//!
+//! Ours is said in the greeting, and again when we have everything (BEP 21); theirs tells how many
+//! requests they take and whether they want data. Messages of single extensions are the caller's.
+//! Invariant: what is absent from a handshake leaves in force what was said before.
 #![forbid(unsafe_code)]
 
-use super::Swarm;
+use super::options::REQUESTS_OUT_MAX;
 use super::peer::{Error, Peer, PeerKey};
+use super::{REQUEST_QUEUE_MAX, Swarm};
+use crate::wire::{EXTENSION_HANDSHAKE_ID, ExtensionHandshake, encode_extension_handshake};
 
 impl Swarm {
-    pub(super) fn say_extensions(&self, _peer: &mut Peer) {}
-    pub(super) fn say_upload_only(&mut self, _key: PeerKey) {}
+    /// Introduces us to the peer.
+    pub(super) fn say_extensions(&self, peer: &mut Peer) {
+        let handshake = ExtensionHandshake {
+            m: self.options.extensions.clone(),
+            v: Some(self.options.client.clone()),
+            reqq: Some(REQUEST_QUEUE_MAX),
+            upload_only: self.is_complete().then_some(true),
+            yourip: Some(peer.addr.ip().to_canonical()),
+            p: self.options.listen_port,
+            metadata_size: self.options.metadata_len,
+        };
+        encode_extension_handshake(&handshake, &mut peer.control);
+    }
+
+    /// Tells the peer that we want no more data.
+    pub(super) fn say_upload_only(&mut self, key: PeerKey) {
+        let Some(peer) = self.peer_mut(key).filter(|peer| peer.extensions) else {
+            return;
+        };
+        let handshake =
+            ExtensionHandshake { upload_only: Some(true), ..ExtensionHandshake::default() };
+        encode_extension_handshake(&handshake, &mut peer.control);
+        self.wake(key);
+    }
+
     pub(super) fn on_extended(
         &mut self,
-        _key: PeerKey,
-        _id: u8,
-        _payload: &[u8],
+        key: PeerKey,
+        id: u8,
+        payload: &[u8],
     ) -> Result<(), Error> {
+        let Some(peer) = self.peer_mut(key) else {
+            return Ok(());
+        };
+        if !peer.extensions {
+            return Err(Error::NotNegotiated);
+        }
+        if id != EXTENSION_HANDSHAKE_ID {
+            return Ok(());
+        }
+        let theirs = ExtensionHandshake::parse(payload).map_err(|_| Error::BadHandshake)?;
+        if let Some(reqq) = theirs.reqq {
+            peer.reqq = reqq.clamp(1, REQUESTS_OUT_MAX);
+        }
+        if let Some(upload_only) = theirs.upload_only {
+            peer.upload_only = upload_only;
+        }
+        self.nuisance(key)?;
+        self.close_if_useless(key);
         Ok(())
     }
 }

@@ -10,8 +10,8 @@ use super::throttle::Wait;
 use super::{Counts, REQUEST_QUEUE_MAX, Swarm, key_of};
 use crate::units::PieceIndex;
 
-/// Above this many peers and pieces a recount after every input would take too long.
-const FULL_CHECK_MAX: usize = 4096;
+/// Above this size a recount after every input would take too long.
+const FULL_CHECK_MAX: usize = 256;
 
 impl Swarm {
     /// What `settle` checks in debug builds: everything while the swarm is small.

@@ -44,7 +44,7 @@ impl Swarm {
             Message::Bitfield(bits) => self.on_bitfield(now, key, bits),
             Message::HaveAll if fast => self.on_pieces(now, key, Pieces::All),
             Message::HaveNone if fast => self.on_pieces(now, key, Pieces::None),
-            Message::Reject(block) if fast => self.on_reject(now, key, block),
+            Message::Reject(block) if fast => self.on_reject(key, block),
             Message::AllowedFast(piece) if fast => self.on_allowed_fast(now, key, piece),
             Message::Suggest(piece) if fast => self.on_suggest(key, piece),
             Message::HaveAll
@@ -93,7 +93,7 @@ impl Swarm {
         };
         peer.peer_choking = choking;
         if choking {
-            self.take_back_all(now, key, true);
+            self.take_back_all(key, true);
         } else {
             peer.refused.clear();
         }

@@ -40,6 +40,9 @@ mod throttle;
 mod tick;
 mod upload;
 
+#[cfg(test)]
+mod tests;
+
 pub use bans::{Offender, is_local};
 pub use contacts::Source;
 pub use options::*;
@@ -173,14 +176,7 @@ impl Swarm {
     /// A torrent of this `geometry` of which `have` is verified and on disk.
     ///
     /// A `have` over another number of pieces counts as having nothing.
-    pub fn new(
-        now: Instant,
-        geometry: Geometry,
-        have: Bitfield,
-        options: Options,
-        shared: Rc<Shared>,
-    ) -> Self {
-        let _ = now;
+    pub fn new(geometry: Geometry, have: Bitfield, options: Options, shared: Rc<Shared>) -> Self {
         let fits = have.len() == geometry.piece_count();
         let have = if fits { have } else { Bitfield::none(geometry.piece_count()) };
         let mut rng = fastrand::Rng::with_seed(options.seed);
@@ -307,4 +303,12 @@ impl Swarm {
 
 fn key_of(slot: usize) -> PeerKey {
     PeerKey(u32::try_from(slot).expect("connections_max keeps the slab small"))
+}
+
+impl Drop for Swarm {
+    /// Slots of the worker that its peers held are free again.
+    fn drop(&mut self) {
+        let left = self.shared.unchoked.get().saturating_sub(self.counts.unchoked);
+        self.shared.unchoked.set(left);
+    }
 }

@@ -77,6 +77,12 @@ pub struct Options {
     pub peer_id: PeerId,
     /// Client name and version for the extension handshake.
     pub client: String,
+    /// Extensions that the caller handles, by name, with the ids under which peers send them.
+    pub extensions: Vec<(Vec<u8>, u8)>,
+    /// The TCP port under which we can be reached, for the extension handshake.
+    pub listen_port: Option<u16>,
+    /// Length in bytes of the `info` dictionary, if it is served (BEP 9).
+    pub metadata_len: Option<u32>,
     /// Pieces in their order instead of rarest first.
     pub sequential: bool,
     /// Who is unchoked while pieces are wanted.
@@ -117,6 +123,9 @@ impl Default for Options {
             info_hash: InfoHash([0; 20]),
             peer_id: PeerId([0; 20]),
             client: String::from(concat!("seedring ", env!("CARGO_PKG_VERSION"))),
+            extensions: Vec::new(),
+            listen_port: None,
+            metadata_len: None,
             sequential: false,
             leech_choker: default_of(Phase::Leeching),
             seed_choker: default_of(Phase::Seeding),

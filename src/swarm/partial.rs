@@ -145,10 +145,11 @@ impl Partial {
         u16::try_from(number).unwrap_or(u16::MAX)
     }
 
-    /// Forgets all blocks; those that are asked for or arriving are the caller's to take back.
-    pub(super) fn reset(&mut self) {
+    /// Forgets all blocks, as a new attempt; those that are asked for or arriving are the caller's
+    /// to take back.
+    pub(super) fn reset(&mut self, serial: u64) {
         let count = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
-        *self = Self { users: self.users, ..Self::new(count, self.is_suspect, self.serial) };
+        *self = Self::new(count, self.is_suspect, serial);
     }
 
     pub(super) fn check_invariants(&self) {

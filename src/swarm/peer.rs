@@ -87,6 +87,9 @@ pub enum Error {
     /// A message of an extension that the handshake did not agree on.
     #[error("the message belongs to an extension that was not negotiated")]
     NotNegotiated,
+    /// An extension handshake that is not one.
+    #[error("the extension handshake cannot be read")]
+    BadHandshake,
     /// Too many requests that cannot be served.
     #[error("too many requests that cannot be served")]
     InvalidRequests,
@@ -136,6 +139,7 @@ impl Error {
             Self::BadPiece => "bad_piece",
             Self::BadRequest => "bad_request",
             Self::NotNegotiated => "not_negotiated",
+            Self::BadHandshake => "bad_handshake",
             Self::InvalidRequests => "invalid_requests",
             Self::RequestsWhileChoked => "requests_while_choked",
             Self::Unrequested => "unrequested",

@@ -271,13 +271,13 @@ impl Swarm {
 
     /// Takes back everything that the peer was asked for; blocks that may still come are
     /// remembered if `late`.
-    pub(super) fn take_back_all(&mut self, now: Instant, key: PeerKey, late: bool) {
+    pub(super) fn take_back_all(&mut self, key: PeerKey, late: bool) {
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return;
         };
         let asked = std::mem::take(&mut peer.asked);
         for Asked { block, .. } in asked {
-            self.release(now, key, block);
+            self.release(key, block);
             if late && let Some(peer) = self.peer_mut(key) {
                 peer.expect_late(block);
             }
@@ -287,17 +287,13 @@ impl Swarm {
             return;
         }
         if let Some((block, _)) = self.peer_mut(key).and_then(|peer| peer.receiving.take()) {
-            let index = Self::block_index(block);
-            let slot = self.partials.get(&block.piece).and_then(|partial| partial.slot(index));
-            if slot == Some(Slot::Arriving(key)) {
-                self.set_slot(block.piece, index, Slot::Free);
-            }
+            self.unreceive(key, block);
         }
         self.release_exclusive(key);
     }
 
     /// The peer will not send `block`.
-    pub(super) fn release(&mut self, _now: Instant, key: PeerKey, block: Block) {
+    pub(super) fn release(&mut self, key: PeerKey, block: Block) {
         let index = Self::block_index(block);
         let slot = self.partials.get(&block.piece).and_then(|partial| partial.slot(index));
         if let Some(Slot::Asked(askers)) = slot {
@@ -323,6 +319,11 @@ impl Swarm {
 }
 
 impl Partial {
+    /// Whether a block that the peer sends is taken.
+    pub(super) fn takes_from(&self, key: PeerKey) -> bool {
+        self.admits(key) && (!self.is_suspect || self.exclusive == Some(key))
+    }
+
     /// Whether the peer may be asked for blocks of it.
     pub(super) fn admits(&self, key: PeerKey) -> bool {
         self.phase == Phase::Fetching && self.exclusive.is_none_or(|only| only == key)

@@ -4,7 +4,7 @@
 //! is a free slot no interested peer is choked.
 #![forbid(unsafe_code)]
 
-use super::choker::{Candidate, Claim, ROUND, Slots, pick_next};
+use super::choker::{Candidate, Claim, Slots, pick_next};
 use super::peer::{Peer, PeerKey};
 use super::{Swarm, key_of};
 use crate::wire::Message;
@@ -96,7 +96,6 @@ impl Swarm {
             peer.optimistic = decision.optimistic == Some(key_of(slot).0);
         }
         self.rechoke = rechoke;
-        self.next_round = (!self.peers.is_empty()).then(|| now + ROUND);
     }
 
     fn choker(&self) -> &'static dyn super::choker::Choker {
@@ -109,7 +108,7 @@ impl Swarm {
         self.candidates.extend(
             self.peers
                 .iter()
-                .filter(|(_, peer)| !peer.closing)
+                .filter(|(_, peer)| !peer.closing || !peer.am_choking)
                 .map(|(slot, peer)| candidate(now, key_of(slot), peer, piece_count)),
         );
     }
@@ -164,7 +163,8 @@ fn candidate(now: Instant, key: PeerKey, peer: &Peer, piece_count: u32) -> Candi
     let progress = have.checked_div(u64::from(piece_count)).unwrap_or(0);
     Candidate {
         key: key.0,
-        interested: peer.peer_interested,
+        // Who is about to be closed keeps its slot only until somebody wants it.
+        interested: peer.peer_interested && !peer.closing,
         unchoked: !peer.am_choking,
         optimistic: peer.optimistic,
         snubbed: peer.snubbed,

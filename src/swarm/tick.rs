@@ -120,7 +120,7 @@ impl Swarm {
             .map(|asked| asked.block)
             .collect();
         for block in left_out {
-            self.take_back(now, key, block);
+            self.take_back(key, block);
         }
     }
 
@@ -133,13 +133,13 @@ impl Swarm {
                 peer.say(Message::Cancel(block));
             }
         }
-        self.take_back_all(now, key, true);
+        self.take_back_all(key, true);
         self.wake(key);
         self.refill(now, key);
     }
 
     /// One block that the peer passed over.
-    fn take_back(&mut self, now: Instant, key: PeerKey, block: Block) {
+    fn take_back(&mut self, key: PeerKey, block: Block) {
         let Some(peer) = self.peer_mut(key) else {
             return;
         };
@@ -153,7 +153,7 @@ impl Swarm {
         if peer.withheld > WITHHELD_MAX {
             self.close(key, Error::Withholding);
         }
-        self.release(now, key, block);
+        self.release(key, block);
         self.wake(key);
     }
 
@@ -226,6 +226,8 @@ impl Swarm {
             self.redistribute(now);
             self.next_round = Some(now + choker::ROUND);
         }
+        #[cfg(debug_assertions)]
+        self.check_invariants();
     }
 
     /// Changes the limits of this torrent.

@@ -7,6 +7,7 @@
 //! that it set itself.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::tracker_url::{TrackerUrl, UrlError};
@@ -193,6 +194,11 @@ impl Announcer {
     /// Whether there is any tracker to announce to.
     pub fn has_trackers(&self) -> bool {
         !self.trackers.is_empty()
+    }
+
+    /// The hosts of its trackers; one may come more than once.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.trackers.iter().map(|tracker| tracker.url.host())
     }
 
     /// Where the next announce would go if it were polled now.

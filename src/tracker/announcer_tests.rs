@@ -116,6 +116,14 @@ fn stop_waits_for_the_answer_to_started() {
     world.announcer.handle_stop(world.now);
     world.reply(&started, Err(down()));
     assert!(world.announcer.is_stopped(), "who never heard of us hears no stop");
+
+    let mut world = World::new(&[&["a"]], 1);
+    world.run(MINUTE, &|_, _| Ok(interval(1800)));
+    world.now += HOUR;
+    let periodic = world.poll().unwrap();
+    world.announcer.handle_stop(world.now);
+    world.reply(&periodic, Err(down()));
+    assert!(world.announcer.is_stopped(), "nor does who has just failed");
 }
 
 #[test]
@@ -148,12 +156,13 @@ fn tiers_are_shuffled_once_and_each_seed_differs() {
 
 #[test]
 fn the_tracker_that_answers_moves_to_the_front_of_its_tier() {
-    let mut world = World::new(&[&["a", "b", "c"], &["z"]], 3);
-    let only_c: Answer<'_> = &|name, _| if name == "c" { Ok(interval(1800)) } else { Err(down()) };
-    world.run(MINUTE, only_c);
-    let seen = world.run(4 * HOUR, &|_, _| Ok(interval(1800)));
-    assert!(seen.len() > 6);
-    assert!(seen.iter().all(|(_, name, _)| name == "c"), "{seen:?}");
+    for lucky in ["a", "b", "c"] {
+        let mut world = World::new(&[&["a", "b", "c"], &["z"]], 3);
+        world.run(MINUTE, &|name, _| if name == lucky { Ok(interval(1800)) } else { Err(down()) });
+        let seen = world.run(4 * HOUR, &|_, _| Ok(interval(1800)));
+        assert!(seen.len() > 6);
+        assert!(seen.iter().all(|(_, name, _)| name == lucky), "{lucky}: {seen:?}");
+    }
 }
 
 #[test]

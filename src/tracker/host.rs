@@ -27,7 +27,10 @@ pub(super) struct Host {
     /// Faults in a row.
     fault_count: u32,
     fault_at: Option<Instant>,
+    /// The end of the rest that we give it after faults.
     rest_until: Option<Instant>,
+    /// The end of the rest that it asked for.
+    asked_until: Option<Instant>,
     /// When its burst is full again; each announce moves it on by one gap.
     paced_until: Option<Instant>,
 }
@@ -66,7 +69,13 @@ impl Host {
 
     /// Until when it rests, if it does.
     pub(super) fn rests_until(&self, now: Instant) -> Option<Instant> {
-        self.rest_until.filter(|until| *until > now)
+        self.rest_until.max(self.asked_until).filter(|until| *until > now)
+    }
+
+    /// Ends the rest that we gave it, because a person asks for it: the next announce is a probe.
+    /// A rest that it asked for itself goes on.
+    pub(super) fn forgive(&mut self) {
+        self.rest_until = None;
     }
 
     /// An announce to it begins.
@@ -104,7 +113,7 @@ impl Host {
             self.rest_until = Some(now + rest + rest.mul_f64(jitter / 10.0));
         }
         if let Some(Retry::After(wait)) = failure.retry() {
-            self.rest_until = self.rest_until.max(Some(now + wait.min(ASKED_REST_MAX)));
+            self.asked_until = Some(now + wait.min(ASKED_REST_MAX));
         }
     }
 

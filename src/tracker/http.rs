@@ -11,8 +11,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
+use std::error::Error;
 use std::fmt::Write as _;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,8 +46,8 @@ const FAMILY_RESTS_MAX: usize = 4096;
 /// How long an unused connection is kept for the next announce to its host.
 const IDLE_KEPT: Duration = Duration::from_secs(30);
 
-/// Unused connections kept per host.
-const IDLE_PER_HOST_MAX: usize = 6;
+/// Unused connections kept per host: as many as are in use at once when a server ends.
+const IDLE_PER_HOST_MAX: usize = 25;
 
 pub use crate::sys::net::Bind;
 
@@ -400,22 +401,30 @@ impl From<ResolveError> for Failure {
 
 /// Sorts an error of the HTTP library by what failed; its text never holds the URL.
 fn failure_of(error: &reqwest::Error) -> Failure {
-    let mut cause = error.source();
     let mut deepest = String::from("the exchange broke off");
+    let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<ResolveError>() {
             return error.clone().into();
         }
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(error) = inner.or_else(|| error.downcast_ref()) {
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return Failure::Tls(display_text(error.to_string().as_bytes()));
         }
         deepest = error.to_string();
-        cause = error.source();
+        cause = inner(error);
     }
     let deepest = display_text(deepest.as_bytes());
     if error.is_connect() { Failure::Connect(deepest) } else { Failure::Malformed(deepest) }
+}
+
+/// The cause of an error. An `io::Error` names as its source that of what it wraps, and so would
+/// pass over the wrapped error itself.
+fn inner<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match wrapped {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
 }
 
 #[cfg(test)]

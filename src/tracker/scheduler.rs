@@ -235,8 +235,15 @@ impl<T> Scheduler<T> {
         self.touch(now, info_hash, |announcer, _| announcer.handle_completed(now))
     }
 
-    /// A person asked for an announce now. False if the torrent is not there.
+    /// A person asked for an announce now: the hosts of the torrent's trackers get a chance even if
+    /// they rest. False if the torrent is not there.
     pub fn handle_reannounce(&mut self, now: Instant, info_hash: InfoHash) -> bool {
+        let entry = self.by_info_hash.get(&info_hash).and_then(|key| self.entries.get(*key));
+        for name in entry.into_iter().flat_map(|entry| entry.announcer.hosts()) {
+            if let Some(host) = self.hosts.get_mut(name) {
+                host.forgive();
+            }
+        }
         self.touch(now, info_hash, |announcer, options| announcer.handle_reannounce(now, options))
     }
 

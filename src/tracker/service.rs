@@ -231,8 +231,8 @@ impl Handle {
     pub async fn shutdown(&self, deadline: Duration) -> usize {
         let mut is_over = self.shared.is_over.subscribe();
         self.change(Scheduler::handle_ending);
-        // The sender lives in `self`, so this only ends early because the task has.
-        let _ended = tokio::time::timeout(deadline, is_over.wait_for(|over| *over)).await;
+        let ended = async { is_over.wait_for(|over| *over).await.is_ok() };
+        let _in_time = tokio::time::timeout(deadline, ended).await;
         self.shared.is_over.send_replace(true);
         self.shared.scheduler().torrent_count()
     }

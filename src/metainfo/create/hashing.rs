@@ -1,7 +1,8 @@
 //! Hashing the pieces of files on several threads. An edge: it reads files and blocks.
 //!
-//! Files and their layout enter, a SHA-1 for each piece leaves. Invariant: a thread holds one buffer
-//! and one open file, whatever the length of a piece; the hashes are all there or none is given.
+//! Files and their layout enter, a SHA-1 for each piece leaves. Invariant: a thread holds one
+//! buffer and one open file, whatever the length of a piece; the hashes are all there or none is
+//! given.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};

@@ -1,10 +1,10 @@
 //! Making a torrent of a file or a directory. An edge: it walks directories, reads and hashes files
 //! on threads of its own, and blocks until it is done.
 //!
-//! A path and [`CreateOptions`] enter, the bytes of a `.torrent` leave. Invariant: what is written is
-//! first read by [`Metainfo::parse`], so that this server seeds what it creates; a file that changes
-//! while it is hashed fails the whole, and nothing outside the given path is read: symbolic links
-//! inside it are not followed.
+//! A path and [`CreateOptions`] enter, the bytes of a `.torrent` leave. Invariant: what is written
+//! is first read by [`Metainfo::parse`], so that this server seeds what it creates; a file that
+//! changes while it is hashed fails the whole, and nothing outside the given path is read: symbolic
+//! links inside it are not followed.
 //!
 //! Names go into the torrent byte for byte. One that the parser would have to change (it is not
 //! UTF-8, holds control or invisible characters) fails clearly, because every peer would store it
@@ -151,8 +151,8 @@ pub enum CreateError {
     Unusable(#[from] Error),
 }
 
-/// The piece length for `total_len` bytes: the shortest power of two that makes at most 2000 pieces,
-/// between 16 KiB and 16 MiB.
+/// The piece length for `total_len` bytes: the shortest power of two that makes at most 2000
+/// pieces, between 16 KiB and 16 MiB.
 ///
 /// | content up to | piece | | content up to | piece |
 /// |---|---|---|---|---|

@@ -131,7 +131,9 @@ fn a_file_that_changes_fails_the_whole() {
         let dir = tree([("a", [1; 40_000].as_slice()), ("b", &[2; 40_000])]);
         let path = dir.path().join("top").join(name);
         let changed = AtomicBool::new(false);
-        let progress = |_, _| {
+        let most = AtomicU64::new(0);
+        let progress = |done, _| {
+            most.fetch_max(done, Ordering::Relaxed);
             if !changed.swap(true, Ordering::Relaxed) {
                 changes[number](&path);
             }
@@ -200,11 +202,16 @@ proptest! {
 
     #[test]
     fn what_was_created_describes_what_is_there(
-        files in proptest::collection::btree_map("[a-cß]{1,3}(/[a-c .]{0,2}[x-z]){0,2}\\.t", 0usize..50_000, 1..8),
+        files in proptest::collection::btree_map(
+            "[a-cß]{1,3}(/[a-c .]{0,2}[x-z]){0,2}\\.t",
+            0usize..50_000,
+            1..8,
+        ),
         threads in 0usize..4,
     ) {
+        let filled = |len: usize| vec![len.to_le_bytes()[0]; len];
         let content: BTreeMap<&str, Vec<u8>> =
-            files.iter().map(|(path, &len)| (path.as_str(), vec![len.to_le_bytes()[0]; len])).collect();
+            files.iter().map(|(path, &len)| (path.as_str(), filled(len))).collect();
         let dir = tree(content.iter().map(|(path, bytes)| (*path, &bytes[..])));
         let options = CreateOptions { threads, ..CreateOptions::default() };
         let (created, metainfo) = make(&dir.path().join("top"), &options);

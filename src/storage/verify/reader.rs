@@ -54,12 +54,17 @@ impl Open {
     }
 }
 
+/// One piece's buffer. The kernel copies faster to the start of a page.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Chunk([u8; CHUNK_LEN_MAX]);
+
 /// A file number, and why it could not be read.
 type Failure = (usize, io::Error);
 
 /// What a hash thread brings along; it serves one task after another.
 pub(super) struct Reader {
-    buffers: Vec<Vec<u8>>,
+    buffers: Vec<Chunk>,
     /// The last used first.
     open: Vec<Open>,
 }
@@ -67,7 +72,7 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new() -> Self {
         let count = Engine::best().width().min(STREAMS_MAX);
-        Self { buffers: vec![vec![0; CHUNK_LEN_MAX]; count], open: Vec::new() }
+        Self { buffers: vec![Chunk([0; CHUNK_LEN_MAX]); count], open: Vec::new() }
     }
 
     /// Closes the files of a task that is over.
@@ -82,7 +87,7 @@ impl Reader {
             return false;
         }
         task.extents(task.piece_range(piece)).all(|extent| {
-            extent.is_padding
+            extent.is_virtual
                 || task.present_len(extent.file) >= LARGE_FILE_LEN
                     && self.open(task, extent.file).is_ok_and(|open| open.is_hole(&extent.range))
         })
@@ -94,7 +99,7 @@ impl Reader {
             let (Some(&first), Some(&last)) = (run.first(), run.last()) else { continue };
             let range = task.piece_range(first).start..task.piece_range(last).end;
             for extent in task.extents(range) {
-                if extent.is_padding || task.present_len(extent.file) < LARGE_FILE_LEN {
+                if extent.is_virtual || task.present_len(extent.file) < LARGE_FILE_LEN {
                     continue;
                 }
                 let Ok(open) = self.open(task, extent.file) else { continue };
@@ -142,7 +147,7 @@ impl Reader {
             let len = CHUNK_LEN_MAX.min(piece_len - from);
             for ((&piece, buffer), alive) in pieces.iter().zip(&mut buffers).zip(&mut alive) {
                 let start = task.geometry.piece_start(piece) + from as u64;
-                if *alive && let Err(error) = self.fill(task, &mut buffer[..len], start) {
+                if *alive && let Err(error) = self.fill(task, &mut buffer.0[..len], start) {
                     // The lane goes on with what is in its buffer; its digest is not looked at.
                     *alive = false;
                     errors.push(error);
@@ -158,7 +163,7 @@ impl Reader {
             *bytes_hashed += (len * alive_count) as u64;
             let mut chunks: [&[u8]; STREAMS_MAX] = [&[]; STREAMS_MAX];
             for (chunk, buffer) in chunks.iter_mut().zip(&buffers) {
-                *chunk = &buffer[..len];
+                *chunk = &buffer.0[..len];
             }
             lanes.update(&chunks[..count]);
         }
@@ -175,7 +180,7 @@ impl Reader {
             let len = usize::try_from(len).expect("an extent is not longer than the buffer");
             let (part, behind) = rest.split_at_mut(len);
             rest = behind;
-            if extent.is_padding {
+            if extent.is_virtual {
                 part.fill(0);
                 continue;
             }

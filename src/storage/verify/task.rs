@@ -21,7 +21,7 @@ use crate::units::{Geometry, PieceIndex};
 /// A part of one file.
 pub(super) struct Extent {
     pub(super) file: usize,
-    pub(super) is_padding: bool,
+    pub(super) is_virtual: bool,
     /// Bytes of the file.
     pub(super) range: Range<u64>,
 }
@@ -31,7 +31,7 @@ struct Span {
     start: u64,
     end: u64,
     present_len: u64,
-    is_padding: bool,
+    is_virtual: bool,
 }
 
 pub(super) struct Task {
@@ -168,7 +168,7 @@ impl Task {
         let inside = spans.take_while(move |(_, span)| span.start < range.end);
         inside.filter(|(_, span)| span.start < span.end).map(move |(file, span)| Extent {
             file,
-            is_padding: span.is_padding,
+            is_virtual: span.is_virtual,
             range: range.start.max(span.start) - span.start..range.end.min(span.end) - span.start,
         })
     }
@@ -181,8 +181,8 @@ impl Task {
     /// Opens the file number `index` for reading.
     pub(super) fn open(&self, index: usize) -> io::Result<OwnedFd> {
         let root = self.root.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let path = self.content.file(index).path;
-        file::open_beneath(root.as_fd(), &path, file::Access::Read)
+        let wanted = self.content.file(index).ok_or(io::ErrorKind::NotFound)?;
+        file::open_beneath(root.as_fd(), &wanted.path, file::Access::Read)
     }
 
     /// Length of the file number `index` when the check began.
@@ -242,22 +242,23 @@ fn survey(
 ) -> Vec<Span> {
     let mut spans = Vec::with_capacity(content.file_count());
     let mut start = 0u64;
-    for index in 0..content.file_count() {
+    for (index, wanted) in
+        (0..content.file_count()).map_while(|index| Some((index, content.file(index)?)))
+    {
         if progress.is_cancelled() {
             found.files.clear();
             return spans;
         }
-        let wanted = content.file(index);
-        let is_padding = wanted.is_padding;
+        let is_virtual = !wanted.is_on_disk;
         let report = match root {
-            _ if is_padding => FileReport { state: FileState::Padding, identity: None },
+            _ if is_virtual => FileReport { state: FileState::Virtual, identity: None },
             Some(root) => look_at(root, index, &wanted, found),
             None => FileReport { state: FileState::Missing, identity: None },
         };
         let size = report.identity.map_or(0, |identity| identity.size);
-        let present_len = if is_padding { wanted.len } else { size };
+        let present_len = if is_virtual { wanted.len } else { size };
         let end = start.saturating_add(wanted.len);
-        spans.push(Span { start, end, present_len, is_padding });
+        spans.push(Span { start, end, present_len, is_virtual });
         found.files.push(report);
         start = end;
     }

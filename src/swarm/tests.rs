@@ -1,0 +1,277 @@
+//! Single peers against a swarm: serving, and what hostile ones are answered.
+
+use super::*;
+use crate::units::{BLOCK_LEN, InfoHash};
+use crate::wire::{Decoder, Incoming, Message};
+use std::time::Duration;
+
+const PIECES: u32 = 8;
+
+struct Pair {
+    swarm: Swarm,
+    key: PeerKey,
+    now: Instant,
+}
+
+fn piece(index: u32) -> PieceIndex {
+    PieceIndex(index)
+}
+
+fn block(index: u32, number: u32) -> Block {
+    Block { piece: piece(index), begin: number * BLOCK_LEN, len: BLOCK_LEN }
+}
+
+fn init(port: u16, id: u8, outgoing: bool) -> PeerInit {
+    let addr = SocketAddr::from(([20, 0, 0, id], port));
+    PeerInit { addr, peer_id: PeerId([id; 20]), fast: true, extensions: true, outgoing }
+}
+
+fn pair(have: Bitfield, options: Options) -> Pair {
+    #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+    let now = Instant::now();
+    let geometry = Geometry::new(u64::from(PIECES * 4 * BLOCK_LEN), 4 * BLOCK_LEN).unwrap();
+    let shared = Shared::new(None, None, Slots::Unlimited);
+    let mut swarm = Swarm::new(geometry, have, options, shared);
+    let key = swarm.handle_connected(now, init(1, 2, false)).unwrap();
+    Pair { swarm, key, now }
+}
+
+impl Pair {
+    fn say(&mut self, message: Message<'_>) -> Result<(), Error> {
+        self.swarm.handle_message(self.now, self.key, message)
+    }
+
+    /// What is sent to the peer: messages as text, and blocks.
+    fn hear(&mut self) -> (Vec<String>, Vec<Block>) {
+        let (mut control, mut blocks) = (Vec::new(), Vec::new());
+        while self.swarm.poll_transmit(self.now, self.key, 1 << 20, &mut control, &mut blocks) {}
+        let mut texts = Vec::new();
+        let mut decoder = Decoder::new(crate::wire::Limits::new(PIECES));
+        decoder
+            .decode_all(&control, |incoming| {
+                if let Incoming::Message(message) = incoming {
+                    texts.push(format!("{message:?}"));
+                }
+            })
+            .unwrap();
+        (texts, blocks)
+    }
+
+    fn serving(options: Options) -> Self {
+        let mut pair = pair(Bitfield::all(PIECES), options);
+        pair.say(Message::HaveNone).unwrap();
+        pair.say(Message::Interested).unwrap();
+        pair
+    }
+
+    /// A swarm that lacks everything, and a peer that gives.
+    fn fetching() -> Self {
+        let mut pair = pair(Bitfield::none(PIECES), Options::default());
+        pair.say(Message::HaveAll).unwrap();
+        pair.say(Message::Unchoke).unwrap();
+        pair
+    }
+}
+
+#[test]
+fn a_seed_greets_unchokes_and_serves_in_order() {
+    let mut pair = Pair::serving(Options::default());
+    let (texts, _) = pair.hear();
+    assert_eq!(texts[0], "HaveAll");
+    assert!(texts[1].starts_with("Extended { id: 0"), "{texts:?}");
+    assert_eq!(texts[2..], ["Unchoke"]);
+    let wanted: Vec<Block> = (0..4).map(|number| block(3, number)).collect();
+    for &one in &wanted {
+        pair.say(Message::Request(one)).unwrap();
+        pair.say(Message::Request(one)).unwrap();
+    }
+    pair.say(Message::Cancel(wanted[1])).unwrap();
+    let (texts, blocks) = pair.hear();
+    assert_eq!(blocks, [wanted[0], wanted[2], wanted[3]]);
+    assert_eq!(texts, [format!("{:?}", Message::Reject(wanted[1]))]);
+    pair.swarm.check_invariants();
+}
+
+#[test]
+fn budget_cuts_and_says_that_there_is_more() {
+    let mut pair = Pair::serving(Options::default());
+    (0..4).for_each(|number| pair.say(Message::Request(block(0, number))).unwrap());
+    let (mut control, mut blocks) = (Vec::new(), Vec::new());
+    let budget = u64::from(3 * BLOCK_LEN) - 1;
+    assert!(pair.swarm.poll_transmit(pair.now, pair.key, budget, &mut control, &mut blocks));
+    assert_eq!(blocks.len(), 2);
+    assert!(!pair.swarm.poll_transmit(pair.now, pair.key, budget, &mut control, &mut blocks));
+    assert_eq!(blocks.len(), 4);
+}
+
+#[test]
+fn a_rate_limit_holds_and_nothing_is_lost() {
+    let rate = u64::from(10 * BLOCK_LEN);
+    let mut pair = Pair::serving(Options { up: Some(rate), ..Options::default() });
+    for number in 0..32 {
+        pair.say(Message::Request(block(number / 4, number % 4))).unwrap();
+    }
+    let (start, mut sent) = (pair.now, 0);
+    while sent < 32 {
+        while pair.swarm.poll_action().is_some() {}
+        sent += pair.hear().1.len();
+        let passed = pair.now.duration_since(start).as_secs_f64();
+        assert!(sent as f64 <= 10.0 * passed + 3.0, "{sent} blocks after {passed} s");
+        if sent < 32 {
+            pair.now = pair.swarm.poll_timeout().unwrap().max(pair.now);
+            pair.swarm.handle_timeout(pair.now);
+        }
+    }
+    assert!(pair.now.duration_since(start) < Duration::from_secs(5));
+}
+
+#[test]
+fn a_full_queue_rejects_and_a_lost_piece_is_not_served() {
+    let mut pair = pair(Bitfield::all(PIECES), Options::default());
+    pair.say(Message::Interested).unwrap();
+    pair.hear();
+    pair.say(Message::Request(block(0, 0))).unwrap();
+    pair.say(Message::Request(block(1, 0))).unwrap();
+    pair.swarm.handle_lost(pair.now, piece(0));
+    let (texts, blocks) = pair.hear();
+    assert_eq!(blocks, [block(1, 0)]);
+    assert!(texts.contains(&format!("{:?}", Message::Reject(block(0, 0)))), "{texts:?}");
+    for number in 0..=REQUEST_QUEUE_MAX {
+        let one = Block { piece: piece(1), begin: number, len: 1 };
+        pair.say(Message::Request(one)).unwrap();
+    }
+    assert_eq!(pair.swarm.totals().requests_overflowed, 1);
+}
+
+#[test]
+fn broken_rules_close() {
+    let late = |pair: &mut Pair| {
+        pair.say(Message::Have(piece(0)))?;
+        pair.say(Message::Bitfield(&[0xff]))
+    };
+    let flap = |pair: &mut Pair| {
+        (0..=STATE_CHANGES_PER_SECOND_MAX).try_for_each(|_| pair.say(Message::NotInterested))
+    };
+    let repeat = |pair: &mut Pair| {
+        (0..=10 * NUISANCES_PER_SECOND_MAX + 1).try_for_each(|_| pair.say(Message::KeepAlive))
+    };
+    let gift = |pair: &mut Pair| {
+        (0..=UNREQUESTED_MAX)
+            .try_for_each(|_| pair.swarm.handle_payload(pair.now, pair.key, block(0, 0)).map(drop))
+    };
+    type Act<'a> = &'a dyn Fn(&mut Pair) -> Result<(), Error>;
+    let cases: [(Act<'_>, Error); 9] = [
+        (&|pair| pair.say(Message::Have(piece(PIECES))), Error::BadPiece),
+        (&|pair| pair.say(Message::AllowedFast(piece(PIECES))), Error::BadPiece),
+        (&|pair| pair.say(Message::Request(block(0, 4))), Error::BadRequest),
+        (&|pair| pair.say(Message::Bitfield(&[1, 2])), Error::BadBitfield),
+        (&late, Error::BadBitfield),
+        (&flap, Error::StateFlood),
+        (&repeat, Error::NuisanceFlood),
+        (&gift, Error::Unrequested),
+        (&|pair| pair.say(Message::Extended { id: 0, payload: b"le" }), Error::BadHandshake),
+    ];
+    for (act, expected) in cases {
+        let mut pair = pair(Bitfield::none(PIECES), Options::default());
+        assert_eq!(act(&mut pair), Err(expected));
+    }
+}
+
+#[test]
+fn requests_while_choked_are_rejected_then_close() {
+    let mut pair = pair(
+        Bitfield::all(PIECES),
+        Options { slots: Slots::Limited(0), info_hash: InfoHash([3; 20]), ..Options::default() },
+    );
+    pair.hear();
+    let asks = (0..10_000).try_for_each(|number: u32| {
+        let result = pair.say(Message::Request(block(number % PIECES, number % 4)));
+        pair.hear();
+        result
+    });
+    assert_eq!(asks, Err(Error::RequestsWhileChoked));
+}
+
+#[test]
+fn a_piece_is_fetched_stored_and_told() {
+    let mut pair = Pair::fetching();
+    let mut told = 0;
+    for _ in 0..200 {
+        let (texts, _) = pair.hear();
+        told += texts.iter().filter(|text| text.starts_with("Have(")).count();
+        let asked: Vec<Block> = pair.swarm.peers[0].asked.iter().map(|a| a.block).collect();
+        for one in asked {
+            let payload = pair.swarm.handle_payload(pair.now, pair.key, one);
+            assert_eq!(payload, Ok(Payload::Accept));
+            pair.swarm.handle_block(pair.now, pair.key, one);
+        }
+        while let Some(action) = pair.swarm.poll_action() {
+            if let Action::Verify { piece, .. } = action {
+                pair.swarm.handle_verified(pair.now, piece, Verdict::Good(Vec::new()));
+                assert!(!pair.swarm.bitfield().has(piece));
+                pair.swarm.handle_stored(pair.now, piece);
+            }
+        }
+    }
+    assert!(pair.swarm.is_complete());
+    assert_eq!(told, 0, "who has everything is told nothing");
+    assert!(pair.swarm.peers[0].closing, "two seeds part");
+}
+
+#[test]
+fn a_lone_corrupter_is_banned_at_once() {
+    let mut pair = Pair::fetching();
+    pair.hear();
+    let asked: Vec<Block> = pair.swarm.peers[0].asked.iter().map(|a| a.block).collect();
+    for one in asked {
+        assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, one), Ok(Payload::Accept));
+        pair.swarm.handle_block(pair.now, pair.key, one);
+    }
+    let actions =
+        |swarm: &mut Swarm| std::iter::from_fn(|| swarm.poll_action()).collect::<Vec<_>>();
+    let verify = actions(&mut pair.swarm);
+    let Some(Action::Verify { piece, .. }) =
+        verify.iter().find(|action| matches!(action, Action::Verify { .. }))
+    else {
+        panic!("nothing to verify in {verify:?}");
+    };
+    pair.swarm.handle_verified(pair.now, *piece, Verdict::Bad(Vec::new()));
+    assert!(actions(&mut pair.swarm).contains(&Action::Close(pair.key, Error::Banned)));
+    pair.swarm.handle_disconnected(pair.now, pair.key);
+    assert_eq!(pair.swarm.handle_connected(pair.now, init(9, 2, false)), Err(Refused::Banned));
+}
+
+#[test]
+fn a_silent_peer_is_snubbed_then_closed() {
+    let mut pair = Pair::fetching();
+    let start = pair.now;
+    let mut was_snubbed = false;
+    for _ in 0..5000 {
+        pair.hear();
+        pair.now = pair.swarm.poll_timeout().unwrap();
+        pair.swarm.handle_timeout(pair.now);
+        was_snubbed |= pair.swarm.stats(pair.now).snubbed == 1;
+        while let Some(action) = pair.swarm.poll_action() {
+            if action == Action::Close(pair.key, Error::Inactive) {
+                assert!(was_snubbed);
+                assert!(pair.now.duration_since(start) >= Duration::from_secs(600));
+                return;
+            }
+        }
+    }
+    panic!("it is still there after {:?}", pair.now.duration_since(start));
+}
+
+#[test]
+fn admission_refuses_who_must_not_come() {
+    let mut pair = pair(
+        Bitfield::none(PIECES),
+        Options { peer_id: PeerId([9; 20]), connections_max: 3, ..Options::default() },
+    );
+    let mut knock = |port, id| pair.swarm.handle_connected(pair.now, init(port, id, false));
+    assert_eq!(knock(1, 9), Err(Refused::Ourselves));
+    assert_eq!(knock(1, 2), Err(Refused::Duplicate));
+    assert_eq!(knock(7, 2), Err(Refused::Duplicate));
+    assert!(knock(1, 3).is_ok() && knock(1, 4).is_ok());
+    assert_eq!(knock(1, 5), Err(Refused::Full));
+}
