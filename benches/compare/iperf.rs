@@ -68,17 +68,10 @@ pub(crate) fn measure(stage: &Stage, count: u32) -> io::Result<Stream> {
     }
 }
 
-/// The row of one number of streams in the table of seeders.
-pub(crate) fn row(count: u32, streams: &[io::Result<Stream>]) -> Vec<String> {
+/// The row of one number of streams in the table of seeders; `None` without a figure.
+pub(crate) fn row(count: u32, streams: &[io::Result<Stream>]) -> Option<Vec<String>> {
     let name = format!("iperf3, {count} stream{}", if count == 1 { "" } else { "s" });
-    let good = || streams.iter().flatten();
-    match (Spread::of(good().map(|it| it.cost)), Spread::of(good().map(|it| it.rate))) {
-        (Some(cost), Some(rate)) => {
-            vec![name, format!("{cost:.3}"), "–".into(), format!("{rate:.2}")]
-        }
-        _ => {
-            let error = streams.iter().find_map(|result| result.as_ref().err());
-            vec![name, error.map_or_else(String::new, |error| format!("failed: {error}"))]
-        }
-    }
+    let cost = Spread::of(streams.iter().flatten().map(|it| it.cost))?;
+    let rate = Spread::of(streams.iter().flatten().map(|it| it.rate))?;
+    Some(vec![name, format!("{cost:.3}"), "–".into(), format!("{rate:.2}")])
 }

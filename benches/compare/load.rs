@@ -45,7 +45,10 @@ const HANDSHAKES_TIMEOUT: Duration = Duration::from_secs(30);
 /// Random pieces that are looked at for one of which nothing is in flight.
 const DRAWS_MAX: usize = 32;
 
-/// From the last handshake to the measurement: slots are given, windows grow.
+/// How long slots may take after that: some programs give them every ten seconds.
+const SLOTS_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// From the last slot to the measurement: windows grow.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 /// The reserved bits of a peer with the Fast extension (BEP 6) and nothing else.
@@ -91,7 +94,7 @@ pub(crate) struct Outcome {
 pub(crate) fn run(
     ground: &Ground,
     plan: &Plan,
-    seeder_cpu: impl Fn() -> io::Result<Duration> + Send,
+    seeder_cpu: impl Fn() -> io::Result<Duration> + Sync,
 ) -> io::Result<Outcome> {
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -151,13 +154,10 @@ async fn measure(
             }
         });
     }
-    let all_settled = async {
-        while shared.settled.get() < shared.plan.connections {
-            time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    // Who is not connected by then is missed in what is served.
-    let _ = time::timeout(HANDSHAKES_TIMEOUT, all_settled).await;
+    // Who is not that far by then is missed in what is served.
+    let all = shared.plan.connections;
+    until(HANDSHAKES_TIMEOUT, || shared.settled.get() == all).await;
+    until(SLOTS_TIMEOUT, || shared.received.iter().all(|bytes| bytes.get() > 0)).await;
     time::sleep(WARM_UP).await;
 
     let before: Vec<u64> = shared.received.iter().map(Cell::get).collect();
@@ -175,6 +175,17 @@ async fn measure(
         verified: shared.verified.get(),
         wrong: shared.wrong.get(),
     })
+}
+
+/// Waits for a condition, but not for ever.
+async fn until(timeout: Duration, holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // What is missing then is seen in the figures.
+    let _ = time::timeout(timeout, wait).await;
 }
 
 fn own_cpu() -> io::Result<Duration> {

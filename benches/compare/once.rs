@@ -14,7 +14,7 @@ use crate::peers::{Peer, Recipe, Scene};
 use crate::process::{Ended, Running, tail};
 use crate::serve::Seeders;
 use crate::stage::Stage;
-use crate::table::{Bound, Score, Table, judge, ratio_to_ours};
+use crate::table::{Bound, Score, Table, failed, judge, ratio_to_ours};
 
 /// How long one task may take.
 const TASK_TIMEOUT: Duration = Duration::from_secs(300);
@@ -43,6 +43,7 @@ pub(crate) fn fetch(stage: &Stage) -> io::Result<Table> {
         measure: |stage, peer| {
             let seeders = Seeders::start(&stage.ground, stage.sources, stage.load_core)?;
             let scene = stage.scene(seeders.addrs.clone())?;
+            stage.ground.warm_memory()?;
             let took = run_once(stage, &scene, peer.fetch(&scene)?)?;
             if took.is_some() {
                 let target = scene.target()?;
@@ -112,19 +113,15 @@ fn tabulate(stage: &Stage, task: &Task) -> io::Result<(Table, Vec<Score>, Vec<Sc
     let columns = vec!["program", "CPU s/GiB", "× seedring", "GiB/s"];
     let mut table = Table { columns, ..Table::default() };
     for ((peer, results), (cost, rate)) in able.iter().zip(costs.iter().zip(&rates)) {
-        table.rows.push(match (cost.value, rate.value) {
-            (Some(cost), Some(rate)) => vec![
+        match (cost.value, rate.value) {
+            (Some(cost), Some(rate)) => table.rows.push(vec![
                 peer.name().to_owned(),
                 format!("{cost:.3}"),
                 ratio_to_ours(&costs, peer.name()),
                 format!("{rate:.2}"),
-            ],
-            _ => {
-                let error = results.iter().find_map(|result| result.as_ref().err());
-                let error = error.map_or_else(String::new, ToString::to_string);
-                vec![peer.name().to_owned(), format!("failed: {error}")]
-            }
-        });
+            ]),
+            _ => failed(&mut table, peer.name(), results),
+        }
     }
     Ok((table, costs, rates))
 }

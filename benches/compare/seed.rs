@@ -14,7 +14,7 @@ use crate::peers::{Peer, Scene};
 use crate::probe::wait_ready;
 use crate::process::Running;
 use crate::stage::Stage;
-use crate::table::{Bound, Score, Table, judge, ratio_to_ours};
+use crate::table::{Bound, Score, Table, failed, judge, ratio_to_ours};
 
 /// How many peers ask, and how deep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,11 +65,16 @@ pub(crate) fn run(stage: &Stage, load: Load) -> io::Result<Table> {
         ..Table::default()
     };
     for (peer, results) in stage.peers.iter().zip(&results) {
-        table.rows.push(row(peer.name(), results, &scores, load));
+        match row(peer.name(), results, &scores, load) {
+            Some(row) => table.rows.push(row),
+            None => failed(&mut table, peer.name(), results),
+        }
     }
-    if stage.with_iperf {
-        let rows = iperf::COUNTS.iter().zip(&streams);
-        table.rows.extend(rows.map(|(&count, streams)| iperf::row(count, streams)));
+    for (&count, streams) in iperf::COUNTS.iter().zip(&streams).filter(|_| stage.with_iperf) {
+        match iperf::row(count, streams) {
+            Some(row) => table.rows.push(row),
+            None => failed(&mut table, "iperf3", streams),
+        }
     }
     table.notes.push(verification(&results));
     table.notes.push(goals(load, &scores, &results, stage));
@@ -116,21 +121,17 @@ fn row(
     results: &[io::Result<Outcome>],
     scores: &[Score],
     load: Load,
-) -> Vec<String> {
+) -> Option<Vec<String>> {
     let good: Vec<&Outcome> = results.iter().flatten().collect();
     let spread = |value: &dyn Fn(&Outcome) -> f64| Spread::of(good.iter().map(|it| value(it)));
-    let Some(rate) = spread(&|it| it.bytes as f64 / GIB / it.elapsed.as_secs_f64()) else {
-        let error = results.iter().find_map(|result| result.as_ref().err());
-        let error = error.map_or_else(String::new, ToString::to_string);
-        return vec![name.to_owned(), format!("failed: {error}")];
-    };
+    let rate = spread(&|it| it.bytes as f64 / GIB / it.elapsed.as_secs_f64())?;
     let costs = Spread::of(good.iter().filter_map(|it| cost(it)));
     let served = good.iter().map(|it| it.served).min().unwrap_or(0);
     let share = |cpu: &dyn Fn(&Outcome) -> Duration| {
         spread(&|it| 100.0 * cpu(it).as_secs_f64() / it.elapsed.as_secs_f64())
             .map_or_else(String::new, |it| format!("{:.0} %", it.median))
     };
-    vec![
+    Some(vec![
         name.to_owned(),
         costs.map_or_else(|| "nothing sent".to_owned(), |it| format!("{it:.3}")),
         ratio_to_ours(scores, name),
@@ -138,7 +139,7 @@ fn row(
         format!("{served} of {}", load.connections),
         share(&|it| it.seeder_cpu),
         share(&|it| it.load_cpu),
-    ]
+    ])
 }
 
 fn verification(results: &[Vec<io::Result<Outcome>>]) -> String {

@@ -4,6 +4,7 @@
 //! what happened.
 
 use std::fmt;
+use std::io;
 
 use crate::common::Spread;
 
@@ -58,6 +59,14 @@ pub(crate) struct Score {
     pub(crate) name: &'static str,
     /// What the goal is about; `None` if the peer failed.
     pub(crate) value: Option<Spread>,
+}
+
+/// The row of a program that gave no figure; what it said goes below the table.
+pub(crate) fn failed<T>(table: &mut Table, name: &str, results: &[io::Result<T>]) {
+    table.rows.push(vec![name.to_owned(), "failed".to_owned()]);
+    if let Some(error) = results.iter().find_map(|result| result.as_ref().err()) {
+        table.notes.push(format!("{name}: {error}"));
+    }
 }
 
 /// How the figure of `name` relates to that of seedring, as a cell.

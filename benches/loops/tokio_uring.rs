@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use ::tokio_uring::buf::{BoundedBuf as _, IoBuf};
+use ::tokio_uring::buf::IoBuf;
 use ::tokio_uring::net::{TcpListener, TcpStream};
 use seedring::units::Block;
 use seedring::wire::{BLOCK_HEADER_LEN, block_header};
@@ -79,8 +79,8 @@ async fn send(stream: &TcpStream, mut parts: Vec<Part>) -> io::Result<()> {
         let whole = parts
             .iter()
             .take_while(|part| {
-                let fits = part.bytes_init() <= count;
-                count -= if fits { part.bytes_init() } else { 0 };
+                let fits = part.bytes().len() <= count;
+                count -= if fits { part.bytes().len() } else { 0 };
                 fits
             })
             .count();

@@ -13,7 +13,7 @@ const VENV_VARIABLE: &str = "SEEDRING_VENV";
 const VENV_DEFAULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop-venv");
 
 /// What drives it.
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/peers/libtorrent.py");
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/peers/drive_libtorrent.py");
 
 /// `pip install libtorrent`.
 pub(super) struct Libtorrent;

@@ -1,4 +1,4 @@
-//! Transmission's daemon: torrents that lie in its configuration are loaded, checked and seeded.
+//! Transmission's daemon: a torrent that lies in its watch folder is added, checked and seeded.
 
 use std::fs;
 use std::process::Command;
@@ -21,12 +21,15 @@ impl Peer for Transmission {
 
     fn seed(&self, scene: &Scene<'_>) -> Recipe {
         let config = scene.folder("config")?;
-        fs::copy(&scene.ground.torrent, scene.folder("config/torrents")?.join("one.torrent"))?;
+        let watched = scene.folder("watched")?;
+        fs::copy(&scene.ground.torrent, watched.join("one.torrent"))?;
         let settings = json!({
             "bind-address-ipv4": scene.listen.ip().to_string(),
             "peer-port": scene.listen.port(),
             "peer-port-random-on-start": false,
             "download-dir": scene.ground.data_dir,
+            "watch-dir": watched,
+            "watch-dir-enabled": true,
             "rpc-enabled": false,
             "dht-enabled": false,
             "lpd-enabled": false,

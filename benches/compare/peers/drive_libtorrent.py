@@ -1,6 +1,6 @@
 """libtorrent as the bench drives it: `seed`, `fetch` or `check` of one torrent.
 
-    libtorrent.py seed|fetch|check LISTEN TORRENT SAVE_PATH [PEER...]
+    drive_libtorrent.py seed|fetch|check LISTEN TORRENT SAVE_PATH [PEER...]
 
 `seed` checks what is there and runs until it is killed; `fetch` ends when everything is there;
 `check` ends when everything was checked, and says what that alone took.
