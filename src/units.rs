@@ -36,6 +36,12 @@ pub struct Block {
     pub len: u32,
 }
 
+/// A length or offset as the machine counts memory. On 64-bit machines, the only ones that map
+/// whole torrents, nothing is lost; elsewhere a too large value saturates and is refused later.
+pub fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
 /// The numbers that say how a torrent is cut: enough to judge any index a peer sends.
 ///
 /// ```

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, session, source};
 use super::get::for_one_torrent;
 use super::run::replace_list;
+use super::{Exit, session, source};
 use crate::config::{Config, Error};
 use crate::server::engine::{Add, Engine, Event, Verify};
 use crate::server::settings::settings;

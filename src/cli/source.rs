@@ -17,7 +17,8 @@ pub(super) async fn read(source: &str) -> Result<Metainfo, String> {
         return Err("magnet links are not built yet: give a .torrent file or its URL".into());
     }
     if source.starts_with("http://") || source.starts_with("https://") {
-        let bytes = fetch(source).await.map_err(|error| format!("cannot fetch {source}: {error}"))?;
+        let bytes =
+            fetch(source).await.map_err(|error| format!("cannot fetch {source}: {error}"))?;
         return Metainfo::parse(&bytes).map_err(|error| format!("{source}: {error}"));
     }
     read_torrent(Path::new(source))
@@ -26,7 +27,8 @@ pub(super) async fn read(source: &str) -> Result<Metainfo, String> {
 /// Reads a `.torrent` file.
 pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, String> {
     let shown = path.display();
-    let len = std::fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?.len();
+    let len =
+        std::fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?.len();
     if len > TORRENT_LEN_MAX as u64 {
         return Err(format!("{shown} has {len} bytes; a torrent has at most {TORRENT_LEN_MAX}"));
     }
@@ -57,7 +59,11 @@ async fn fetch(url: &str) -> Result<Vec<u8>, String> {
 
 /// Looks at what lies where the torrent's files will be: a file of another size is another file,
 /// and only overwritten when that was asked for. An empty one holds nothing to lose.
-pub(super) fn prepare(metainfo: &Metainfo, save_path: &Path, overwrite: bool) -> Result<(), String> {
+pub(super) fn prepare(
+    metainfo: &Metainfo,
+    save_path: &Path,
+    overwrite: bool,
+) -> Result<(), String> {
     for file in metainfo.layout.files().filter(|file| file.is_on_disk()) {
         let path = save_path.join(file.path());
         let shown = path.display();

@@ -16,12 +16,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::ports::{self, Ports};
-use crate::metrics::{Core, HashReason, Registry};
 use crate::metainfo::Metainfo;
+use crate::metrics::{Core, HashReason, Registry};
 use crate::ring::{self, Driver, Uring};
 use crate::storage::verify::{self, Checker, Progress};
 use crate::storage::{self, Content, Mode};
-use crate::swarm;
+use crate::swarm::{self, Source};
 use crate::sys::{net::Bind, process};
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash, PeerId};
@@ -196,6 +196,8 @@ pub struct Engine {
     reports: mpsc::Receiver<Report>,
     unsent: VecDeque<(usize, Letter)>,
     retry: tokio::time::Interval,
+    /// Workers that have ended.
+    gone_count: usize,
 }
 
 impl Engine {
@@ -220,8 +222,8 @@ impl Engine {
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
         config.bind.clone_from(&settings.bind);
-        let (trackers, found) = tracker::Service::spawn(config)
-            .map_err(|error| StartError::Http(error.to_string()))?;
+        let (trackers, found) =
+            tracker::Service::spawn(config).map_err(|error| StartError::Http(error.to_string()))?;
         let threads = verify::Options { threads: cores.len(), low_priority: settings.quiet_checks };
         let checker = Checker::start(threads).map_err(StartError::Thread)?;
         let mut retry = tokio::time::interval(Duration::from_millis(100));
@@ -241,6 +243,7 @@ impl Engine {
             reports,
             unsent: VecDeque::new(),
             retry,
+            gone_count: 0,
         };
         Ok(engine.with_budgets(cores.len()))
     }
@@ -359,7 +362,7 @@ impl Engine {
                 Some(checked) = self.checked.1.recv() => self.on_checked(checked),
                 Some(report) = self.reports.recv() => self.on_report(report),
                 Some(found) = self.found.recv() => {
-                    self.add_peers(&found.info_hash, found.peers);
+                    self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
                 _ = self.retry.tick() => {
@@ -374,11 +377,11 @@ impl Engine {
     }
 
     /// Tells a torrent of peers.
-    pub fn add_peers(&mut self, info_hash: &InfoHash, addrs: Vec<SocketAddr>) {
+    pub fn add_peers(&mut self, info_hash: &InfoHash, source: Source, addrs: Vec<SocketAddr>) {
         if let Some(home) = self.torrents.get(info_hash).and_then(|torrent| torrent.home)
             && !addrs.is_empty()
         {
-            self.post(home, Letter::Contacts { info_hash: *info_hash, addrs });
+            self.post(home, Letter::Contacts { info_hash: *info_hash, source, addrs });
         }
     }
 
@@ -420,7 +423,7 @@ impl Engine {
         if let Err(error) = self.trackers.add(info_hash, &tiers, Arc::new(source)) {
             tracing::warn!(torrent = %info_hash, %error, "not announced");
         }
-        self.add_peers(&info_hash, peers);
+        self.add_peers(&info_hash, Source::Operator, peers);
         Some(event)
     }
 
@@ -436,8 +439,14 @@ impl Engine {
                 }
                 Event::Failed(info_hash, error)
             }
-            Report::Stopped(worker) => Event::Died(format!("worker {worker} ended unasked")),
-            Report::Died(worker, reason) => Event::Died(format!("worker {worker}: {reason}")),
+            Report::Stopped(worker) => {
+                self.gone_count += 1;
+                Event::Died(format!("worker {worker} ended unasked"))
+            }
+            Report::Died(worker, reason) => {
+                self.gone_count += 1;
+                Event::Died(format!("worker {worker}: {reason}"))
+            }
         })
     }
 
@@ -465,7 +474,7 @@ impl Engine {
         }
         let (worker_count, trackers) = (self.loads.len(), self.trackers.clone());
         let workers = async {
-            let mut stopped = 0;
+            let mut stopped = self.gone_count;
             while stopped < worker_count {
                 self.post_unsent();
                 let report = tokio::time::timeout(Duration::from_millis(100), self.reports.recv());
@@ -477,7 +486,8 @@ impl Engine {
             }
         };
         let trackers = trackers.shutdown(TRACKERS_STOP);
-        let (workers, _unsaid) = tokio::join!(tokio::time::timeout(WORKERS_STOP, workers), trackers);
+        let (workers, _unsaid) =
+            tokio::join!(tokio::time::timeout(WORKERS_STOP, workers), trackers);
         if workers.is_err() {
             tracing::warn!("a worker did not end in time; what it had verified may not be flushed");
         }

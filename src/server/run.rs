@@ -94,9 +94,7 @@ pub async fn run(
     let engine = Engine::start(settings(&config))?;
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
-        Some(addr) => {
-            Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?)
-        }
+        Some(addr) => Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?),
         None => None,
     };
     let is_ready = Arc::new(AtomicBool::new(false));
@@ -146,7 +144,10 @@ pub async fn run(
 }
 
 /// Reads the torrents of the state, on a thread that may block.
-fn load(state: Arc<State>, stored: Vec<StoredTorrent>) -> mpsc::Receiver<(StoredTorrent, Metainfo)> {
+fn load(
+    state: Arc<State>,
+    stored: Vec<StoredTorrent>,
+) -> mpsc::Receiver<(StoredTorrent, Metainfo)> {
     let (sender, receiver) = mpsc::channel(LOADED_MAX);
     tokio::task::spawn_blocking(move || {
         for torrent in stored {
@@ -258,7 +259,9 @@ impl Server {
                         added_at: clock::wall_seconds(),
                     };
                     let added = state.add(new).await;
-                    added.map(|()| metainfo).map_err(|error| format!("it cannot be remembered: {error}"))
+                    added
+                        .map(|()| metainfo)
+                        .map_err(|error| format!("it cannot be remembered: {error}"))
                 }
             };
             (found, result)
@@ -272,7 +275,8 @@ impl Server {
                 tracing::info!(torrent = %metainfo.info_hash, warning, "in the torrent");
             }
             let save_path = self.downloads.clone();
-            let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
+            let add =
+                Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
             match self.engine.add(add) {
                 Ok(info_hash) => {
                     tracing::info!(torrent = %info_hash, file = %found.path.display(), "added");
@@ -318,7 +322,10 @@ impl Server {
 
     fn set_gauges(&self) {
         let states = TorrentState::ALL.iter().map(|&state| {
-            let count = self.engine.torrents().filter(|(_, torrent)| label(torrent.totals.state()) == state);
+            let count = self
+                .engine
+                .torrents()
+                .filter(|(_, torrent)| label(torrent.totals.state()) == state);
             (state, count.count() as u64)
         });
         let cells = self.engine.cells();

@@ -14,12 +14,8 @@ use crate::tracker::{AddressPolicy, Cidr};
 pub fn settings(config: &Config) -> Settings {
     let limit = |value: u32| (value > 0).then_some(value);
     let listen: Vec<_> = config.net.listen.iter().map(std::net::SocketAddr::ip).collect();
-    let allow: Vec<Cidr> = config
-        .net
-        .allow_local
-        .iter()
-        .filter_map(|range| range.to_string().parse().ok())
-        .collect();
+    let allow: Vec<Cidr> =
+        config.net.allow_local.iter().filter_map(|range| range.to_string().parse().ok()).collect();
     let policy = AddressPolicy::for_listen(&listen, &allow);
     let mut torrent = swarm::Options {
         slots: limit(config.limits.slots_per_torrent).map_or(Slots::Unlimited, Slots::Limited),

@@ -49,8 +49,11 @@ impl ChunkKey {
 /// The chunks that `block` lies in: one, or two where a block is not aligned.
 pub fn chunks_of(torrent: u32, block: Block) -> impl Iterator<Item = ChunkKey> {
     let last = block.begin + block.len.saturating_sub(1);
-    (block.begin / CHUNK_LEN..=last / CHUNK_LEN)
-        .map(move |index| ChunkKey { torrent, piece: block.piece, index })
+    (block.begin / CHUNK_LEN..=last / CHUNK_LEN).map(move |index| ChunkKey {
+        torrent,
+        piece: block.piece,
+        index,
+    })
 }
 
 /// What the table says to a peer that wants a chunk.

@@ -79,9 +79,7 @@ pub fn open(content: &Content, fetch: bool, mode: Mode) -> Result<Opened, Error>
             && match mode {
                 Mode::Map => true,
                 Mode::Read => false,
-                Mode::Auto => {
-                    file::filesystem_kind(fd.as_fd()).is_ok_and(|kind| file::maps_well(kind))
-                }
+                Mode::Auto => file::filesystem_kind(fd.as_fd()).is_ok_and(file::maps_well),
             };
         let mapping = map.then(|| Mapping::new(&fd, entry.len).ok()).flatten().map(Arc::new);
         if mapping.is_some() {

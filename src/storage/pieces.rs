@@ -50,7 +50,8 @@ impl OpenPieces {
         data: &[u8],
         make: impl FnOnce(usize) -> Vec<u8>,
     ) -> bool {
-        if !self.geometry.is_aligned(block) || u64::from(offset) + data.len() as u64 > u64::from(block.len)
+        if !self.geometry.is_aligned(block)
+            || u64::from(offset) + data.len() as u64 > u64::from(block.len)
         {
             return false;
         }
@@ -130,8 +131,9 @@ impl OpenPiece {
     fn hash_arrived(&mut self, blocks_max: usize) -> usize {
         let arrived = self.arrived[self.hashed_count..].iter().take_while(|&&here| here).count();
         let count = arrived.min(blocks_max);
-        let start = self.hashed_count * BLOCK_LEN as usize;
-        let end = (start + count * BLOCK_LEN as usize).min(self.data.len());
+        // The last block of a piece may be shorter than the others.
+        let place = |blocks: usize| (blocks * BLOCK_LEN as usize).min(self.data.len());
+        let (start, end) = (place(self.hashed_count), place(self.hashed_count + count));
         self.hasher.update(&self.data[start..end]);
         self.hashed_count += count;
         count

@@ -167,7 +167,9 @@ impl Swarm {
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
         for &addr in addrs.iter().take(CONTACTS_MAX) {
             let local = is_local(addr.ip());
-            let welcome = !local || self.options.allow_local || source == Source::Lsd;
+            // What the operator names is meant; a neighbour found locally has a local address.
+            let trusted = matches!(source, Source::Operator | Source::Lsd);
+            let welcome = !local || self.options.allow_local || trusted;
             if welcome && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie);

@@ -15,9 +15,7 @@ use super::mailbox::{Adopted, Letter};
 use super::table::Key;
 use super::torrent::Torrent;
 use super::{HANDSHAKES_MAX, Target, Timer, Worker};
-use crate::metrics::{
-    AcceptResult, Direction, DisconnectReason, HandoverResult, HandshakeResult,
-};
+use crate::metrics::{AcceptResult, Direction, DisconnectReason, HandoverResult, HandshakeResult};
 use crate::ring::{Driver, Op, Pool, Tag};
 use crate::swarm::{PeerInit, Refused};
 use crate::sys::net;

@@ -18,7 +18,7 @@ use crate::storage::Error;
 use crate::storage::pieces::Progress;
 use crate::swarm::{self, Payload, Verdict};
 use crate::sys::clock;
-use crate::units::PieceIndex;
+use crate::units::{PieceIndex, to_usize};
 use crate::wire::Incoming;
 
 /// A message that has begun must bring this many bytes per [`PROGRESS_INTERVAL`].
@@ -128,7 +128,8 @@ impl<D: Driver> Worker<D> {
         };
         let watch = !watched && peer.decoder.is_mid_message();
         self.core.received_payload_bytes.add(payload_bytes);
-        self.core.protocol_bytes[Direction::Incoming].add((bytes.len() as u64).saturating_sub(payload_bytes));
+        self.core.protocol_bytes[Direction::Incoming]
+            .add((bytes.len() as u64).saturating_sub(payload_bytes));
         self.touch_torrent(torrent_key);
         if let Some(reason) = failed {
             return self.close(key, reason);
@@ -202,8 +203,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         self.core.pieces_verified.add(1);
-        let block_hashes =
-            if digests { torrent.pieces.block_digests(piece) } else { Vec::new() };
+        let block_hashes = if digests { torrent.pieces.block_digests(piece) } else { Vec::new() };
         torrent.swarm.handle_verified(self.now, piece, Verdict::Good(block_hashes));
         let Some(data) = torrent.pieces.remove(piece) else { return };
         let write = PieceWrite { torrent: key, piece, data: Rc::new(data), pending: None };
@@ -228,7 +228,7 @@ impl<D: Driver> Worker<D> {
         let (start, len) = (geometry.piece_start(write.piece), geometry.piece_len(write.piece));
         let (mut position, mut runs) = (0, Vec::new());
         for extent in torrent.content.metainfo.layout.extents(start, u64::from(len)) {
-            let len = extent.len as usize;
+            let len = to_usize(extent.len);
             if open.files.get(extent.file).is_some_and(Option::is_some) {
                 runs.push(WriteOp {
                     write: write_key,

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::ring::Waker;
 use crate::storage::{self, Content, files::Opened};
-use crate::swarm::Options;
+use crate::swarm::{Options, Source};
 use crate::units::{Bitfield, InfoHash, PeerId};
 use crate::wire::Handshake;
 
@@ -25,10 +25,12 @@ pub enum Letter {
     Add(Box<NewTorrent>),
     /// Close the torrent's peers and forget it.
     Remove(InfoHash),
-    /// Addresses of peers, from a tracker or the command line.
+    /// Addresses of peers.
     Contacts {
         /// The torrent.
         info_hash: InfoHash,
+        /// Who says so.
+        source: Source,
         /// Where its peers are said to be.
         addrs: Vec<SocketAddr>,
     },

@@ -48,6 +48,9 @@ const HASH_BLOCKS_PER_TURN: usize = 64;
 /// Handshakes a worker waits for at a time; further connections are closed at once.
 const HANDSHAKES_MAX: usize = 1024;
 
+/// A turn that takes longer keeps every peer of the core waiting, and is counted.
+const STALL: Duration = Duration::from_millis(1);
+
 /// How often gauges and processor times are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -250,7 +253,9 @@ impl<D: Driver> Worker<D> {
             let busy = clock::now() - begun;
             self.core.core_busy_seconds.add(busy);
             self.core.core_loops.add(1);
-            self.core.core_stall_seconds.observe(busy);
+            if busy > STALL {
+                self.core.core_stall_seconds.observe(busy);
+            }
             if self.has_stopped() {
                 break;
             }
@@ -285,9 +290,8 @@ impl<D: Driver> Worker<D> {
 
     /// How long the ring may wait before there is something to do anyway.
     fn timeout(&self) -> Option<Duration> {
-        let more = !self.to_hash.is_empty()
-            || !self.dirty_conns.is_empty()
-            || !self.unbuffered.is_empty();
+        let more =
+            !self.to_hash.is_empty() || !self.dirty_conns.is_empty() || !self.unbuffered.is_empty();
         if more {
             return Some(Duration::ZERO);
         }
@@ -314,7 +318,9 @@ impl<D: Driver> Worker<D> {
         match letter {
             Letter::Add(new) => self.add_torrent(*new),
             Letter::Remove(info_hash) => self.remove_torrent(&info_hash),
-            Letter::Contacts { info_hash, addrs } => self.add_contacts(&info_hash, &addrs),
+            Letter::Contacts { info_hash, source, addrs } => {
+                self.add_contacts(&info_hash, source, &addrs);
+            }
             Letter::Adopt(adopted) => self.adopt(*adopted),
             Letter::Opened { info_hash, result } => self.on_opened(&info_hash, result),
             Letter::Lost { info_hash, error } => {

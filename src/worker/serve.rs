@@ -21,11 +21,15 @@ use crate::ring::{BATCH_PARTS_MAX, Batch, Driver, Lease, Op, Tag};
 use crate::storage::Error;
 use crate::storage::chunks::{Answer, ChunkKey, chunks_of};
 use crate::sys::map::{self, Residency};
-use crate::units::Block;
+use crate::units::{Block, to_usize};
 use crate::wire;
 
 /// Blocks taken from the swarm per connection ahead of what is sent: how far cold reads run ahead.
 const DUE_MAX: usize = SEND_LEN_MAX / crate::units::BLOCK_LEN as usize;
+
+/// Parts kept free in a batch: room for a block that lies in that many files. One that lies in
+/// more is read instead of mapped.
+const PARTS_RESERVE: usize = 32;
 
 /// Shortest batch that is worth a zero-copy send.
 const ZERO_COPY_LEN_MIN: usize = 32 * 1024;
@@ -72,8 +76,12 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.sending =
-            Some(Sending { batch: Rc::new(batch), sent: 0, payload_left: payload, since: self.now });
+        conn.sending = Some(Sending {
+            batch: Rc::new(batch),
+            sent: 0,
+            payload_left: payload,
+            since: self.now,
+        });
         self.timers.set(self.now + STALL_TIMEOUT, Timer::Stall(key, self.now));
         self.push_send(key);
     }
@@ -88,7 +96,8 @@ impl<D: Driver> Worker<D> {
         self.scratch.control.clear();
         self.scratch.blocks.clear();
         let due_len: u64 = peer.due.iter().map(|block| u64::from(block.len)).sum();
-        let budget = if peer.due.len() < DUE_MAX { (len_max as u64).saturating_sub(due_len) } else { 0 };
+        let budget =
+            if peer.due.len() < DUE_MAX { (len_max as u64).saturating_sub(due_len) } else { 0 };
         let (control, blocks) = (&mut self.scratch.control, &mut self.scratch.blocks);
         torrent.swarm.poll_transmit(self.now, peer_key, budget, control, blocks);
         peer.due.extend(blocks.iter().copied());
@@ -99,7 +108,9 @@ impl<D: Driver> Worker<D> {
         let mut due = std::mem::take(&mut peer.due);
         let mut payload = 0;
         while let Some(&block) = due.front() {
-            if payload > 0 && batch.len() + block.len as usize > len_max {
+            let full =
+                batch.len() + block.len as usize > len_max || batch.parts_left() < PARTS_RESERVE;
+            if payload > 0 && full {
                 break;
             }
             match self.locate(key, torrent_key, block, batch) {
@@ -173,7 +184,7 @@ impl<D: Driver> Worker<D> {
         let mut extent_count = 0;
         for extent in layout.extents(start, u64::from(block.len)) {
             let mapped = open.files.get(extent.file).and_then(Option::as_ref);
-            if !mapped.is_some_and(|file| file.lease.is_some()) {
+            if mapped.is_none_or(|file| file.lease.is_none()) {
                 return false;
             }
             extent_count += 1;
@@ -192,8 +203,10 @@ impl<D: Driver> Worker<D> {
         // Room was counted above, and ranges lie inside mappings by the layout.
         let _ = batch.push_bytes(&wire::block_header(block));
         for extent in layout.extents(start, u64::from(block.len)) {
-            if let Some(lease) = open.files[extent.file].as_ref().and_then(|file| file.lease.as_ref()) {
-                let added = batch.push_lease(lease, extent.offset as usize, extent.len as usize);
+            if let Some(lease) =
+                open.files[extent.file].as_ref().and_then(|file| file.lease.as_ref())
+            {
+                let added = batch.push_lease(lease, to_usize(extent.offset), to_usize(extent.len));
                 debug_assert!(added.is_ok(), "a file is mapped whole");
             }
         }
@@ -216,7 +229,12 @@ impl<D: Driver> Worker<D> {
     }
 
     /// The bytes of a chunk, or `None` while they are being read.
-    fn request_chunk(&mut self, conn: Key, torrent_key: Key, chunk: ChunkKey) -> Option<Rc<Vec<u8>>> {
+    fn request_chunk(
+        &mut self,
+        conn: Key,
+        torrent_key: Key,
+        chunk: ChunkKey,
+    ) -> Option<Rc<Vec<u8>>> {
         let geometry = self.torrents.get(torrent_key)?.geometry();
         let len = chunk_len(geometry, chunk);
         match self.chunks.request(chunk, len, conn.slot) {
@@ -251,12 +269,12 @@ impl<D: Driver> Worker<D> {
                 let waiters = self.chunks.finish(chunk, buffer);
                 return self.wake_readers(&waiters);
             }
-            let Some((torrent, open)) = self.torrents.get(torrent_key).and_then(|torrent| {
-                match &torrent.store {
+            let Some((torrent, open)) =
+                self.torrents.get(torrent_key).and_then(|torrent| match &torrent.store {
                     Store::Open(open) => Some((torrent, open)),
                     _ => None,
-                }
-            }) else {
+                })
+            else {
                 self.reads.remove(read_key);
                 let waiters = self.chunks.fail(chunk, buffer);
                 return self.wake_readers(&waiters);
@@ -270,7 +288,7 @@ impl<D: Driver> Worker<D> {
                 debug_assert!(false, "no extent at {start}");
                 return;
             };
-            let len = extent.len as usize;
+            let len = to_usize(extent.len);
             match open.files.get(extent.file).and_then(Option::as_ref) {
                 None => {
                     // Padding: zeros that are on no disk.
@@ -387,7 +405,8 @@ impl<D: Driver> Worker<D> {
             }
             // The kernel could not read the mapping: the file was truncated, or its disk failed.
             Some(libc::EFAULT) => {
-                let torrent_key = self.conns.get_mut(key).and_then(|conn| conn.peer()).map(|peer| peer.torrent);
+                let torrent_key =
+                    self.conns.get_mut(key).and_then(|conn| conn.peer()).map(|peer| peer.torrent);
                 self.close(key, DisconnectReason::Storage);
                 if let Some(torrent_key) = torrent_key {
                     self.fail_mapping(torrent_key);
@@ -450,8 +469,10 @@ impl<D: Driver> Worker<D> {
 
 /// The next batch is what the peer drained per second, within bounds.
 fn next_send_len(len: usize, took: Duration) -> usize {
-    let per_second = len as f64 / took.as_secs_f64().max(1e-6);
-    (per_second as usize).clamp(SEND_LEN_MIN, SEND_LEN_MAX).max(len.min(SEND_LEN_MAX) / 2)
+    let nanos = took.as_nanos().max(1);
+    let per_second = len as u128 * 1_000_000_000 / nanos;
+    let drained = usize::try_from(per_second).unwrap_or(SEND_LEN_MAX);
+    drained.clamp(SEND_LEN_MIN, SEND_LEN_MAX)
 }
 
 /// Whether every mapped or readable part of a chunk is in the page cache.
@@ -467,4 +488,5 @@ fn is_resident(torrent: &Torrent, chunk: ChunkKey) -> bool {
     })
 }
 
-const _: () = assert!(2 * DUE_MAX + 4 < BATCH_PARTS_MAX, "a full batch has room for its parts");
+const _: () =
+    assert!(2 * DUE_MAX + PARTS_RESERVE < BATCH_PARTS_MAX, "a full batch has room for its parts");

@@ -61,10 +61,9 @@ impl<T> Table<T> {
 
     /// The key of whatever is in `slot` now.
     pub(super) fn key_at(&self, slot: u32) -> Option<Key> {
-        self.values.contains(slot as usize).then(|| Key {
-            slot,
-            generation: self.generations[slot as usize],
-        })
+        self.values
+            .contains(slot as usize)
+            .then(|| Key { slot, generation: self.generations[slot as usize] })
     }
 
     /// Number of values.

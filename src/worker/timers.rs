@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::units::to_usize;
+
 /// The resolution of the wheel.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
@@ -34,7 +36,8 @@ impl<T> Wheel<T> {
     /// Sets a timer for `at`.
     pub(super) fn set(&mut self, at: Instant, timer: T) {
         let since = at.saturating_duration_since(self.start).as_nanos();
-        let tick = u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX).max(self.tick);
+        let tick =
+            u64::try_from(since.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX).max(self.tick);
         self.slots[Self::slot(tick)].push((tick, timer));
         self.count += 1;
     }
@@ -71,7 +74,7 @@ impl<T> Wheel<T> {
     }
 
     fn slot(tick: u64) -> usize {
-        (tick % SLOT_COUNT as u64) as usize
+        to_usize(tick % SLOT_COUNT as u64)
     }
 }
 
@@ -95,8 +98,10 @@ mod tests {
             let mut due = Vec::new();
             wheel.turn(now, &mut due);
             for millis in due {
-                let late = now.duration_since(start).as_millis() as i64 - millis as i64;
-                assert!((0..=90).contains(&late), "fired {late} ms late");
+                let due_at = start + Duration::from_millis(millis);
+                assert!(now >= due_at, "fired early");
+                let late = now - due_at;
+                assert!(late <= Duration::from_millis(90), "fired {late:?} late");
                 fired.push(millis);
             }
         }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Letter, NewTorrent, Report, Totals, TorrentState};
-use super::table::Key;
 use super::fetch::why_closed;
+use super::mailbox::{Letter, NewTorrent, Report, TorrentState, Totals};
+use super::table::Key;
 use super::{Target, Timer, Worker};
 use crate::metrics::{DisconnectReason, DiskOp};
 use crate::ring::{Driver, Handle, Lease, Op, Tag};
@@ -144,9 +144,10 @@ impl<D: Driver> Worker<D> {
         let pieces_max = (self.options.piece_bytes_max / piece_len).max(2);
         options.partial_pieces_max = usize::try_from(pieces_max).unwrap_or(usize::MAX);
         let finished = have.is_complete();
-        let left = geometry.total_len() - have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum::<u64>();
+        let left = geometry.total_len()
+            - have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum::<u64>();
         totals.set_state(if finished { TorrentState::Seeding } else { TorrentState::Downloading });
-        let swarm = Swarm::new(self.now, geometry, have, options, Rc::clone(&self.budget));
+        let swarm = Swarm::new(geometry, have, options, Rc::clone(&self.budget));
         let mut torrent = Torrent {
             info_hash,
             pieces: OpenPieces::new(geometry),
@@ -184,12 +185,17 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    pub(super) fn add_contacts(&mut self, info_hash: &InfoHash, addrs: &[SocketAddr]) {
+    pub(super) fn add_contacts(
+        &mut self,
+        info_hash: &InfoHash,
+        source: Source,
+        addrs: &[SocketAddr],
+    ) {
         let Some(key) = self.torrent_key(info_hash) else { return };
         if let Some(torrent) = self.torrents.get_mut(key)
             && !torrent.has_failed()
         {
-            torrent.swarm.handle_contacts(self.now, Source::Tracker, addrs);
+            torrent.swarm.handle_contacts(self.now, source, addrs);
             self.touch_torrent(key);
         }
     }
@@ -405,7 +411,8 @@ impl<D: Driver> Worker<D> {
         }
         let Store::Open(open) = &torrent.store else { return };
         torrent.unsynced = false;
-        let handles: Vec<_> = open.files.iter().flatten().map(|file| Rc::clone(&file.handle)).collect();
+        let handles: Vec<_> =
+            open.files.iter().flatten().map(|file| Rc::clone(&file.handle)).collect();
         torrent.syncs_pending = handles.len();
         self.syncs_in_flight += handles.len();
         for file in handles {
@@ -430,7 +437,9 @@ impl<D: Driver> Worker<D> {
             // From now on a change of the files is somebody else's: remember who they are.
             if let Store::Open(open) = &mut torrent.store {
                 for file in open.files.iter_mut().flatten() {
-                    if let Ok(identity) = crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle)) {
+                    if let Ok(identity) =
+                        crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle))
+                    {
                         file.identity = identity;
                     }
                 }
