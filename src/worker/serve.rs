@@ -273,6 +273,11 @@ impl<D: Driver> Worker<D> {
         loop {
             let Some(read) = self.reads.get_mut(read_key) else { return };
             let (torrent_key, chunk, left) = (read.torrent, read.chunk, read.len - read.done);
+            if self.torrents.get(torrent_key).is_none() {
+                // Its chunks went with it; the key may be another torrent's by now.
+                self.reads.remove(read_key);
+                return;
+            }
             if left == 0 {
                 self.reads.remove(read_key);
                 let waiters = self.chunks.finish(chunk, buffer);
@@ -317,24 +322,31 @@ impl<D: Driver> Worker<D> {
         let Some(Target::Read(read_key)) = Target::of(tag) else { return };
         let Some(read) = self.reads.get_mut(read_key) else { return };
         let (torrent_key, chunk) = (read.torrent, read.chunk);
+        let done = read.done;
         let error = match result {
             Ok(count) if count > 0 => {
                 read.done += count;
                 return self.continue_read(read_key, buffer);
             }
-            Ok(_) => io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before its data"),
+            Ok(_) => None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 return self.continue_read(read_key, buffer);
             }
-            Err(error) => error,
+            Err(error) => Some(error),
         };
         self.reads.remove(read_key);
+        let Some(torrent) = self.torrents.get(torrent_key) else { return };
         self.core.disk_errors[DiskOp::Read].add(1);
+        let start = torrent.geometry().piece_start(chunk.piece) + u64::from(chunk.begin());
+        let extent = torrent.content.metainfo.layout.extents(start + done as u64, 1).next();
+        let error = match (error, extent) {
+            (Some(error), Some(extent)) => {
+                Error::from_io("read", &torrent.path_of(extent.file), &error)
+            }
+            _ => unreadable(torrent, "a file ends before its data"),
+        };
         let waiters = self.chunks.fail(chunk, buffer);
-        if let Some(torrent) = self.torrents.get(torrent_key) {
-            let error = Error::from_io("read", &torrent.content.save_path, &error);
-            self.fail_torrent(torrent_key, error);
-        }
+        self.fail_torrent(torrent_key, error);
         self.wake_readers(&waiters);
     }
 
@@ -447,25 +459,7 @@ impl<D: Driver> Worker<D> {
     fn fail_mapping(&mut self, torrent_key: Key) {
         let Some(torrent) = self.torrents.get(torrent_key) else { return };
         self.core.disk_errors[DiskOp::Map].add(1);
-        let layout = &torrent.content.metainfo.layout;
-        let mut error = Error::Io {
-            action: "read",
-            path: torrent.content.save_path.display().to_string(),
-            reason: "the kernel could not read a mapped file".into(),
-        };
-        if let Store::Open(open) = &torrent.store {
-            for (file, entry) in open.files.iter().zip(layout.files()) {
-                let Some(file) = file else { continue };
-                let found = crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle));
-                if let Ok(found) = found
-                    && found.size < entry.len
-                {
-                    let path = torrent.content.save_path.join(entry.path()).display().to_string();
-                    error = Error::Truncated { path, expected: entry.len, found: found.size };
-                    break;
-                }
-            }
-        }
+        let error = unreadable(torrent, "the kernel could not read a mapped file");
         self.fail_torrent(torrent_key, error);
     }
 
@@ -507,6 +501,24 @@ fn next_send_len(before: usize, len: usize, took: Duration) -> usize {
     let drained = usize::try_from(per_second).unwrap_or(SEND_LEN_MAX);
     let least = if len < SEND_LEN_MIN { before } else { SEND_LEN_MIN };
     drained.clamp(least, SEND_LEN_MAX)
+}
+
+/// Why the files of a torrent cannot be read any more: one was truncated, or what `reason` says.
+fn unreadable(torrent: &Torrent, reason: &str) -> Error {
+    if let Store::Open(open) = &torrent.store {
+        for (file, entry) in open.files.iter().zip(torrent.content.metainfo.layout.files()) {
+            let Some(file) = file else { continue };
+            let found = crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle));
+            if let Ok(found) = found
+                && found.size < entry.len
+            {
+                let path = torrent.content.save_path.join(entry.path()).display().to_string();
+                return Error::Truncated { path, expected: entry.len, found: found.size };
+            }
+        }
+    }
+    let path = torrent.content.save_path.display().to_string();
+    Error::Io { action: "read", path, reason: reason.into() }
 }
 
 /// Whether every mapped or readable part of a chunk is in the page cache.
