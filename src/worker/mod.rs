@@ -48,6 +48,9 @@ const HASH_BLOCKS_PER_TURN: usize = 64;
 /// Handshakes a worker waits for at a time; further connections are closed at once.
 const HANDSHAKES_MAX: usize = 1024;
 
+/// A turn that takes longer keeps every peer of the core waiting, and is counted.
+const STALL: Duration = Duration::from_millis(1);
+
 /// How often gauges and processor times are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -250,7 +253,9 @@ impl<D: Driver> Worker<D> {
             let busy = clock::now() - begun;
             self.core.core_busy_seconds.add(busy);
             self.core.core_loops.add(1);
-            self.core.core_stall_seconds.observe(busy);
+            if busy > STALL {
+                self.core.core_stall_seconds.observe(busy);
+            }
             if self.has_stopped() {
                 break;
             }
