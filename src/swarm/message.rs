@@ -184,12 +184,7 @@ impl Swarm {
 
     /// A bitfield that is not the first word about pieces. aria2 sends one in place of many haves
     /// wherever that is shorter; it adds to what the peer has and takes nothing away.
-    fn on_more_pieces(
-        &mut self,
-        now: Instant,
-        key: PeerKey,
-        pieces: &Pieces,
-    ) -> Result<(), Error> {
+    fn on_more_pieces(&mut self, now: Instant, key: PeerKey, pieces: &Pieces) -> Result<(), Error> {
         let all = Bitfield::all(self.geometry.piece_count());
         let more = match pieces {
             Pieces::None => return Err(Error::BadBitfield),
