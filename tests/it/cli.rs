@@ -156,9 +156,7 @@ fn get_resumes_reports_in_json_and_goes_on_to_seed() {
 
     // What is complete needs nobody, and is seeded on.
     let mut get = start_get("again", dir.path(), &content, &output, &[], &["--seed"]);
-    let line = get.wait_for("ready line", START, || {
-        get_line(&dir.path().join("again.err"))
-    });
+    let line = get.wait_for("ready line", START, || get_line(&dir.path().join("again.err")));
     let (peer, _) = crate::support::server::addresses(&line).unwrap();
     crate::support::server::fetch_from(dir.path(), &content, peer);
     get.signal(libc::SIGTERM);

@@ -81,6 +81,8 @@ fn sockets_of_the_wrong_worker_are_handed_over_and_lose_nothing() {
     }
     let ok = server.metric("seedring_handshakes_total", &["direction=\"in\"", "result=\"ok\""]);
     assert_eq!(ok, f64::from(PEER_COUNT));
+    let peers_count = server.metric("seedring_peer_connections_total", &["direction=\"in\""]);
+    assert_eq!(peers_count, f64::from(PEER_COUNT));
     drop(peers);
     let none = |count: f64| count == 0.0;
     server.wait_metric("seedring_connections", &[], Duration::from_secs(20), none);

@@ -41,7 +41,16 @@ impl OpenTracker {
         command.args(["-i", "127.0.0.1", "-p", &port, "-P", &port]);
         command.arg("-w").arg(&list);
         let mut process = Process::start("opentracker", dir, &mut command);
-        process.wait_for("answer", LIMIT, || TcpStream::connect(addr).ok());
+        // The list is read beside the start: until then every torrent is refused.
+        process.wait_for("answer", LIMIT, || {
+            TcpStream::connect(addr).ok()?;
+            let known = |content: &&Content| {
+                let query = "&peer_id=-TT0001-asks-only---&port=9&uploaded=0&downloaded=0&left=0";
+                let path = format!("/announce?{}{query}&event=stopped", escaped(content));
+                http_get(addr, &path).1.contains("interval")
+            };
+            torrents.iter().all(known).then_some(())
+        });
         Self { process, addr, _home: home }
     }
 
@@ -52,9 +61,7 @@ impl OpenTracker {
 
     /// Seeds and leechers that it knows of a torrent.
     pub(crate) fn scrape(&self, content: &Content) -> (u32, u32) {
-        let hash: String =
-            content.metainfo.info_hash.0.iter().map(|byte| format!("%{byte:02x}")).collect();
-        let (status, body) = http_get(self.addr, &format!("/scrape?info_hash={hash}"));
+        let (status, body) = http_get(self.addr, &format!("/scrape?{}", escaped(content)));
         assert_eq!(status, 200, "{body}");
         (number_after(&body, "8:completei"), number_after(&body, "10:incompletei"))
     }
@@ -66,6 +73,12 @@ impl OpenTracker {
             (self.scrape(content).0 >= count).then_some(())
         });
     }
+}
+
+/// The info-hash as a query names it.
+fn escaped(content: &Content) -> String {
+    let bytes = content.metainfo.info_hash.0.iter().map(|byte| format!("%{byte:02x}"));
+    bytes.fold("info_hash=".to_owned(), |query, byte| query + &byte)
 }
 
 fn number_after(text: &str, key: &str) -> u32 {
