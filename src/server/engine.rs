@@ -5,6 +5,7 @@
 //! not fit into a worker's box waits here and is tried again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::ErrorKind::NotFound;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -353,7 +354,9 @@ impl Engine {
         let results = self.checked.0.clone();
         let made = Arc::clone(&content);
         let done = Box::new(move |checked: verify::Checked| {
-            for error in &checked.errors {
+            // Where nothing is yet, nothing is wrong.
+            let is_absent = |error: &verify::ReadError| error.error.kind() == NotFound;
+            for error in checked.errors.iter().filter(|error| !is_absent(error)) {
                 tracing::warn!(torrent = %info_hash, %error, "while checking");
             }
             // A hash thread may wait; if the engine has gone nobody wants the answer.

@@ -208,6 +208,8 @@ impl<D: Driver> Worker<D> {
         core: Arc<Core>,
     ) -> Self {
         let now = clock::now();
+        let budget = swarm::Shared::new(None, None, Slots::Unlimited);
+        budget.piece_bytes_max.set(options.piece_bytes_max);
         Self {
             chunks: Chunks::new(options.read_bytes_max),
             driver,
@@ -237,7 +239,7 @@ impl<D: Driver> Worker<D> {
             to_hash: VecDeque::new(),
             syncs_in_flight: 0,
             spare_pieces: Vec::new(),
-            budget: swarm::Shared::new(None, None, Slots::Unlimited),
+            budget,
             reports: VecDeque::new(),
             stopping: None,
             faults_before: major_faults(),
