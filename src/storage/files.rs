@@ -191,3 +191,75 @@ pub fn make_empty(content: &Content) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::{CreateOptions, Metainfo, create};
+
+    fn content_of(files: &[(&str, usize)]) -> (tempfile::TempDir, Content) {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        for (name, len) in files {
+            fs::write(top.join(name), vec![7; *len]).unwrap();
+        }
+        let created = create(&top, &CreateOptions::default(), &|_, _| {}).unwrap();
+        let metainfo = Metainfo::parse(&created.bytes).unwrap();
+        let save_path = dir.path().to_owned();
+        (dir, Content { metainfo, save_path })
+    }
+
+    #[test]
+    fn only_the_files_that_were_checked_are_opened() {
+        let (dir, content) = content_of(&[("a", 1000), ("b", 2000)]);
+        let opened = open(&content, false, Mode::Auto, &[]).unwrap();
+        let known: Vec<_> =
+            opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
+        for fetch in [false, true] {
+            assert!(open(&content, fetch, Mode::Auto, &known).is_ok());
+        }
+        assert_eq!(still_there(&content, &known, false), Ok(()));
+        let path = dir.path().join("top/b");
+        fs::rename(&path, dir.path().join("old")).unwrap();
+        fs::write(&path, vec![8; 2000]).unwrap();
+        for fetch in [false, true] {
+            let refused = open(&content, fetch, Mode::Auto, &known).unwrap_err();
+            assert!(matches!(refused, Error::Replaced { .. }), "{refused}");
+        }
+        for only_names in [false, true] {
+            assert!(still_there(&content, &known, only_names).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_keeps_its_name_and_may_change_otherwise() {
+        let (dir, content) = content_of(&[("a", 1000)]);
+        let opened = open(&content, true, Mode::Auto, &[]).unwrap();
+        let known: Vec<_> =
+            opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
+        fs::write(dir.path().join("top/a"), vec![9; 1500]).unwrap();
+        assert_eq!(still_there(&content, &known, true), Ok(()));
+        assert!(still_there(&content, &known, false).is_err());
+    }
+
+    #[test]
+    fn a_failed_reservation_gives_back_what_was_reserved_before() {
+        let (dir, content) = content_of(&[("a", 5000), ("b", 10)]);
+        let top = dir.path().join("top");
+        fs::write(top.join("a"), b"begun").unwrap();
+        fs::remove_file(top.join("b")).unwrap();
+        fs::create_dir(top.join("b")).unwrap();
+        assert!(open(&content, true, Mode::Auto, &[]).is_err());
+        assert_eq!(fs::read(top.join("a")).unwrap(), b"begun");
+    }
+
+    #[test]
+    fn empty_files_are_made_where_they_are_missing() {
+        let (dir, content) = content_of(&[("a", 10), ("empty", 0)]);
+        let path = dir.path().join("top/empty");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(make_empty(&content), Ok(()));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    }
+}
