@@ -96,7 +96,7 @@ pub struct Worker<D: Driver> {
     dirty_conns: Vec<Key>,
     /// Connections whose receive found no buffer, and those that found no memory for a cold read.
     unbuffered: Vec<Key>,
-    starved: Vec<Key>,
+    starved: VecDeque<Key>,
     residency: Residency,
     chunks: Chunks,
     reads: Table<ChunkRead>,
@@ -133,8 +133,8 @@ enum Timer {
     Handshake(Key),
     /// When a message that had begun must have got further, from that many bytes on.
     Progress(Key, u64),
-    /// When a peer must have taken something of the batch begun at that time.
-    Stall(Key, Instant),
+    /// When a peer must have taken something of what is being sent.
+    Stall(Key),
     /// When to listen again after the system had no descriptor to give.
     Listen(usize),
     /// When to do the housekeeping.
@@ -217,7 +217,7 @@ impl<D: Driver> Worker<D> {
             dirty_torrents: Vec::new(),
             dirty_conns: Vec::new(),
             unbuffered: Vec::new(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             residency: Residency::default(),
             reads: Table::default(),
             writes: Table::default(),
@@ -348,7 +348,7 @@ impl<D: Driver> Worker<D> {
                 }
             }
             Timer::Progress(key, before) => self.on_progress_timer(key, before),
-            Timer::Stall(key, since) => self.on_stall_timer(key, since),
+            Timer::Stall(key) => self.on_stall_timer(key),
             Timer::Listen(index) => self.listen(index),
             Timer::Housekeeping => self.housekeep(),
         }
