@@ -479,18 +479,30 @@ impl OpenTracker {
                 .expect("the program `opentracker` is needed; `tests/run.sh` installs it");
             let url = format!("http://127.0.0.1:{port}/announce");
             let mut tracker = Self { child, url, _directory: directory };
-            if tracker.is_up(port).await {
+            if tracker.is_up(port, info_hash).await {
                 return tracker;
             }
         }
         panic!("opentracker did not start");
     }
 
-    async fn is_up(&mut self, port: u16) -> bool {
+    /// It reads its list beside its start, and refuses every torrent until then.
+    async fn is_up(&mut self, port: u16, info_hash: InfoHash) -> bool {
         let deadline: Instant = clock::now() + Duration::from_secs(5);
+        let hash: String = info_hash.0.iter().map(|byte| format!("%{byte:02x}")).collect();
+        let request = format!(
+            "GET /announce?info_hash={hash}&peer_id=-TT0001-asks-only---&port=9&uploaded=0\
+             &downloaded=0&left=0&event=stopped HTTP/1.0\r\n\r\n"
+        );
         while clock::now() < deadline && self.child.try_wait().unwrap().is_none() {
-            if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                return true;
+            if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await {
+                let mut reply = Vec::new();
+                // Either may fail while it starts; then it is asked again.
+                let _ = stream.write_all(request.as_bytes()).await;
+                let _ = stream.read_to_end(&mut reply).await;
+                if String::from_utf8_lossy(&reply).contains("interval") {
+                    return true;
+                }
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
