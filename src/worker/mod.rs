@@ -12,6 +12,8 @@ mod fetch;
 pub mod mailbox;
 mod serve;
 mod table;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod torrent;
 
@@ -487,26 +489,4 @@ fn ring_op(kind: OpKind) -> RingOp {
 /// Faults of this thread that waited for a device; 0 where the system does not tell.
 fn major_faults() -> u64 {
     process::thread_usage().map_or(0, |usage| usage.major_faults)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_survive_their_tags() {
-        let key = Key { slot: u32::MAX, generation: (1 << GENERATION_BITS) - 1 };
-        for target in [
-            Target::Listener(3),
-            Target::Connect(key),
-            Target::Receive(key),
-            Target::Send(key),
-            Target::Read(key),
-            Target::Write(key),
-            Target::Sync(key),
-        ] {
-            assert_eq!(Target::of(target.tag()), Some(target));
-        }
-        assert_eq!(Target::of(Tag(0)), None);
-    }
 }
