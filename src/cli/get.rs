@@ -112,7 +112,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     let mut fetch = Fetch {
         engine,
         info_hash,
-        bar: super::progress_bar(total, "get"),
+        bar: super::transfer_bar(total, "get"),
         total,
         is_checked: false,
         is_complete: false,

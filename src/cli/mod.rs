@@ -193,6 +193,20 @@ pub fn progress_bar(total: u64, what: &'static str) -> indicatif::ProgressBar {
     } else {
         "{prefix} [{bar:30.cyan}] {percent}% {bytes_per_sec} {eta}"
     };
+    styled_bar(total, what, template)
+}
+
+/// The same for a transfer, whose rate, peers and time left are told in the bar's message.
+pub fn transfer_bar(total: u64, what: &'static str) -> indicatif::ProgressBar {
+    let template = if no_color() {
+        "{prefix} [{bar:30}] {percent}% {msg}"
+    } else {
+        "{prefix} [{bar:30.cyan}] {percent}% {msg}"
+    };
+    styled_bar(total, what, template)
+}
+
+fn styled_bar(total: u64, what: &'static str, template: &str) -> indicatif::ProgressBar {
     let style = indicatif::ProgressStyle::with_template(template)
         .expect("a test makes a bar: the template is valid")
         .progress_chars("=> ");

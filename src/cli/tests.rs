@@ -18,6 +18,7 @@ fn none() -> std::iter::Empty<(OsString, OsString)> {
 fn the_definition_is_consistent() {
     Cli::command().debug_assert();
     progress_bar(1, "x").finish_and_clear();
+    transfer_bar(1, "x").finish_and_clear();
 }
 
 #[test]

@@ -65,6 +65,15 @@ impl OpenPieces {
                 hashed_count: 0,
             }
         });
+        // A block that comes again is another one: what was hashed of it does not count.
+        let index = (block.begin / BLOCK_LEN) as usize;
+        if let Some(flag) = piece.arrived.get_mut(index)
+            && std::mem::take(flag)
+            && index < piece.hashed_count
+        {
+            piece.hasher = Sha1::new();
+            piece.hashed_count = 0;
+        }
         let start = (block.begin + offset) as usize;
         match piece.data.get_mut(start..start + data.len()) {
             Some(place) => place.copy_from_slice(data),
@@ -171,6 +180,22 @@ mod tests {
             assert_eq!(pieces.remove(PieceIndex(1)), Some(content.clone()));
             assert_eq!(pieces.bytes(), 0);
         }
+    }
+
+    #[test]
+    fn a_block_that_comes_again_replaces_what_was_hashed() {
+        let geometry = Geometry::new(40_000, 40_000).unwrap();
+        let mut pieces = OpenPieces::new(geometry);
+        let piece = PieceIndex(0);
+        for (index, byte) in [(0, 1), (1, 9), (1, 2), (2, 3)] {
+            let block = geometry.block(piece, index).unwrap();
+            let data = vec![byte; block.len as usize];
+            assert!(pieces.store(block, 0, &data, |len| vec![0; len]));
+            pieces.complete(block);
+        }
+        let content = [vec![1; 16_384], vec![2; 16_384], vec![3; 40_000 - 32_768]].concat();
+        while pieces.digest(piece, 1) == Progress::More {}
+        assert_eq!(pieces.digest(piece, 1), Progress::Done(sha1(&content)));
     }
 
     #[test]

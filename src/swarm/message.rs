@@ -158,13 +158,13 @@ impl Swarm {
         self.on_pieces(now, key, pieces)
     }
 
-    /// A bitfield in one of its forms: allowed once, before any other word about pieces.
+    /// A bitfield in one of its forms: at first it tells what the peer has, later what has come.
     fn on_pieces(&mut self, now: Instant, key: PeerKey, pieces: Pieces) -> Result<(), Error> {
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return Ok(());
         };
         if std::mem::replace(&mut peer.spoke, true) {
-            return Err(Error::BadBitfield);
+            return self.on_more_pieces(now, key, &pieces);
         }
         match &pieces {
             Pieces::All => self.counts.have_all += 1,
@@ -178,6 +178,40 @@ impl Swarm {
             Pieces::None => {}
         }
         peer.pieces = pieces;
+        self.after_pieces(now, key);
+        Ok(())
+    }
+
+    /// A bitfield that is not the first word about pieces. aria2 sends one in place of many haves
+    /// wherever that is shorter; it adds to what the peer has and takes nothing away.
+    fn on_more_pieces(&mut self, now: Instant, key: PeerKey, pieces: &Pieces) -> Result<(), Error> {
+        let all = Bitfield::all(self.geometry.piece_count());
+        let more = match pieces {
+            Pieces::None => return Err(Error::BadBitfield),
+            Pieces::Some(more) => more,
+            Pieces::All => &all,
+        };
+        self.nuisance(key)?;
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else {
+            return Ok(());
+        };
+        if matches!(peer.pieces, Pieces::None) {
+            peer.pieces = Pieces::Some(Bitfield::none(more.len()));
+        }
+        let Pieces::Some(known) = &mut peer.pieces else {
+            return Ok(());
+        };
+        if !known.lacks_any_of(more) {
+            return Ok(());
+        }
+        for piece in more.iter() {
+            if known.set(piece) {
+                peer.wanted += u32::from(!self.have.has(piece));
+                if let Some(availability) = &mut self.availability {
+                    availability.add(piece);
+                }
+            }
+        }
         self.after_pieces(now, key);
         Ok(())
     }

@@ -75,8 +75,8 @@ impl Refused {
 /// Why a connection ends: returned where the peer broke a rule, or inside `Action::Close`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Error {
-    /// A bitfield of the wrong size, with spare bits set, or not as the first message.
-    #[error("the bitfield has the wrong size, spare bits, or comes late")]
+    /// A bitfield of the wrong size or with spare bits set, or a late word that it has nothing.
+    #[error("the bitfield has the wrong size, has spare bits, or takes pieces back")]
     BadBitfield,
     /// A piece index that the torrent does not have.
     #[error("the piece index is out of range")]

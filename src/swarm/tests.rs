@@ -147,7 +147,7 @@ fn a_full_queue_rejects_and_a_lost_piece_is_not_served() {
 fn broken_rules_close() {
     let late = |pair: &mut Pair| {
         pair.say(Message::Have(piece(0)))?;
-        pair.say(Message::Bitfield(&[0xff]))
+        pair.say(Message::HaveNone)
     };
     let flap = |pair: &mut Pair| {
         (0..=STATE_CHANGES_PER_SECOND_MAX).try_for_each(|_| pair.say(Message::NotInterested))
@@ -175,6 +175,28 @@ fn broken_rules_close() {
         let mut pair = pair(Bitfield::none(PIECES), Options::default());
         assert_eq!(act(&mut pair), Err(expected));
     }
+}
+
+#[test]
+fn a_bitfield_in_mid_stream_adds_what_is_new() {
+    let mut pair = pair(Bitfield::none(PIECES), Options::default());
+    pair.say(Message::Have(piece(1))).unwrap();
+    let mut more = Bitfield::none(PIECES);
+    more.set(piece(2));
+    more.set(piece(4));
+    let has = |pair: &Pair| -> Vec<u32> {
+        let pieces = &pair.swarm.peers[pair.key.0 as usize].pieces;
+        (0..PIECES).filter(|&index| pieces.has(piece(index))).collect()
+    };
+    // Twice: the second time nothing is new.
+    for _ in 0..2 {
+        pair.say(Message::Bitfield(&more.to_wire())).unwrap();
+        assert_eq!(has(&pair), [1, 2, 4]);
+        pair.swarm.check_invariants();
+    }
+    pair.say(Message::Bitfield(&Bitfield::all(PIECES).to_wire())).unwrap();
+    assert_eq!(has(&pair).len(), PIECES as usize);
+    pair.swarm.check_invariants();
 }
 
 #[test]

@@ -72,7 +72,6 @@ impl<D: Driver> Worker<D> {
             return;
         }
         self.core.accepts[AcceptResult::Ok].add(1);
-        self.core.peer_connections[Direction::Incoming].add(1);
         let conn = Conn::new(Rc::new(socket), addr, Phase::Incoming(HandshakeReader::new()));
         let key = self.conns.insert(conn);
         self.handshake_count += 1;
@@ -117,7 +116,6 @@ impl<D: Driver> Worker<D> {
         let conn = Conn::new(Rc::clone(&socket), addr, Phase::Connecting { torrent });
         let key = self.conns.insert(conn);
         self.handshake_count += 1;
-        self.core.peer_connections[Direction::Outgoing].add(1);
         self.timers.set(self.now + HANDSHAKE_TIMEOUT, Timer::Handshake(key));
         self.operate(Target::Connect(key), Op::Connect { socket, addr });
     }
@@ -242,6 +240,7 @@ impl<D: Driver> Worker<D> {
             }
         };
         self.core.handshakes[(direction, HandshakeResult::Ok)].add(1);
+        self.core.peer_connections[direction].add(1);
         if !outgoing {
             let ours = Handshake::new(torrent.info_hash, self.shared.peer_id, false);
             conn.outbox.extend_from_slice(&ours.encode());

@@ -67,6 +67,8 @@ pub(super) struct Sending {
     pub(super) payload_left: u64,
     /// When its first byte was offered.
     pub(super) since: Instant,
+    /// When the kernel last took something of it.
+    pub(super) moved_at: Instant,
 }
 
 /// Whether sends ask the kernel to do without a copy. It answers per send whether it could.
@@ -99,12 +101,18 @@ pub(super) struct Conn {
     pub(super) is_dirty: bool,
     /// Longest batch worth making for it now, in bytes.
     pub(super) send_len_max: usize,
-    /// The last send was short: the next one waits for room before it tries.
+    /// Whether sends ask to do without a copy.
     pub(super) zero_copy: ZeroCopy,
-    /// Payload of zero-copy sends that the kernel still holds, in bytes.
+    /// Bytes of zero-copy sends that the kernel still holds, in all and per send, oldest first.
     pub(super) held_len: usize,
+    /// See `held_len`.
+    pub(super) held: VecDeque<usize>,
+    /// Whether a timer watches that the peer takes what is sent.
+    pub(super) is_stall_watched: bool,
     /// Bytes received so far, to see progress by.
     pub(super) received_bytes: u64,
+    /// Whether it is on the list of those that found no memory for a cold read.
+    pub(super) is_starved: bool,
     /// Whether a timer watches for progress inside a message.
     pub(super) is_watched: bool,
 }
@@ -123,7 +131,10 @@ impl Conn {
             send_len_max: 4 * SEND_LEN_MIN,
             zero_copy: ZeroCopy::Off,
             held_len: 0,
+            held: VecDeque::new(),
+            is_stall_watched: false,
             received_bytes: 0,
+            is_starved: false,
             is_watched: false,
         }
     }

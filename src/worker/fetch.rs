@@ -28,6 +28,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Piece buffers kept for the next pieces.
 const SPARE_PIECES_MAX: usize = 8;
+/// Longest one worth keeping, in bytes; for longer ones the allocator asks the kernel anyway.
+const SPARE_PIECE_LEN_MAX: usize = 4 << 20;
 
 /// A piece on its way to the disk.
 #[derive(Debug)]
@@ -183,8 +185,11 @@ impl<D: Driver> Worker<D> {
                     self.judge(key, piece, good, digests);
                 }
                 Progress::Absent => {
+                    // Thrown away since it was whole. A new attempt that lost blocks with the old
+                    // one begins again; the swarm ignores this of a piece it does not wait for.
                     self.to_hash.pop_front();
-                    debug_assert!(false, "a piece without all blocks was to be verified");
+                    torrent.swarm.handle_verified(self.now, piece, Verdict::Unreadable);
+                    self.touch_torrent(key);
                 }
             }
         }
@@ -268,7 +273,11 @@ impl<D: Driver> Worker<D> {
 
     fn push_write(&mut self, run_key: Key) {
         let Some(run) = self.writes.get(run_key) else { return };
-        let Some(write) = self.piece_writes.get(run.write) else { return };
+        let Some(write) = self.piece_writes.get(run.write) else {
+            // Another run of the same piece has failed.
+            self.writes.remove(run_key);
+            return;
+        };
         let file = self.torrents.get(write.torrent).and_then(|torrent| match &torrent.store {
             Store::Open(open) => open.files.get(run.file).and_then(Option::as_ref),
             _ => None,
@@ -323,13 +332,19 @@ impl<D: Driver> Worker<D> {
         self.writes.remove(run_key);
         let Some(torrent_key) = write.map(|write| write.torrent) else { return };
         if let Some(torrent) = self.torrents.get(torrent_key) {
-            let content = &torrent.content;
-            let entry = content.metainfo.layout.file(file);
-            let path = entry.map_or_else(
-                || content.save_path.clone(),
-                |entry| content.save_path.join(entry.path()),
-            );
+            let path = torrent.path_of(file);
             self.fail_torrent(torrent_key, Error::from_io("write", &path, &error));
+        }
+    }
+
+    /// Forgets the pieces of a torrent that are not on disk and never will be.
+    pub(super) fn drop_pieces(&mut self, torrent_key: Key) {
+        self.to_hash.retain(|&(key, ..)| key != torrent_key);
+        for write_key in self.piece_writes.keys() {
+            if self.piece_writes.get(write_key).is_some_and(|write| write.torrent == torrent_key) {
+                // What the kernel is writing keeps its memory until it is done.
+                self.piece_writes.remove(write_key);
+            }
         }
     }
 
@@ -354,7 +369,7 @@ impl<D: Driver> Worker<D> {
 
     /// Keeps the memory of a piece for the next one.
     pub(super) fn recycle_piece(&mut self, data: Vec<u8>) {
-        if self.spare_pieces.len() < SPARE_PIECES_MAX {
+        if self.spare_pieces.len() < SPARE_PIECES_MAX && data.capacity() <= SPARE_PIECE_LEN_MAX {
             self.spare_pieces.push(data);
         }
     }

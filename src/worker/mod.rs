@@ -50,6 +50,9 @@ const HASH_BLOCKS_PER_TURN: usize = 64;
 /// Handshakes a worker waits for at a time; further connections are closed at once.
 const HANDSHAKES_MAX: usize = 1024;
 
+/// A turn that takes longer keeps every peer of the core waiting, and is counted.
+const STALL: Duration = Duration::from_millis(1);
+
 /// How often gauges and processor times are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -95,7 +98,7 @@ pub struct Worker<D: Driver> {
     dirty_conns: Vec<Key>,
     /// Connections whose receive found no buffer, and those that found no memory for a cold read.
     unbuffered: Vec<Key>,
-    starved: Vec<Key>,
+    starved: VecDeque<Key>,
     residency: Residency,
     chunks: Chunks,
     reads: Table<ChunkRead>,
@@ -132,8 +135,8 @@ enum Timer {
     Handshake(Key),
     /// When a message that had begun must have got further, from that many bytes on.
     Progress(Key, u64),
-    /// When a peer must have taken something of the batch begun at that time.
-    Stall(Key, Instant),
+    /// When a peer must have taken something of what is being sent.
+    Stall(Key),
     /// When to listen again after the system had no descriptor to give.
     Listen(usize),
     /// When to do the housekeeping.
@@ -216,7 +219,7 @@ impl<D: Driver> Worker<D> {
             dirty_torrents: Vec::new(),
             dirty_conns: Vec::new(),
             unbuffered: Vec::new(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             residency: Residency::default(),
             reads: Table::default(),
             writes: Table::default(),
@@ -252,7 +255,9 @@ impl<D: Driver> Worker<D> {
             let busy = clock::now() - begun;
             self.core.core_busy_seconds.add(busy);
             self.core.core_loops.add(1);
-            self.core.core_stall_seconds.observe(busy);
+            if busy > STALL {
+                self.core.core_stall_seconds.observe(busy);
+            }
             if self.has_stopped() {
                 break;
             }
@@ -345,7 +350,7 @@ impl<D: Driver> Worker<D> {
                 }
             }
             Timer::Progress(key, before) => self.on_progress_timer(key, before),
-            Timer::Stall(key, since) => self.on_stall_timer(key, since),
+            Timer::Stall(key) => self.on_stall_timer(key),
             Timer::Listen(index) => self.listen(index),
             Timer::Housekeeping => self.housekeep(),
         }

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::connection::{SEND_LEN_MAX, SEND_LEN_MIN, Sending, ZeroCopy};
 use super::table::Key;
@@ -39,6 +39,9 @@ const ZERO_COPY_HELD_MAX: usize = 4 * SEND_LEN_MAX;
 
 /// How long a peer may take nothing of a batch before it is closed.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Connections that try again for each read or send that may have freed memory.
+const STARVED_WAKES_MAX: usize = 16;
 
 /// A chunk on its way from the disk.
 #[derive(Debug)]
@@ -81,8 +84,12 @@ impl<D: Driver> Worker<D> {
             sent: 0,
             payload_left: payload,
             since: self.now,
+            moved_at: self.now,
         });
-        self.timers.set(self.now + STALL_TIMEOUT, Timer::Stall(key, self.now));
+        // One timer per connection, however many batches pass before it fires.
+        if !std::mem::replace(&mut conn.is_stall_watched, true) {
+            self.timers.set(self.now + STALL_TIMEOUT, Timer::Stall(key));
+        }
         self.push_send(key);
     }
 
@@ -241,8 +248,10 @@ impl<D: Driver> Worker<D> {
             Answer::Ready(data) => Some(data),
             Answer::Reading => None,
             Answer::Full => {
-                if self.starved.last() != Some(&conn) {
-                    self.starved.push(conn);
+                if let Some(starved) = self.conns.get_mut(conn)
+                    && !std::mem::replace(&mut starved.is_starved, true)
+                {
+                    self.starved.push_back(conn);
                 }
                 None
             }
@@ -264,6 +273,11 @@ impl<D: Driver> Worker<D> {
         loop {
             let Some(read) = self.reads.get_mut(read_key) else { return };
             let (torrent_key, chunk, left) = (read.torrent, read.chunk, read.len - read.done);
+            if self.torrents.get(torrent_key).is_none() {
+                // Its chunks went with it; the key may be another torrent's by now.
+                self.reads.remove(read_key);
+                return;
+            }
             if left == 0 {
                 self.reads.remove(read_key);
                 let waiters = self.chunks.finish(chunk, buffer);
@@ -308,24 +322,31 @@ impl<D: Driver> Worker<D> {
         let Some(Target::Read(read_key)) = Target::of(tag) else { return };
         let Some(read) = self.reads.get_mut(read_key) else { return };
         let (torrent_key, chunk) = (read.torrent, read.chunk);
+        let done = read.done;
         let error = match result {
             Ok(count) if count > 0 => {
                 read.done += count;
                 return self.continue_read(read_key, buffer);
             }
-            Ok(_) => io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before its data"),
+            Ok(_) => None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 return self.continue_read(read_key, buffer);
             }
-            Err(error) => error,
+            Err(error) => Some(error),
         };
         self.reads.remove(read_key);
+        let Some(torrent) = self.torrents.get(torrent_key) else { return };
         self.core.disk_errors[DiskOp::Read].add(1);
+        let start = torrent.geometry().piece_start(chunk.piece) + u64::from(chunk.begin());
+        let extent = torrent.content.metainfo.layout.extents(start + done as u64, 1).next();
+        let error = match (error, extent) {
+            (Some(error), Some(extent)) => {
+                Error::from_io("read", &torrent.path_of(extent.file), &error)
+            }
+            _ => unreadable(torrent, "a file ends before its data"),
+        };
         let waiters = self.chunks.fail(chunk, buffer);
-        if let Some(torrent) = self.torrents.get(torrent_key) {
-            let error = Error::from_io("read", &torrent.content.save_path, &error);
-            self.fail_torrent(torrent_key, error);
-        }
+        self.fail_torrent(torrent_key, error);
         self.wake_readers(&waiters);
     }
 
@@ -335,8 +356,21 @@ impl<D: Driver> Worker<D> {
                 self.touch_conn(key);
             }
         }
-        for key in std::mem::take(&mut self.starved) {
-            self.touch_conn(key);
+        self.wake_starved();
+    }
+
+    /// Memory for cold reads may be free: some of those that found none try again, in the order in
+    /// which they came. Each one that gets on ends in a send or a read, which wakes the next.
+    fn wake_starved(&mut self) {
+        let mut left = STARVED_WAKES_MAX;
+        while left > 0
+            && let Some(key) = self.starved.pop_front()
+        {
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.is_starved = false;
+                left -= 1;
+                self.touch_conn(key);
+            }
         }
     }
 
@@ -359,21 +393,25 @@ impl<D: Driver> Worker<D> {
 
     pub(super) fn on_sent(&mut self, tag: Tag, result: io::Result<usize>, held: bool) {
         let Some(Target::Send(key)) = Target::of(tag) else { return };
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return self.wake_starved() };
+        if held {
+            let len = result.as_ref().map_or(0, |&count| count);
+            conn.held.push_back(len);
+            conn.held_len += len;
+        }
         let Some(sending) = &mut conn.sending else { return };
         let count = match result {
             Ok(count) => count,
             Err(error) => return self.send_failed(key, &error),
         };
         sending.sent += count;
+        sending.moved_at = self.now;
         let payload = sending.payload_left.min(count as u64);
         sending.payload_left -= payload;
         let ended = sending.sent >= sending.batch.len();
-        if held {
-            conn.held_len += count;
-        }
         if ended && let Some(ended) = conn.sending.take() {
-            conn.send_len_max = next_send_len(ended.batch.len(), self.now - ended.since);
+            let took = self.now.saturating_duration_since(ended.since);
+            conn.send_len_max = next_send_len(conn.send_len_max, ended.batch.len(), took);
         }
         if payload > 0
             && let Some(peer) = conn.peer()
@@ -386,6 +424,7 @@ impl<D: Driver> Worker<D> {
         }
         if ended {
             self.touch_conn(key);
+            self.wake_starved();
         } else {
             self.push_send(key);
         }
@@ -420,25 +459,7 @@ impl<D: Driver> Worker<D> {
     fn fail_mapping(&mut self, torrent_key: Key) {
         let Some(torrent) = self.torrents.get(torrent_key) else { return };
         self.core.disk_errors[DiskOp::Map].add(1);
-        let layout = &torrent.content.metainfo.layout;
-        let mut error = Error::Io {
-            action: "read",
-            path: torrent.content.save_path.display().to_string(),
-            reason: "the kernel could not read a mapped file".into(),
-        };
-        if let Store::Open(open) = &torrent.store {
-            for (file, entry) in open.files.iter().zip(layout.files()) {
-                let Some(file) = file else { continue };
-                let found = crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle));
-                if let Ok(found) = found
-                    && found.size < entry.len
-                {
-                    let path = torrent.content.save_path.join(entry.path()).display().to_string();
-                    error = Error::Truncated { path, expected: entry.len, found: found.size };
-                    break;
-                }
-            }
-        }
+        let error = unreadable(torrent, "the kernel could not read a mapped file");
         self.fail_torrent(torrent_key, error);
     }
 
@@ -446,9 +467,10 @@ impl<D: Driver> Worker<D> {
         let result = if copied { ZeroCopyResult::Copied } else { ZeroCopyResult::ZeroCopy };
         self.core.zc_notifications[result].add(1);
         let Some(Target::Send(key)) = Target::of(tag) else { return };
+        self.wake_starved();
         let Some(conn) = self.conns.get_mut(key) else { return };
-        // Releases come in order, one per send that was held; what they held is not told apart.
-        conn.held_len = conn.held_len.saturating_sub(SEND_LEN_MAX);
+        // One per send that was held, and in their order: the peer acknowledges bytes in order.
+        conn.held_len -= conn.held.pop_front().unwrap_or(0);
         conn.zero_copy = match conn.zero_copy {
             _ if copied => ZeroCopy::Off,
             ZeroCopy::Trying(left) if left > 1 => ZeroCopy::Trying(left - 1),
@@ -457,22 +479,46 @@ impl<D: Driver> Worker<D> {
         };
     }
 
-    pub(super) fn on_stall_timer(&mut self, key: Key, since: Instant) {
-        let stalled = self.conns.get(key).is_some_and(|conn| {
-            conn.sending.as_ref().is_some_and(|sending| sending.since == since)
-        });
-        if stalled {
-            self.close(key, DisconnectReason::Slow);
+    /// Closes a peer that takes nothing of what it is sent; otherwise looks again later.
+    pub(super) fn on_stall_timer(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_stall_watched = false;
+        let Some(sending) = &conn.sending else { return };
+        let at = sending.moved_at + STALL_TIMEOUT;
+        if at <= self.now {
+            return self.close(key, DisconnectReason::Slow);
         }
+        conn.is_stall_watched = true;
+        self.timers.set(at, Timer::Stall(key));
     }
 }
 
-/// The next batch is what the peer drained per second, within bounds.
-fn next_send_len(len: usize, took: Duration) -> usize {
+/// The next batch is what the peer drained per second, within bounds. A batch too short to show
+/// that (a few messages) can only lengthen it.
+fn next_send_len(before: usize, len: usize, took: Duration) -> usize {
     let nanos = took.as_nanos().max(1);
     let per_second = len as u128 * 1_000_000_000 / nanos;
     let drained = usize::try_from(per_second).unwrap_or(SEND_LEN_MAX);
-    drained.clamp(SEND_LEN_MIN, SEND_LEN_MAX)
+    let least = if len < SEND_LEN_MIN { before } else { SEND_LEN_MIN };
+    drained.clamp(least, SEND_LEN_MAX)
+}
+
+/// Why the files of a torrent cannot be read any more: one was truncated, or what `reason` says.
+fn unreadable(torrent: &Torrent, reason: &str) -> Error {
+    if let Store::Open(open) = &torrent.store {
+        for (file, entry) in open.files.iter().zip(torrent.content.metainfo.layout.files()) {
+            let Some(file) = file else { continue };
+            let found = crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle));
+            if let Ok(found) = found
+                && found.size < entry.len
+            {
+                let path = torrent.content.save_path.join(entry.path()).display().to_string();
+                return Error::Truncated { path, expected: entry.len, found: found.size };
+            }
+        }
+    }
+    let path = torrent.content.save_path.display().to_string();
+    Error::Io { action: "read", path, reason: reason.into() }
 }
 
 /// Whether every mapped or readable part of a chunk is in the page cache.

@@ -5,6 +5,7 @@
 //! stops one torrent touches no other.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -96,6 +97,13 @@ impl Torrent {
         self.content.metainfo.geometry
     }
 
+    /// Where a file of its layout lies.
+    pub(super) fn path_of(&self, file: usize) -> PathBuf {
+        let entry = self.content.metainfo.layout.file(file);
+        let save_path = &self.content.save_path;
+        entry.map_or_else(|| save_path.clone(), |entry| save_path.join(entry.path()))
+    }
+
     /// The connection of a peer.
     pub(super) fn conn_of(&self, peer: PeerKey) -> Option<Key> {
         self.conns.get(peer.0 as usize).copied().flatten()
@@ -178,6 +186,7 @@ impl<D: Driver> Worker<D> {
     pub(super) fn remove_torrent(&mut self, info_hash: &InfoHash) {
         let Some(key) = self.by_hash.remove(info_hash) else { return };
         self.close_peers(key, DisconnectReason::TorrentStopped);
+        self.drop_pieces(key);
         if let Some(mut torrent) = self.torrents.remove(key) {
             self.drop_files(&mut torrent);
             let geometry = torrent.geometry();
@@ -370,6 +379,11 @@ impl<D: Driver> Worker<D> {
         self.reports.push_back(Report::Failed(torrent.info_hash, error));
         self.release_store(store);
         self.close_peers(key, DisconnectReason::Storage);
+        self.drop_pieces(key);
+        if let Some(torrent) = self.torrents.get_mut(key) {
+            torrent.pieces = OpenPieces::new(torrent.geometry());
+            torrent.publish(self.now);
+        }
     }
 
     fn close_peers(&mut self, key: Key, reason: DisconnectReason) {

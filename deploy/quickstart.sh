@@ -1,0 +1,23 @@
+#!/bin/sh
+# Builds seedring and starts it on embedded defaults. For Debian with a current Rust (rustup), as
+# root or with sudo. Arguments go to `seedring run`.
+set -eu
+cd "$(dirname "$0")/.."
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+# SQLite and the cryptography are compiled in: they want a C compiler.
+if ! command -v cc >/dev/null 2>&1; then
+    as_root apt-get update
+    as_root apt-get install -y --no-install-recommends gcc libc6-dev
+fi
+if ! command -v cargo >/dev/null 2>&1; then
+    # rustup puts cargo here; a shell that was open before does not know yet.
+    PATH="$HOME/.cargo/bin:$PATH"
+fi
+cargo build --release --locked
+mkdir -p watch downloads
+if [ "$#" = 0 ]; then
+    set -- --watch watch --downloads downloads
+fi
+exec target/release/seedring run "$@"

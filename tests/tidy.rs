@@ -1,0 +1,192 @@
+//! The rules of the house that no compiler holds: what pure rooms may name, how files begin, how
+//! long they are, and under which licences the dependencies come.
+#![allow(clippy::unwrap_used, reason = "a test that cannot read its own tree fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Lines of a file without its tests, at most.
+const FILE_LINES_MAX: usize = 600;
+
+/// Rooms that take values and give values.
+const PURE: &[&str] = &[
+    "units.rs",
+    "bencode/",
+    "metainfo/error.rs",
+    "metainfo/files.rs",
+    "metainfo/layout.rs",
+    "metainfo/magnet.rs",
+    "metainfo/mod.rs",
+    "metainfo/names.rs",
+    "metainfo/parse.rs",
+    "metainfo/urls.rs",
+    "wire/",
+    "rate.rs",
+    "swarm/",
+    "tracker/announcer.rs",
+    "tracker/policy.rs",
+    "tracker/reply.rs",
+    "tracker/scheduler.rs",
+    "tracker/tracker_url.rs",
+];
+
+/// What they must not name.
+const IMPURE: &[&str] = &[
+    "std::fs",
+    "std::thread",
+    "std::os",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "libc::",
+    "io_uring",
+    "tokio::",
+    "Instant::now",
+];
+
+/// Licences that go together with ours; an expression needs one of them in each `AND` part.
+const LICENCES: &[&str] = &[
+    "MIT",
+    "MIT-0",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "0BSD",
+    "BSL-1.0",
+    "CC0-1.0",
+    "Unlicense",
+    "Unicode-3.0",
+    "CDLA-Permissive-2.0",
+    "OpenSSL",
+];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    let entries = fs::read_dir(dir).unwrap();
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Name below `src/` and text of every source file.
+fn files() -> Vec<(String, String)> {
+    let src = root().join("src");
+    let mut paths = Vec::new();
+    sources(&src, &mut paths);
+    assert!(paths.len() > 50, "only {} files were found", paths.len());
+    let read = |path: PathBuf| {
+        let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        (name, fs::read_to_string(&path).unwrap())
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// The part of a file that is not tests.
+fn without_tests(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text)
+}
+
+fn is_tests(name: &str) -> bool {
+    name.contains("tests/") || name.ends_with("tests.rs")
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let mute: Vec<_> =
+        files().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|it| it.0).collect();
+    assert!(mute.is_empty(), "no //! at the top of {mute:?}");
+}
+
+#[test]
+fn pure_rooms_are_pure() {
+    for (name, text) in files().iter().filter(|(name, _)| !is_tests(name)) {
+        if !PURE.iter().any(|room| name.starts_with(room)) {
+            continue;
+        }
+        for (line, words) in without_tests(text).lines().enumerate() {
+            let code = words.split("//").next().unwrap_or_default();
+            let named = IMPURE.iter().find(|word| code.contains(**word));
+            assert!(named.is_none(), "{name}:{}: names {named:?}", line + 1);
+        }
+    }
+    for room in PURE {
+        let exists = files().iter().any(|(name, _)| name.starts_with(room));
+        assert!(exists, "{room} is on the list of pure rooms and does not exist");
+    }
+}
+
+#[test]
+fn unsafe_stays_in_its_two_rooms() {
+    for (name, text) in files() {
+        if name.starts_with("ring/") || name.starts_with("sys/") {
+            continue;
+        }
+        let found = text.lines().position(|line| {
+            let code = line.split("//").next().unwrap_or_default();
+            code.contains("unsafe {") || code.contains("unsafe fn")
+        });
+        assert_eq!(found, None, "{name} is outside of ring and sys");
+    }
+}
+
+#[test]
+fn files_are_short_and_nothing_is_left_behind() {
+    for (name, text) in files() {
+        let lines = without_tests(&text).lines().count();
+        assert!(is_tests(&name) || lines <= FILE_LINES_MAX, "{name} has {lines} lines");
+        // In two parts, so that this file does not find itself.
+        for word in [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X")] {
+            assert!(!text.contains(word), "{name} holds {word}");
+        }
+    }
+}
+
+#[test]
+fn the_licences_of_all_dependencies_go_together_with_ours() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        // Only what is built here was fetched.
+        .args(["--filter-platform", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH)])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.len() > 20, "only {} packages were found", packages.len());
+    for package in packages {
+        let (name, licence) = (&package["name"], package["license"].as_str().unwrap_or("none"));
+        assert!(is_compatible(licence), "{name} comes under {licence}");
+    }
+}
+
+/// Whether an SPDX expression can be met with [`LICENCES`]. Good for the shapes that occur: lists
+/// joined by OR (or the old `/`), whose parts may be joined by AND, with one level of brackets.
+fn is_compatible(expression: &str) -> bool {
+    let expression = expression.replace('/', " OR ").replace(['(', ')'], "");
+    let known = |licence: &str| LICENCES.contains(&licence.trim());
+    let by_or = expression.split(" OR ").any(|choice| choice.split(" AND ").all(known));
+    let by_and = expression.split(" AND ").all(|part| part.split(" OR ").any(known));
+    by_or || by_and
+}
+
+#[test]
+fn licences_are_told_apart() {
+    for good in ["MIT", "MIT OR Apache-2.0", "MIT/GPL-3.0", "(MIT OR GPL-3.0) AND Unicode-3.0"] {
+        assert!(is_compatible(good), "{good}");
+    }
+    for bad in ["GPL-3.0", "MIT AND GPL-3.0", "none", ""] {
+        assert!(!is_compatible(bad), "{bad}");
+    }
+}
