@@ -458,17 +458,18 @@ impl<D: Driver> Worker<D> {
         for key in self.conns.keys() {
             self.close(key, DisconnectReason::Shutdown);
         }
-        for key in self.torrents.keys() {
-            self.sync_torrent(key);
-        }
     }
 
     fn has_stopped(&mut self) -> bool {
         let Some(deadline) = self.stopping else { return false };
-        let idle = self.to_hash.is_empty()
-            && self.piece_writes.is_empty()
-            && self.syncs_in_flight == 0
-            && self.reports.is_empty();
+        let writes = !self.to_hash.is_empty() || !self.piece_writes.is_empty();
+        if !writes && self.syncs_in_flight == 0 {
+            // Whatever the last writes were, and however they ended: nothing stays unflushed.
+            for key in self.torrents.keys() {
+                self.sync_torrent(key);
+            }
+        }
+        let idle = !writes && self.syncs_in_flight == 0 && self.reports.is_empty();
         idle || self.now >= deadline
     }
 
