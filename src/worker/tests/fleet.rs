@@ -108,6 +108,7 @@ impl Fleet {
             info_hash: torrent.info_hash,
             content: torrent.content(path),
             have,
+            known: Vec::new(),
             options,
             totals: Arc::clone(&totals),
         };
@@ -197,22 +198,20 @@ impl Fleet {
     }
 }
 
-/// Every connection that began has ended in one way, and only one.
+/// Every connection had one result of its handshake, and every peer was disconnected once.
 fn assert_connections_balance(core: &Core) {
     use crate::metrics::HandoverResult::{Adopted, Dropped, Sent};
-    let outgoing = core.peer_connections[Direction::Outgoing].get();
-    let accepted = core.accepts[AcceptResult::Ok].get();
-    let moved = core.handovers[Sent].get();
-    assert_eq!(core.handovers[Dropped].get(), 0);
-    let begun = outgoing + accepted + core.handovers[Adopted].get() - moved;
-    let mut ended = 0;
-    for direction in Direction::ALL {
-        for &result in HandshakeResult::ALL.iter().filter(|&&it| it != HandshakeResult::Ok) {
-            ended += core.handshakes[(*direction, result)].get();
-        }
-    }
-    ended += DisconnectReason::ALL.iter().map(|&it| core.disconnects[it].get()).sum::<u64>();
-    assert_eq!(begun, ended, "connections that began, and that ended");
+    let count = |direction, result| core.handshakes[(direction, result)].get();
+    let incoming: u64 =
+        HandshakeResult::ALL.iter().map(|&result| count(Direction::Incoming, result)).sum();
+    let handovers = |result| core.handovers[result].get();
+    let accepted = core.accepts[AcceptResult::Ok].get() + handovers(Adopted) - handovers(Sent);
+    assert_eq!(handovers(Dropped), 0);
+    assert_eq!(accepted, incoming, "connections that came, and results of their handshakes");
+    let peers: u64 =
+        Direction::ALL.iter().map(|&direction| count(direction, HandshakeResult::Ok)).sum();
+    let gone: u64 = DisconnectReason::ALL.iter().map(|&it| core.disconnects[it].get()).sum();
+    assert_eq!(peers, gone, "peers that came, and went");
 }
 
 fn start_worker(shared: &Shared, ring: Ring, options: Options) -> (Member, Mailbox) {

@@ -24,8 +24,7 @@ fn bad_company(ring: Ring, torrent: &Torrent, mode: Mode) {
     fleet.seed(0, torrent);
     let blocks = torrent.blocks();
 
-    let deaf = Peer::asking(addr, torrent, 10, &blocks);
-    deaf.narrow();
+    let deaf = Peer::narrow(addr, torrent, 10, &blocks);
     let mut killed = Peer::asking(addr, torrent, 11, &blocks);
     killed.read_until("a first block", |peer| !peer.blocks.is_empty());
     // Unread bytes make the kernel answer with a reset.
@@ -62,8 +61,7 @@ fn last_buffer(ring: Ring, torrent: &Torrent) {
     let addr = fleet.members[0].addr;
     fleet.seed(0, torrent);
     let blocks = torrent.blocks();
-    let deaf = Peer::asking(addr, torrent, 10, &blocks);
-    deaf.narrow();
+    let deaf = Peer::narrow(addr, torrent, 10, &blocks);
     let reads = &fleet.members[0].seen.reads;
     let mut before = usize::MAX;
     wait_for("the deaf peer to hold the buffer", || {

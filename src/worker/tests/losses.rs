@@ -16,8 +16,7 @@ fn cut_while_served(ring: Ring, torrents: &[Torrent; 2], mode: Mode) {
     fleet.seed(0, cut);
     fleet.seed(0, whole);
     let mut other = Peer::asking(addr, whole, 20, &whole.blocks()[..4]);
-    let mut slow = Peer::asking(addr, cut, 21, &cut.blocks());
-    slow.narrow();
+    let mut slow = Peer::narrow(addr, cut, 21, &cut.blocks());
     slow.read_until("a first block", |peer| !peer.blocks.is_empty());
     let file = OpenOptions::new().write(true).open(cut.file(0)).unwrap();
     let len = file.metadata().unwrap().len();

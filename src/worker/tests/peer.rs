@@ -79,9 +79,13 @@ impl Peer {
         Self::connect(addr, torrent, &first)
     }
 
-    /// Makes the kernel keep as little as it can of what we do not read.
-    pub(super) fn narrow(&self) {
-        net::set_recv_buffer(self.stream.as_fd(), 4096).unwrap();
+    /// The same, with a kernel that keeps as little as it can of what we do not read.
+    pub(super) fn narrow(addr: SocketAddr, torrent: &Torrent, name: u8, blocks: &[Block]) -> Self {
+        let mut peer = Self::connect(addr, torrent, &[]);
+        net::set_recv_buffer(peer.stream.as_fd(), 4096).unwrap();
+        peer.send(&greeting(torrent, name));
+        peer.send(&wishes(blocks));
+        peer
     }
 
     /// Sends messages, as far as the other side lets us.
