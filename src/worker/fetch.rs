@@ -357,16 +357,13 @@ impl<D: Driver> Worker<D> {
         if let Some(torrent) = self.torrents.get_mut(write.torrent) {
             let len = u64::from(torrent.geometry().piece_len(write.piece));
             torrent.left = torrent.left.saturating_sub(len);
+            // A flush that began while this was being written did not cover it.
+            torrent.unsynced = true;
             torrent.swarm.handle_stored(self.now, write.piece);
             self.touch_torrent(write.torrent);
         }
         if let Ok(data) = Rc::try_unwrap(write.data) {
             self.recycle_piece(data);
-        }
-        if self.stopping.is_some() && self.piece_writes.is_empty() {
-            for key in self.torrents.keys() {
-                self.sync_torrent(key);
-            }
         }
     }
 

@@ -12,6 +12,8 @@ mod fetch;
 pub mod mailbox;
 mod serve;
 mod table;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod torrent;
 
@@ -484,17 +486,18 @@ impl<D: Driver> Worker<D> {
         for key in self.conns.keys() {
             self.close(key, DisconnectReason::Shutdown);
         }
-        for key in self.torrents.keys() {
-            self.sync_torrent(key);
-        }
     }
 
     fn has_stopped(&mut self) -> bool {
         let Some(deadline) = self.stopping else { return false };
-        let idle = self.to_hash.is_empty()
-            && self.piece_writes.is_empty()
-            && self.syncs_in_flight == 0
-            && self.reports.is_empty();
+        let writes = !self.to_hash.is_empty() || !self.piece_writes.is_empty();
+        if !writes && self.syncs_in_flight == 0 {
+            // Whatever the last writes were, and however they ended: nothing stays unflushed.
+            for key in self.torrents.keys() {
+                self.sync_torrent(key);
+            }
+        }
+        let idle = !writes && self.syncs_in_flight == 0 && self.reports.is_empty();
         idle || self.now >= deadline
     }
 
@@ -520,26 +523,4 @@ fn ring_op(kind: OpKind) -> RingOp {
 /// Faults of this thread that waited for a device; 0 where the system does not tell.
 fn major_faults() -> u64 {
     process::thread_usage().map_or(0, |usage| usage.major_faults)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_survive_their_tags() {
-        let key = Key { slot: u32::MAX, generation: (1 << GENERATION_BITS) - 1 };
-        for target in [
-            Target::Listener(3),
-            Target::Connect(key),
-            Target::Receive(key),
-            Target::Send(key),
-            Target::Read(key),
-            Target::Write(key),
-            Target::Sync(key),
-        ] {
-            assert_eq!(Target::of(target.tag()), Some(target));
-        }
-        assert_eq!(Target::of(Tag(0)), None);
-    }
 }
