@@ -14,6 +14,9 @@ use crate::wire::{
     encode_extension_handshake,
 };
 
+/// Receive buffer of a narrow peer: little beside a torrent, and still no window of a few bytes.
+const RECV_BUFFER_LEN: i32 = 128 * 1024;
+
 /// One connection to a worker.
 pub(super) struct Peer {
     stream: TcpStream,
@@ -79,10 +82,10 @@ impl Peer {
         Self::connect(addr, torrent, &first)
     }
 
-    /// The same, with a kernel that keeps as little as it can of what we do not read.
+    /// The same, with a kernel that keeps little of what we do not read.
     pub(super) fn narrow(addr: SocketAddr, torrent: &Torrent, name: u8, blocks: &[Block]) -> Self {
         let mut peer = Self::connect(addr, torrent, &[]);
-        net::set_recv_buffer(peer.stream.as_fd(), 4096).unwrap();
+        net::set_recv_buffer(peer.stream.as_fd(), RECV_BUFFER_LEN).unwrap();
         peer.send(&greeting(torrent, name));
         peer.send(&wishes(blocks));
         peer

@@ -28,10 +28,9 @@ fn transfer(ring: Ring, torrent: &Torrent, mode: Mode, is_cold: bool) {
     // Two seeds have nothing to say to each other.
     seeder.wait_until_idle();
     leecher.wait_until_idle();
-    wait_for("totals to rest", || {
-        let rest =
-            |it: &mailbox::Totals| it.peers.load(Relaxed) == 0 && it.up_rate.load(Relaxed) == 0;
-        rest(&given) && rest(&taken)
+    // The rates fade over a minute; the rest is true within one housekeeping.
+    wait_for("the totals to be told", || {
+        given.peers.load(Relaxed) == 0 && taken.peers.load(Relaxed) == 0
     });
     assert_eq!(taken.downloaded.load(Relaxed), total);
     assert_eq!(given.uploaded.load(Relaxed), total);
@@ -50,7 +49,7 @@ fn transfer(ring: Ring, torrent: &Torrent, mode: Mode, is_cold: bool) {
 #[test]
 fn one_file_arrives_whole() {
     let torrent = any_torrent(3_000_000, 1);
-    on_every_ring(Faults::rough(), 0..4, |ring| transfer(ring, &torrent, Mode::Auto, false));
+    on_every_ring(Faults::rough(), 0..3, |ring| transfer(ring, &torrent, Mode::Auto, false));
 }
 
 /// Files that share pieces, tiny and empty ones, padding, and one long enough to be mapped.
@@ -74,7 +73,7 @@ fn many_files_arrive_whole_however_they_are_read() {
     for (mode, is_cold) in
         [(Mode::Read, false), (Mode::Read, true), (Mode::Map, false), (Mode::Map, true)]
     {
-        on_every_ring(Faults::rough(), 10..12, |ring| transfer(ring, &torrent, mode, is_cold));
+        on_every_ring(Faults::rough(), 10..11, |ring| transfer(ring, &torrent, mode, is_cold));
     }
 }
 
