@@ -149,7 +149,7 @@ struct Fetch {
     total: u64,
     is_checked: bool,
     is_complete: bool,
-    /// The fewest bytes that were left so far, and when that was first so.
+    /// The bytes that had come when last something came, and when that was.
     best: (u64, Instant),
     timeout: Option<Duration>,
     go_on: bool,
@@ -177,10 +177,10 @@ impl Fetch {
                 }
             };
             let complete = match event {
-                Event::Checked { have_count, piece_count, .. } => {
+                Event::Checked { is_complete, .. } => {
                     self.is_checked = true;
                     self.best = (u64::MAX, clock::now());
-                    have_count == piece_count
+                    is_complete
                 }
                 Event::Finished(_) => true,
                 Event::Failed(_, error) => return Err(error.to_string()),
@@ -218,10 +218,10 @@ impl Fetch {
 
     /// Whether nothing has come for longer than was allowed.
     fn is_stuck(&mut self) -> bool {
-        let left = self.totals().map_or(0, |totals| totals.left.load(Relaxed));
+        let moved = self.totals().map_or(0, |totals| totals.downloaded.load(Relaxed));
         let now = clock::now();
-        if left < self.best.0 || !self.is_checked || self.is_complete {
-            self.best = (left, now);
+        if moved != self.best.0 || !self.is_checked || self.is_complete {
+            self.best = (moved, now);
         }
         self.timeout.is_some_and(|timeout| now - self.best.1 >= timeout)
     }

@@ -71,8 +71,11 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
             _ = signals.next() => break Ok(Exit::Ok),
         };
         match event {
-            Event::Checked { have_count, piece_count, .. } if have_count < piece_count => {
-                eprintln!("seedring: {have_count} of {piece_count} pieces are here: not seeding");
+            Event::Checked { have_count, piece_count, is_complete: false, .. } => {
+                let files = if have_count == piece_count { ", but a file is missing" } else { "" };
+                eprintln!(
+                    "seedring: {have_count} of {piece_count} pieces are here{files}: not seeding"
+                );
                 break Ok(Exit::Partial);
             }
             Event::Checked { .. } => {

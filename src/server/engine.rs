@@ -4,7 +4,8 @@
 //! and is driven by polling [`Engine::event`]. Invariant: nothing here blocks; a letter that does
 //! not fit into a worker's box waits here and is tried again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::ErrorKind::NotFound;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -20,9 +21,9 @@ use crate::metainfo::Metainfo;
 use crate::metrics::{Core, HashReason, Registry};
 use crate::ring::{self, Driver, Uring};
 use crate::storage::verify::{self, Checker, Progress};
-use crate::storage::{self, Content, Mode};
+use crate::storage::{self, Content, Mode, files};
 use crate::swarm::{self, Source};
-use crate::sys::{net::Bind, process};
+use crate::sys::{file::Identity, net::Bind, process};
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash, PeerId};
 use crate::worker::Worker;
@@ -33,12 +34,15 @@ use crate::worker::mailbox::{
 /// Reports that may wait for the control thread.
 const REPORTS_MAX: usize = 4096;
 
+/// Letters that may wait for workers before further addresses of peers are dropped.
+const UNSENT_MAX: usize = 16 * 1024;
+
 /// Threads for opening, reserving and comparing files.
 const FILE_THREADS: usize = 2;
 
 /// How long `shutdown` gives the trackers and the workers, together within the 10 s promised.
 const TRACKERS_STOP: Duration = Duration::from_secs(5);
-const WORKERS_STOP: Duration = Duration::from_secs(8);
+const WORKERS_STOP: Duration = Duration::from_millis(7_500);
 
 /// How the engine is to be.
 #[derive(Clone)]
@@ -112,6 +116,8 @@ pub enum Event {
         have_count: u32,
         /// Pieces in all.
         piece_count: u32,
+        /// Whether all of it is there: every piece, and every file, even the empty ones.
+        is_complete: bool,
     },
     /// All of it is on disk, flushed.
     Finished(InfoHash),
@@ -175,7 +181,12 @@ pub struct Torrent {
 struct CheckResult {
     info_hash: InfoHash,
     have: Bitfield,
+    /// Every file is there, even the empty ones.
+    is_whole: bool,
+    known: Vec<Option<Identity>>,
     bytes_hashed: u64,
+    /// What is missing cannot be made.
+    error: Option<storage::Error>,
 }
 
 /// See the module.
@@ -185,6 +196,8 @@ pub struct Engine {
     registry: Registry,
     shared: Shared,
     torrents: HashMap<InfoHash, Torrent>,
+    /// Torrents by the path of their top name, to find those that lie in the same place.
+    tops: HashMap<PathBuf, Vec<InfoHash>>,
     /// Torrents per worker, to deal the next one to the least loaded.
     loads: Vec<usize>,
     checker: Checker,
@@ -236,6 +249,7 @@ impl Engine {
             registry,
             shared,
             torrents: HashMap::new(),
+            tops: HashMap::new(),
             checker,
             checked: mpsc::channel(REPORTS_MAX),
             trackers,
@@ -317,27 +331,48 @@ impl Engine {
             peers,
         };
         let root = content.save_path.clone();
+        if let Some(path) = top_path(&content) {
+            self.tops.entry(path).or_default().push(info_hash);
+        }
         self.torrents.insert(info_hash, torrent);
         if verify == Verify::Trust {
             let have = Bitfield::all(geometry.piece_count());
             // The queue has room for every torrent that is being added in one go, or the checker
             // is asked after all.
-            if self.checked.0.try_send(CheckResult { info_hash, have, bytes_hashed: 0 }).is_ok() {
+            let trusted = CheckResult {
+                info_hash,
+                have,
+                is_whole: true,
+                known: Vec::new(),
+                bytes_hashed: 0,
+                error: None,
+            };
+            if self.checked.0.try_send(trusted).is_ok() {
                 return Ok(info_hash);
             }
         }
         let results = self.checked.0.clone();
+        let made = Arc::clone(&content);
         let done = Box::new(move |checked: verify::Checked| {
-            for error in &checked.errors {
+            // Where nothing is yet, nothing is wrong.
+            let is_absent = |error: &verify::ReadError| error.error.kind() == NotFound;
+            for error in checked.errors.iter().filter(|error| !is_absent(error)) {
                 tracing::warn!(torrent = %info_hash, %error, "while checking");
             }
             // A hash thread may wait; if the engine has gone nobody wants the answer.
-            let verify::Checked { have, bytes_hashed, .. } = checked;
-            let _ = results.blocking_send(CheckResult { info_hash, have, bytes_hashed });
+            let is_there = checked.is_complete();
+            let known = checked.files.iter().map(|file| file.identity).collect();
+            let verify::Checked { have, bytes_hashed, cancelled, .. } = checked;
+            // Pieces bring their files with them; those without bytes are made here.
+            let lacks_empty = fetch && have.is_complete() && !is_there && !cancelled;
+            let error = lacks_empty.then(|| files::make_empty(&made).err()).flatten();
+            let is_whole = is_there || (lacks_empty && error.is_none());
+            let result = CheckResult { info_hash, have, is_whole, known, bytes_hashed, error };
+            let _ = results.blocking_send(result);
         });
         let job = verify::Job { content, root, progress: check, done };
         if self.checker.submit(job).is_err() {
-            self.torrents.remove(&info_hash);
+            self.forget(&info_hash);
             return Err(AddError::Busy);
         }
         Ok(info_hash)
@@ -345,7 +380,7 @@ impl Engine {
 
     /// Takes a torrent out; its data stays.
     pub fn remove(&mut self, info_hash: &InfoHash) -> bool {
-        let Some(torrent) = self.torrents.remove(info_hash) else { return false };
+        let Some(torrent) = self.forget(info_hash) else { return false };
         self.trackers.remove(*info_hash);
         if let Some(home) = torrent.home {
             self.shared.directory.remove(info_hash);
@@ -353,6 +388,19 @@ impl Engine {
             self.post(home, Letter::Remove(*info_hash));
         }
         true
+    }
+
+    fn forget(&mut self, info_hash: &InfoHash) -> Option<Torrent> {
+        let torrent = self.torrents.remove(info_hash)?;
+        if let Some(path) = top_path(&torrent.content)
+            && let Some(others) = self.tops.get_mut(&path)
+        {
+            others.retain(|other| other != info_hash);
+            if others.is_empty() {
+                self.tops.remove(&path);
+            }
+        }
+        Some(torrent)
     }
 
     /// The next thing that happened. Dropping the future loses nothing.
@@ -380,23 +428,42 @@ impl Engine {
     pub fn add_peers(&mut self, info_hash: &InfoHash, source: Source, addrs: Vec<SocketAddr>) {
         if let Some(home) = self.torrents.get(info_hash).and_then(|torrent| torrent.home)
             && !addrs.is_empty()
+            && (self.unsent.len() < UNSENT_MAX || source == Source::Operator)
         {
             self.post(home, Letter::Contacts { info_hash: *info_hash, source, addrs });
         }
     }
 
     fn on_checked(&mut self, checked: CheckResult) -> Option<Event> {
-        let CheckResult { info_hash, have, bytes_hashed } = checked;
+        let CheckResult { info_hash, have, is_whole, known, bytes_hashed, error } = checked;
         self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
         let torrent = self.torrents.get_mut(&info_hash)?;
         let (have_count, piece_count) = (have.count(), have.len());
-        let event = Event::Checked { info_hash, have_count, piece_count };
-        if !have.is_complete() && !torrent.fetch {
+        let is_complete = have.is_complete() && is_whole;
+        let event = Event::Checked { info_hash, have_count, piece_count, is_complete };
+        if !is_complete && !torrent.fetch {
             return Some(event);
         }
+        let content = Arc::clone(&torrent.content);
+        let error = error.or_else(|| {
+            let writes = !have.is_complete();
+            let path = top_path(&content).filter(|_| writes)?;
+            self.is_shared(&info_hash, &content, &path).then(|| storage::Error::Refused {
+                path: path.display().to_string(),
+                reason: "another torrent has files of the same names there".into(),
+            })
+        });
+        if let Some(error) = error {
+            tracing::error!(torrent = %info_hash, %error, "torrent stopped");
+            let torrent = self.torrents.get_mut(&info_hash)?;
+            torrent.error = Some(error.clone());
+            torrent.totals.set_state(mailbox::TorrentState::Error);
+            return Some(Event::Failed(info_hash, error));
+        }
+        let torrent = self.torrents.get_mut(&info_hash)?;
         let home = (0..self.loads.len()).min_by_key(|&worker| self.loads[worker]).unwrap_or(0);
         torrent.home = Some(home);
-        let (content, totals) = (Arc::clone(&torrent.content), Arc::clone(&torrent.totals));
+        let totals = Arc::clone(&torrent.totals);
         let peers = std::mem::take(&mut torrent.peers);
         self.loads[home] += 1;
         let geometry = content.metainfo.geometry;
@@ -410,9 +477,11 @@ impl Engine {
         options.seed = fastrand::u64(..);
         options.info_hash = info_hash;
         options.peer_id = self.shared.peer_id;
+        options.listen_port = self.ports.addrs.first().map(SocketAddr::port);
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();
-        let new = NewTorrent { info_hash, content, have, options, totals: Arc::clone(&totals) };
+        let new =
+            NewTorrent { info_hash, content, have, known, options, totals: Arc::clone(&totals) };
         self.post(home, Letter::Add(Box::new(new)));
         self.shared.directory.insert(info_hash, home);
         let source = move || tracker::Totals {
@@ -425,6 +494,24 @@ impl Engine {
         }
         self.add_peers(&info_hash, Source::Operator, peers);
         Some(event)
+    }
+
+    /// Whether a torrent that was checked before has a file that `content` would write to. Only
+    /// those below the same top name can.
+    fn is_shared(&self, info_hash: &InfoHash, content: &Content, path: &PathBuf) -> bool {
+        let paths = |content: &Content| -> HashSet<PathBuf> {
+            let layout = content.metainfo.layout.files().filter(|file| file.is_on_disk());
+            layout.map(|file| file.path()).collect()
+        };
+        let others = self.tops.get(path).into_iter().flatten().filter(|&other| other != info_hash);
+        let mut others = others.filter_map(|other| self.torrents.get(other)).peekable();
+        if others.peek().is_none() {
+            return false;
+        }
+        let ours = paths(content);
+        others
+            .filter(|other| other.home.is_some() && other.error.is_none())
+            .any(|other| !ours.is_disjoint(&paths(&other.content)))
     }
 
     fn on_report(&mut self, report: Report) -> Option<Event> {
@@ -469,6 +556,8 @@ impl Engine {
 
     /// Announces `stopped`, lets the workers write and flush, and ends within the promised time.
     pub async fn shutdown(mut self) {
+        // Hash threads that hold results must not wait for somebody to take them.
+        self.checked.1.close();
         for worker in 0..self.loads.len() {
             self.post(worker, Letter::Stop);
         }
@@ -491,7 +580,16 @@ impl Engine {
         if workers.is_err() {
             tracing::warn!("a worker did not end in time; what it had verified may not be flushed");
         }
+        // It joins its threads, which may hang on a disk: nobody waits for that.
+        let checker = self.checker;
+        tokio::task::spawn_blocking(move || drop(checker));
     }
+}
+
+/// Where the top name of a torrent lies.
+fn top_path(content: &Content) -> Option<PathBuf> {
+    let path = content.metainfo.layout.file(0)?.path();
+    Some(content.save_path.join(path.components().next()?))
 }
 
 /// The cores to use: those asked for, or all that are allowed.

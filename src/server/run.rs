@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -29,6 +30,12 @@ use crate::worker::mailbox;
 
 /// How often totals go to the database.
 const TOTALS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the end waits for HTTP connections, after everything else.
+const HTTP_STOP: Duration = Duration::from_millis(300);
+
+/// How long the end waits for the state, before and after the engine has ended.
+const STATE_STOP: Duration = Duration::from_millis(900);
 
 /// How often the gauges of this thread are brought up to date.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(1);
@@ -88,9 +95,15 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let dir = config.paths.state.clone();
+    tokio::pin!(stop);
     let opened = tokio::task::spawn_blocking(move || State::open(&dir));
+    let opened = tokio::select! {
+        opened = opened => opened,
+        // A disk that hangs from the start.
+        () = &mut stop => return Ok(()),
+    };
     let (state, stored) =
-        opened.await.map_err(|error| Error::Died(format!("opening the state: {error}")))??;
+        opened.map_err(|error| Error::Died(format!("opening the state: {error}")))??;
     let engine = Engine::start(settings(&config))?;
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
@@ -132,13 +145,13 @@ pub async fn run(
     if let Some(peer_addr) = peer_addr {
         ready(peer_addr, http_addr);
     }
-    let result = server.serve(&mut loaded, &mut found, &is_ready, stop).await;
+    let result = server.serve(&mut loaded, &mut found, &is_ready, stop.as_mut()).await;
     is_ready.store(false, Relaxed);
     server.end().await;
     drop(stop_http);
     if let Some(task) = http_task {
-        // It ends by itself within its own time limit.
-        let _ = task.await;
+        // Whoever still asks when everything else has ended is not answered.
+        let _ = tokio::time::timeout(HTTP_STOP, task).await;
     }
     result
 }
@@ -184,9 +197,8 @@ impl Server {
         loaded: &mut mpsc::Receiver<(StoredTorrent, Metainfo)>,
         found: &mut Option<mpsc::Receiver<Found>>,
         is_ready: &AtomicBool,
-        stop: impl Future<Output = ()>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), Error> {
-        tokio::pin!(stop);
         let mut totals = tokio::time::interval(TOTALS_INTERVAL);
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
@@ -212,11 +224,11 @@ impl Server {
 
     fn handle_event(&self, event: Event) -> Result<(), Error> {
         match event {
-            Event::Checked { info_hash, have_count, piece_count } => {
+            Event::Checked { info_hash, have_count, piece_count, .. } => {
                 tracing::info!(torrent = %info_hash, have_count, piece_count, "checked");
             }
             Event::Finished(info_hash) => tracing::info!(torrent = %info_hash, "complete"),
-            // The worker has logged it, with its reason.
+            // Whoever found it has logged it, with its reason.
             Event::Failed(..) => {}
             Event::Died(reason) => return Err(Error::Died(reason)),
         }
@@ -321,16 +333,13 @@ impl Server {
     }
 
     fn set_gauges(&self) {
-        let states = TorrentState::ALL.iter().map(|&state| {
-            let count = self
-                .engine
-                .torrents()
-                .filter(|(_, torrent)| label(torrent.totals.state()) == state);
-            (state, count.count() as u64)
-        });
+        let mut counts = [0; TorrentState::ALL.len()];
+        for (_, torrent) in self.engine.torrents() {
+            counts[label(torrent.totals.state()) as usize] += 1;
+        }
         let cells = self.engine.cells();
-        for (state, count) in states {
-            cells.torrents[state].set(count);
+        for &state in TorrentState::ALL {
+            cells.torrents[state].set(counts[state as usize]);
         }
         let process = self.registry.process();
         let trackers = self.engine.tracker_counters();
@@ -343,14 +352,22 @@ impl Server {
     }
 
     async fn end(mut self) {
-        if let Some(watch) = self.watch.take() {
-            watch.close().await;
+        // A disk that hangs must not hold up what does not need it.
+        let begun = async {
+            if let Some(watch) = self.watch.take() {
+                watch.close().await;
+            }
+            while self.remembering.join_next().await.is_some() {}
+            self.write_totals().await;
+        };
+        if tokio::time::timeout(STATE_STOP, begun).await.is_err() {
+            tracing::warn!("the state or a watch folder does not answer: totals may be lost");
         }
-        while self.remembering.join_next().await.is_some() {}
-        self.write_totals().await;
         let Self { engine, state, .. } = self;
         engine.shutdown().await;
-        state.close().await;
+        if tokio::time::timeout(STATE_STOP, state.close()).await.is_err() {
+            tracing::warn!("the state could not be closed in time");
+        }
     }
 }
 

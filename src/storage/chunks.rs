@@ -14,6 +14,9 @@ use crate::units::{Block, PieceIndex};
 /// Length of a chunk in bytes: at 128 KiB random reads reach a disk's rate, at 256 KiB with room.
 pub const CHUNK_LEN: u32 = 256 * 1024;
 
+/// The least limit, in bytes: a block that lies across two chunks needs both at once.
+const BYTES_MIN: usize = 2 * CHUNK_LEN as usize;
+
 /// Peers that may wait for one chunk; further ones ask again when memory is free.
 pub const WAITERS_MAX: usize = 1024;
 
@@ -91,7 +94,7 @@ impl Chunks {
     /// An empty table that may hold `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Self {
         let (entries, order, spare) = (HashMap::new(), VecDeque::new(), Vec::new());
-        Self { entries, order, spare, bytes: 0, bytes_max: bytes_max.max(CHUNK_LEN as usize) }
+        Self { entries, order, spare, bytes: 0, bytes_max: bytes_max.max(BYTES_MIN) }
     }
 
     /// Bytes of memory held, those being read into included.

@@ -40,8 +40,33 @@ pub struct OpenFile {
 }
 
 /// Opens all files of `content`, for serving or, with `fetch`, for writing too: then missing
-/// files are made and their space is reserved.
-pub fn open(content: &Content, fetch: bool, mode: Mode) -> Result<Opened, Error> {
+/// files are made and their space is reserved. Where `known` names a file (in the order of the
+/// layout), it has to be that one still, unchanged since it was verified.
+pub fn open(
+    content: &Content,
+    fetch: bool,
+    mode: Mode,
+    known: &[Option<Identity>],
+) -> Result<Opened, Error> {
+    let mut grown = Vec::new();
+    let result = open_all(content, fetch, mode, known, &mut grown);
+    if result.is_err() {
+        // What was reserved for a torrent that cannot be fetched is free again.
+        for (file, len) in &grown {
+            // A file that keeps its length costs space; the error that is told is the first one.
+            let _ = file::truncate(file.as_fd(), *len);
+        }
+    }
+    result
+}
+
+fn open_all(
+    content: &Content,
+    fetch: bool,
+    mode: Mode,
+    known: &[Option<Identity>],
+    grown: &mut Vec<(OwnedFd, u64)>,
+) -> Result<Opened, Error> {
     let save_path = &content.save_path;
     let failed = |action, path: &Path| {
         let path = path.to_path_buf();
@@ -53,7 +78,7 @@ pub fn open(content: &Content, fetch: bool, mode: Mode) -> Result<Opened, Error>
     let root = file::open_root(save_path).map_err(failed("open", save_path))?;
     let mut opened = Opened { files: Vec::new(), mapped_bytes: 0 };
     let mut mapping_count = 0;
-    for entry in content.metainfo.layout.files() {
+    for (index, entry) in content.metainfo.layout.files().enumerate() {
         if !entry.is_on_disk() || (entry.len == 0 && !fetch) {
             opened.files.push(None);
             continue;
@@ -62,10 +87,19 @@ pub fn open(content: &Content, fetch: bool, mode: Mode) -> Result<Opened, Error>
         let access = if fetch { Access::ReadWrite { create: true } } else { Access::Read };
         let fd = file::open_beneath(root.as_fd(), &entry.path(), access)
             .map_err(failed("open", &path))?;
+        let mut identity = file::identity(fd.as_fd()).map_err(failed("stat", &path))?;
+        if let Some(Some(known)) = known.get(index) {
+            same_file(entry.len.min(known.size), &path, &identity, known)?;
+        }
         if fetch {
             reserve(&fd, entry.len, &path)?;
+            if identity.size < entry.len
+                && let Ok(file) = fd.try_clone()
+            {
+                grown.push((file, identity.size));
+            }
+            identity = file::identity(fd.as_fd()).map_err(failed("stat", &path))?;
         }
-        let identity = file::identity(fd.as_fd()).map_err(failed("stat", &path))?;
         if identity.size < entry.len {
             let (path, expected) = (path.display().to_string(), entry.len);
             return Err(Error::Truncated { path, expected, found: identity.size });
@@ -106,8 +140,12 @@ fn reserve(fd: &OwnedFd, len: u64, path: &Path) -> Result<(), Error> {
 }
 
 /// Checks that the files by the torrent's names are still those that were opened. `identities` is
-/// what [`open`] found, in the order of the layout.
-pub fn still_there(content: &Content, identities: &[Option<Identity>]) -> Result<(), Error> {
+/// what [`open`] found, in the order of the layout; with `only_names` their content may change.
+pub fn still_there(
+    content: &Content,
+    identities: &[Option<Identity>],
+    only_names: bool,
+) -> Result<(), Error> {
     let root = file::open_root(&content.save_path)
         .map_err(|error| Error::from_io("open", &content.save_path, &error))?;
     for (entry, known) in content.metainfo.layout.files().zip(identities) {
@@ -115,13 +153,113 @@ pub fn still_there(content: &Content, identities: &[Option<Identity>]) -> Result
         let path = content.save_path.join(entry.path());
         let found = file::identity_at(root.as_fd(), &entry.path())
             .map_err(|error| Error::from_io("stat", &path, &error))?;
-        if found.size < entry.len {
-            let (path, expected) = (path.display().to_string(), entry.len);
-            return Err(Error::Truncated { path, expected, found: found.size });
+        let mut known = *known;
+        if only_names {
+            known.mtime_ns = found.mtime_ns;
+            known.size = found.size;
         }
-        if found != *known {
-            return Err(Error::Replaced { path: path.display().to_string() });
-        }
+        same_file(entry.len, &path, &found, &known)?;
     }
     Ok(())
+}
+
+/// Whether `found` is the file that was `known`, of at least `len` bytes.
+fn same_file(len: u64, path: &Path, found: &Identity, known: &Identity) -> Result<(), Error> {
+    let path = || path.display().to_string();
+    if found.size < len {
+        return Err(Error::Truncated { path: path(), expected: len, found: found.size });
+    }
+    if found != known {
+        return Err(Error::Replaced { path: path() });
+    }
+    Ok(())
+}
+
+/// Makes the empty files of `content` that are missing: no piece of it would.
+pub fn make_empty(content: &Content) -> Result<(), Error> {
+    let is_empty = |entry: &crate::metainfo::File<'_>| entry.is_on_disk() && entry.len == 0;
+    if !content.metainfo.layout.files().any(|entry| is_empty(&entry)) {
+        return Ok(());
+    }
+    let root = file::create_root(&content.save_path)
+        .map_err(|error| Error::from_io("create", &content.save_path, &error))?;
+    for entry in content.metainfo.layout.files().filter(is_empty) {
+        file::open_beneath(root.as_fd(), &entry.path(), Access::ReadWrite { create: true })
+            .map_err(|error| {
+                Error::from_io("create", &content.save_path.join(entry.path()), &error)
+            })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::{CreateOptions, Metainfo, create};
+
+    fn content_of(files: &[(&str, usize)]) -> (tempfile::TempDir, Content) {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        for (name, len) in files {
+            fs::write(top.join(name), vec![7; *len]).unwrap();
+        }
+        let created = create(&top, &CreateOptions::default(), &|_, _| {}).unwrap();
+        let metainfo = Metainfo::parse(&created.bytes).unwrap();
+        let save_path = dir.path().to_owned();
+        (dir, Content { metainfo, save_path })
+    }
+
+    #[test]
+    fn only_the_files_that_were_checked_are_opened() {
+        let (dir, content) = content_of(&[("a", 1000), ("b", 2000)]);
+        let opened = open(&content, false, Mode::Auto, &[]).unwrap();
+        let known: Vec<_> =
+            opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
+        for fetch in [false, true] {
+            assert!(open(&content, fetch, Mode::Auto, &known).is_ok());
+        }
+        assert_eq!(still_there(&content, &known, false), Ok(()));
+        let path = dir.path().join("top/b");
+        fs::rename(&path, dir.path().join("old")).unwrap();
+        fs::write(&path, vec![8; 2000]).unwrap();
+        for fetch in [false, true] {
+            let refused = open(&content, fetch, Mode::Auto, &known).unwrap_err();
+            assert!(matches!(refused, Error::Replaced { .. }), "{refused}");
+        }
+        for only_names in [false, true] {
+            assert!(still_there(&content, &known, only_names).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_written_keeps_its_name_and_may_change_otherwise() {
+        let (dir, content) = content_of(&[("a", 1000)]);
+        let opened = open(&content, true, Mode::Auto, &[]).unwrap();
+        let known: Vec<_> =
+            opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
+        fs::write(dir.path().join("top/a"), vec![9; 1500]).unwrap();
+        assert_eq!(still_there(&content, &known, true), Ok(()));
+        assert!(still_there(&content, &known, false).is_err());
+    }
+
+    #[test]
+    fn a_failed_reservation_gives_back_what_was_reserved_before() {
+        let (dir, content) = content_of(&[("a", 5000), ("b", 10)]);
+        let top = dir.path().join("top");
+        fs::write(top.join("a"), b"begun").unwrap();
+        fs::remove_file(top.join("b")).unwrap();
+        fs::create_dir(top.join("b")).unwrap();
+        assert!(open(&content, true, Mode::Auto, &[]).is_err());
+        assert_eq!(fs::read(top.join("a")).unwrap(), b"begun");
+    }
+
+    #[test]
+    fn empty_files_are_made_where_they_are_missing() {
+        let (dir, content) = content_of(&[("a", 10), ("empty", 0)]);
+        let path = dir.path().join("top/empty");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(make_empty(&content), Ok(()));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    }
 }

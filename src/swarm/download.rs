@@ -200,11 +200,20 @@ impl Swarm {
             return;
         }
         self.restart(piece);
-        self.partials.remove(&piece);
-        self.open.remove(&piece);
+        self.drop_partial(piece);
         if let Some(availability) = &mut self.availability {
             availability.set_pickable(piece, true);
         }
+    }
+
+    /// A piece is under way no more.
+    fn drop_partial(&mut self, piece: PieceIndex) {
+        if self.partials.remove(&piece).is_some() {
+            let len = u64::from(self.geometry.piece_len(piece));
+            let left = self.shared.piece_bytes.get().saturating_sub(len);
+            self.shared.piece_bytes.set(left);
+        }
+        self.open.remove(&piece);
     }
 
     /// A good piece is on disk: from now on it is ours, is told to others and served.
@@ -217,8 +226,7 @@ impl Swarm {
         if self.partials.get(&piece).is_some_and(|partial| partial.phase == Phase::Fetching) {
             self.abandon(piece);
         }
-        self.partials.remove(&piece);
-        self.open.remove(&piece);
+        self.drop_partial(piece);
         self.have.set(piece);
         if let Some(availability) = &mut self.availability {
             availability.set_pickable(piece, false);

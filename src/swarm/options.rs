@@ -157,6 +157,11 @@ pub struct Shared {
     pub down: RefCell<Bucket>,
     /// Upload slots of the worker.
     pub slots: Cell<Slots>,
+    /// Bytes of pieces that its swarms may have under way. A swarm that has none may always open
+    /// one, so that no torrent waits for ever.
+    pub piece_bytes_max: Cell<u64>,
+    /// Bytes of pieces that its swarms have under way; the swarms keep it.
+    pub(super) piece_bytes: Cell<u64>,
     /// Peers that its swarms have unchoked; the swarms keep it.
     pub(super) unchoked: Cell<u32>,
 }
@@ -168,8 +173,15 @@ impl Shared {
             up: RefCell::new(Bucket::new(up)),
             down: RefCell::new(Bucket::new(down)),
             slots: Cell::new(slots),
+            piece_bytes_max: Cell::new(u64::MAX),
+            piece_bytes: Cell::new(0),
             unchoked: Cell::new(0),
         })
+    }
+
+    /// Bytes of pieces that the worker's swarms have under way.
+    pub fn piece_bytes(&self) -> u64 {
+        self.piece_bytes.get()
     }
 
     /// Peers that the worker's swarms have unchoked.

@@ -201,6 +201,7 @@ impl Swarm {
             return joined;
         }
         if self.partials.len() < limit
+            && self.has_piece_memory()
             && let Some(piece) = self.pick_new(key)
         {
             return Some(piece);
@@ -209,6 +210,13 @@ impl Swarm {
         self.open.iter().copied().find(|piece| {
             peer.may_give(*piece) && self.partials.get(piece).is_some_and(|p| p.admits(key))
         })
+    }
+
+    /// Whether the worker's torrents leave memory for one more piece of this one.
+    fn has_piece_memory(&self) -> bool {
+        let len = u64::from(self.geometry.piece_len_nominal());
+        let used = self.shared.piece_bytes.get();
+        self.partials.is_empty() || used.saturating_add(len) <= self.shared.piece_bytes_max.get()
     }
 
     fn pick_new(&mut self, key: PeerKey) -> Option<PieceIndex> {
@@ -233,6 +241,8 @@ impl Swarm {
         self.serial += 1;
         let count = self.geometry.block_count(piece);
         self.partials.insert(piece, Partial::new(count, false, self.serial));
+        let len = u64::from(self.geometry.piece_len(piece));
+        self.shared.piece_bytes.set(self.shared.piece_bytes.get() + len);
         self.open.insert(piece);
         Some(piece)
     }

@@ -60,7 +60,7 @@ impl<D: Driver> Worker<D> {
     /// Takes a fresh connection, or closes it where a limit is met.
     fn accept(&mut self, socket: OwnedFd) {
         let full = self.conns.len() >= self.options.connections_max
-            || self.handshake_count >= HANDSHAKES_MAX
+            || self.handshake_count - self.outgoing_count >= HANDSHAKES_MAX
             || self.stopping.is_some();
         if full {
             self.core.accepts[AcceptResult::Limit].add(1);
@@ -101,7 +101,9 @@ impl<D: Driver> Worker<D> {
 
     /// Connects to a peer of a torrent.
     pub(super) fn connect(&mut self, torrent: Key, addr: SocketAddr) {
-        let full = self.conns.len() >= self.options.connections_max || self.stopping.is_some();
+        let full = self.conns.len() >= self.options.connections_max
+            || self.outgoing_count >= HANDSHAKES_MAX
+            || self.stopping.is_some();
         if full || self.torrents.get(torrent).is_none_or(Torrent::has_failed) {
             return self.connect_failed(torrent, addr);
         }
@@ -116,6 +118,7 @@ impl<D: Driver> Worker<D> {
         let conn = Conn::new(Rc::clone(&socket), addr, Phase::Connecting { torrent });
         let key = self.conns.insert(conn);
         self.handshake_count += 1;
+        self.outgoing_count += 1;
         self.timers.set(self.now + HANDSHAKE_TIMEOUT, Timer::Handshake(key));
         self.operate(Target::Connect(key), Op::Connect { socket, addr });
     }
@@ -233,10 +236,14 @@ impl<D: Driver> Worker<D> {
             Ok(peer_key) => peer_key,
             Err(refused) => {
                 tracing::debug!(addr = %conn.addr, %refused, "peer not taken");
-                // The swarm knows already what became of the address.
-                conn.phase = Phase::Incoming(HandshakeReader::new());
+                self.core.handshakes[(direction, refusal(&refused))].add(1);
+                if outgoing {
+                    // The swarm knows already what became of the address.
+                    conn.phase = Phase::Incoming(HandshakeReader::new());
+                    self.outgoing_count -= 1;
+                }
                 self.touch_torrent(torrent_key);
-                return self.give_up(key, refusal(&refused));
+                return self.drop_conn(key);
             }
         };
         self.core.handshakes[(direction, HandshakeResult::Ok)].add(1);
@@ -253,11 +260,15 @@ impl<D: Driver> Worker<D> {
             arriving: None,
             due: std::collections::VecDeque::new(),
         });
-        if self.options.zero_copy && !crate::swarm::is_local(conn.addr.ip()) {
+        // Over loopback the kernel copies after all; tests have nothing else to try it on.
+        if self.options.zero_copy && (cfg!(test) || !crate::swarm::is_local(conn.addr.ip())) {
             conn.zero_copy = ZeroCopy::Trying(4);
         }
-        torrent.enter(peer_key, key, self.now);
+        if torrent.enter(peer_key, key, self.now) {
+            self.active.push(torrent_key);
+        }
         self.handshake_count -= 1;
+        self.outgoing_count -= usize::from(outgoing);
         self.need_files(torrent_key);
         self.touch_conn(key);
         self.touch_torrent(torrent_key);
@@ -301,6 +312,7 @@ impl<D: Driver> Worker<D> {
             }
             Phase::Connecting { torrent } | Phase::Outgoing { torrent, .. } => {
                 self.handshake_count -= 1;
+                self.outgoing_count -= 1;
                 self.connect_failed(torrent, conn.addr);
             }
             Phase::Incoming(_) => self.handshake_count -= 1,

@@ -109,8 +109,6 @@ pub(super) struct Conn {
     pub(super) held: VecDeque<usize>,
     /// Whether a timer watches that the peer takes what is sent.
     pub(super) is_stall_watched: bool,
-    /// Bytes received so far, to see progress by.
-    pub(super) received_bytes: u64,
     /// Whether it is on the list of those that found no memory for a cold read.
     pub(super) is_starved: bool,
     /// Whether a timer watches for progress inside a message.
@@ -133,7 +131,6 @@ impl Conn {
             held_len: 0,
             held: VecDeque::new(),
             is_stall_watched: false,
-            received_bytes: 0,
             is_starved: false,
             is_watched: false,
         }

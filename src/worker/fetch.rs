@@ -19,11 +19,9 @@ use crate::storage::pieces::Progress;
 use crate::swarm::{self, Payload, Verdict};
 use crate::sys::clock;
 use crate::units::{PieceIndex, to_usize};
-use crate::wire::Incoming;
+use crate::wire::{self, Incoming};
 
-/// A message that has begun must bring this many bytes per [`PROGRESS_INTERVAL`].
-const PROGRESS_LEN: u64 = 1024;
-/// See [`PROGRESS_LEN`].
+/// How often a message that has begun must have grown by [`wire::PROGRESS_LEN_MIN`].
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Piece buffers kept for the next pieces.
@@ -72,7 +70,6 @@ impl<D: Driver> Worker<D> {
         if bytes.is_empty() {
             return self.close(key, DisconnectReason::PeerClosed);
         }
-        conn.received_bytes += bytes.len() as u64;
         match conn.phase {
             Phase::Peer(_) => self.feed(key, &bytes),
             _ => self.shake_hands(key, &bytes),
@@ -83,7 +80,7 @@ impl<D: Driver> Worker<D> {
     pub(super) fn feed(&mut self, key: Key, bytes: &[u8]) {
         let mut input = bytes;
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let (received, watched) = (conn.received_bytes, conn.is_watched);
+        let watched = conn.is_watched;
         let Some(peer) = conn.peer() else { return };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return };
@@ -128,7 +125,7 @@ impl<D: Driver> Worker<D> {
                 }
             }
         };
-        let watch = !watched && peer.decoder.is_mid_message();
+        let watch = peer.decoder.progress().filter(|_| !watched);
         self.core.received_payload_bytes.add(payload_bytes);
         self.core.protocol_bytes[Direction::Incoming]
             .add((bytes.len() as u64).saturating_sub(payload_bytes));
@@ -136,29 +133,25 @@ impl<D: Driver> Worker<D> {
         if let Some(reason) = failed {
             return self.close(key, reason);
         }
-        if watch {
+        if let Some(progress) = watch {
             if let Some(conn) = self.conns.get_mut(key) {
                 conn.is_watched = true;
             }
-            self.timers.set(now + PROGRESS_INTERVAL, Timer::Progress(key, received));
+            self.timers.set(now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
         }
         self.receive(key);
     }
 
     /// A message had begun: unless it is over, enough of it must have come meanwhile.
-    pub(super) fn on_progress_timer(&mut self, key: Key, before: u64) {
+    pub(super) fn on_progress_timer(&mut self, key: Key, before: &wire::Progress) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.is_watched = false;
-        let received = conn.received_bytes;
-        let is_mid_message = conn.peer().is_some_and(|peer| peer.decoder.is_mid_message());
-        if !is_mid_message {
-            return;
-        }
-        if received - before < PROGRESS_LEN {
+        let Some(progress) = conn.peer().and_then(|peer| peer.decoder.progress()) else { return };
+        if progress.is_stalled_since(before) {
             return self.close(key, DisconnectReason::Timeout);
         }
         conn.is_watched = true;
-        self.timers.set(self.now + PROGRESS_INTERVAL, Timer::Progress(key, received));
+        self.timers.set(self.now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
     }
 
     /// Hashes what is left of complete pieces, a bounded number of blocks per turn.
@@ -224,8 +217,11 @@ impl<D: Driver> Worker<D> {
             return;
         };
         let Store::Open(open) = &torrent.store else {
-            if matches!(torrent.store, Store::Failed) {
+            if torrent.has_failed() {
                 self.piece_writes.remove(write_key);
+            } else {
+                let torrent_key = write.torrent;
+                self.need_files(torrent_key);
             }
             return;
         };
@@ -337,6 +333,13 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// Whether pieces of a torrent are on their way to the disk.
+    pub(super) fn has_writes(&self, torrent: Key) -> bool {
+        let of_it = |key| self.piece_writes.get(key).is_some_and(|it| it.torrent == torrent);
+        self.to_hash.iter().any(|&(key, ..)| key == torrent)
+            || self.piece_writes.keys().into_iter().any(of_it)
+    }
+
     /// Forgets the pieces of a torrent that are not on disk and never will be.
     pub(super) fn drop_pieces(&mut self, torrent_key: Key) {
         self.to_hash.retain(|&(key, ..)| key != torrent_key);
@@ -354,16 +357,13 @@ impl<D: Driver> Worker<D> {
         if let Some(torrent) = self.torrents.get_mut(write.torrent) {
             let len = u64::from(torrent.geometry().piece_len(write.piece));
             torrent.left = torrent.left.saturating_sub(len);
+            // A flush that began while this was being written did not cover it.
+            torrent.unsynced = true;
             torrent.swarm.handle_stored(self.now, write.piece);
             self.touch_torrent(write.torrent);
         }
         if let Ok(data) = Rc::try_unwrap(write.data) {
             self.recycle_piece(data);
-        }
-        if self.stopping.is_some() && self.piece_writes.is_empty() {
-            for key in self.torrents.keys() {
-                self.sync_torrent(key);
-            }
         }
     }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crate::ring::Waker;
 use crate::storage::{self, Content, files::Opened};
 use crate::swarm::{Options, Source};
+use crate::sys::file::Identity;
 use crate::units::{Bitfield, InfoHash, PeerId};
 use crate::wire::Handshake;
 
@@ -71,6 +72,9 @@ pub struct NewTorrent {
     pub content: Arc<Content>,
     /// The pieces that were verified.
     pub have: Bitfield,
+    /// The files as they were when that was found out, in the order of the layout; empty if nobody
+    /// looked.
+    pub known: Vec<Option<Identity>>,
     /// How it is to be served and fetched.
     pub options: Options,
     /// Where the worker writes its totals.
@@ -184,6 +188,16 @@ impl Mailbox {
             }
             Err(TrySendError::Full(letter) | TrySendError::Disconnected(letter)) => Err(letter),
         }
+    }
+}
+
+impl Mailbox {
+    /// [`Mailbox::send`] that waits for room: for threads that may block, and letters that must
+    /// arrive. The letter comes back if the worker has ended.
+    pub fn send_waiting(&self, letter: Letter) -> Result<(), Letter> {
+        self.letters.send(letter).map_err(|refused| refused.0)?;
+        self.waker.wake();
+        Ok(())
     }
 }
 

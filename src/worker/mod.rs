@@ -12,6 +12,8 @@ mod fetch;
 pub mod mailbox;
 mod serve;
 mod table;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod torrent;
 
@@ -38,6 +40,7 @@ use crate::swarm;
 use crate::swarm::choker::Slots;
 use crate::sys::{clock, process};
 use crate::units::{InfoHash, PieceIndex};
+use crate::wire;
 
 /// Letters taken per turn; the rest waits for the next one.
 const LETTERS_PER_TURN: usize = 64;
@@ -45,7 +48,8 @@ const LETTERS_PER_TURN: usize = 64;
 /// Blocks hashed per turn beyond those hashed on arrival: 1 MiB, about half a millisecond.
 const HASH_BLOCKS_PER_TURN: usize = 64;
 
-/// Handshakes a worker waits for at a time; further connections are closed at once.
+/// Handshakes a worker waits for at a time, in each direction; further connections are closed, or
+/// not begun.
 const HANDSHAKES_MAX: usize = 1024;
 
 /// A turn that takes longer keeps every peer of the core waiting, and is counted.
@@ -82,14 +86,20 @@ pub struct Worker<D: Driver> {
     options: Options,
     shared: Shared,
     letters: Receiver<Letter>,
+    /// There may be more letters than the last turn took; nobody wakes us for those again.
+    letters_wait: bool,
     core: Arc<Core>,
     now: Instant,
     events: VecDeque<Event>,
     listeners: Vec<Handle>,
     conns: Table<Conn>,
+    /// Connections that are not peers yet, and those of them that we began.
     handshake_count: usize,
+    outgoing_count: usize,
     torrents: Table<Torrent>,
     by_hash: HashMap<InfoHash, Key>,
+    /// Torrents with peers, or whose rates have not faded yet: the others cost nothing.
+    active: Vec<Key>,
     timers: Wheel<Timer>,
     /// Torrents and connections to look at before the turn ends.
     dirty_torrents: Vec<Key>,
@@ -120,6 +130,7 @@ struct Scratch {
     control: Vec<u8>,
     blocks: Vec<crate::units::Block>,
     due: Vec<Timer>,
+    dirty: Vec<Key>,
 }
 
 /// What a timer of the wheel is for.
@@ -131,8 +142,8 @@ enum Timer {
     Files(Key),
     /// When a handshake has to be whole.
     Handshake(Key),
-    /// When a message that had begun must have got further, from that many bytes on.
-    Progress(Key, u64),
+    /// When a message that had begun must have got further.
+    Progress(Key, wire::Progress),
     /// When a peer must have taken something of what is being sent.
     Stall(Key),
     /// When to listen again after the system had no descriptor to give.
@@ -199,20 +210,25 @@ impl<D: Driver> Worker<D> {
         core: Arc<Core>,
     ) -> Self {
         let now = clock::now();
+        let budget = swarm::Shared::new(None, None, Slots::Unlimited);
+        budget.piece_bytes_max.set(options.piece_bytes_max);
         Self {
             chunks: Chunks::new(options.read_bytes_max),
             driver,
             options,
             shared,
             letters,
+            letters_wait: false,
             core,
             now,
             events: VecDeque::new(),
             listeners,
             conns: Table::default(),
             handshake_count: 0,
+            outgoing_count: 0,
             torrents: Table::default(),
             by_hash: HashMap::new(),
+            active: Vec::new(),
             timers: Wheel::new(now),
             dirty_torrents: Vec::new(),
             dirty_conns: Vec::new(),
@@ -225,7 +241,7 @@ impl<D: Driver> Worker<D> {
             to_hash: VecDeque::new(),
             syncs_in_flight: 0,
             spare_pieces: Vec::new(),
-            budget: swarm::Shared::new(None, None, Slots::Unlimited),
+            budget,
             reports: VecDeque::new(),
             stopping: None,
             faults_before: major_faults(),
@@ -271,10 +287,14 @@ impl<D: Driver> Worker<D> {
         while let Some(event) = self.events.pop_front() {
             self.handle_event(event);
         }
+        self.letters_wait = true;
         for _ in 0..LETTERS_PER_TURN {
             match self.letters.try_recv() {
                 Ok(letter) => self.handle_letter(letter),
-                Err(_) => break,
+                Err(_) => {
+                    self.letters_wait = false;
+                    break;
+                }
             }
         }
         let mut due = std::mem::take(&mut self.scratch.due);
@@ -290,8 +310,10 @@ impl<D: Driver> Worker<D> {
 
     /// How long the ring may wait before there is something to do anyway.
     fn timeout(&self) -> Option<Duration> {
-        let more =
-            !self.to_hash.is_empty() || !self.dirty_conns.is_empty() || !self.unbuffered.is_empty();
+        let more = self.letters_wait
+            || !self.to_hash.is_empty()
+            || !self.dirty_conns.is_empty()
+            || !self.unbuffered.is_empty();
         if more {
             return Some(Duration::ZERO);
         }
@@ -347,7 +369,7 @@ impl<D: Driver> Worker<D> {
                     self.give_up(key, HandshakeResult::Timeout);
                 }
             }
-            Timer::Progress(key, before) => self.on_progress_timer(key, before),
+            Timer::Progress(key, before) => self.on_progress_timer(key, &before),
             Timer::Stall(key) => self.on_stall_timer(key),
             Timer::Listen(index) => self.listen(index),
             Timer::Housekeeping => self.housekeep(),
@@ -360,13 +382,15 @@ impl<D: Driver> Worker<D> {
             self.act(key);
         }
         // A connection may become dirty again below; that waits for the next turn.
-        let dirty = std::mem::take(&mut self.dirty_conns);
-        for &key in &dirty {
+        let mut dirty =
+            std::mem::replace(&mut self.dirty_conns, std::mem::take(&mut self.scratch.dirty));
+        for key in dirty.drain(..) {
             if let Some(conn) = self.conns.get_mut(key) {
                 conn.is_dirty = false;
                 self.send_to(key);
             }
         }
+        self.scratch.dirty = dirty;
         for key in std::mem::take(&mut self.unbuffered) {
             self.receive(key);
         }
@@ -385,7 +409,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn touch_torrent(&mut self, key: Key) {
-        if self.dirty_torrents.last() != Some(&key) {
+        if let Some(torrent) = self.torrents.get_mut(key)
+            && !std::mem::replace(&mut torrent.is_dirty, true)
+        {
             self.dirty_torrents.push(key);
         }
     }
@@ -401,14 +427,18 @@ impl<D: Driver> Worker<D> {
         self.core.read_buffers_bytes.set(self.chunks.bytes() as u64);
         let (mut connected, mut interested, mut unchoked, mut snubbed) = (0, 0, 0, 0);
         let mut piece_bytes = 0;
-        for torrent in self.torrents.values_mut().filter(|torrent| torrent.is_active()) {
+        let mut active = std::mem::take(&mut self.active);
+        active.retain(|&key| {
+            let Some(torrent) = self.torrents.get_mut(key) else { return false };
             let stats = torrent.publish(self.now);
             connected += u64::from(stats.peers);
             interested += u64::from(stats.interested);
             unchoked += u64::from(stats.unchoked);
             snubbed += u64::from(stats.snubbed);
             piece_bytes += torrent.pieces.bytes();
-        }
+            torrent.stays_active(&stats)
+        });
+        self.active = active;
         self.core.peers[PeerState::Connected].set(connected);
         self.core.peers[PeerState::Interested].set(interested);
         self.core.peers[PeerState::Unchoked].set(unchoked);
@@ -456,17 +486,18 @@ impl<D: Driver> Worker<D> {
         for key in self.conns.keys() {
             self.close(key, DisconnectReason::Shutdown);
         }
-        for key in self.torrents.keys() {
-            self.sync_torrent(key);
-        }
     }
 
     fn has_stopped(&mut self) -> bool {
         let Some(deadline) = self.stopping else { return false };
-        let idle = self.to_hash.is_empty()
-            && self.piece_writes.is_empty()
-            && self.syncs_in_flight == 0
-            && self.reports.is_empty();
+        let writes = !self.to_hash.is_empty() || !self.piece_writes.is_empty();
+        if !writes && self.syncs_in_flight == 0 {
+            // Whatever the last writes were, and however they ended: nothing stays unflushed.
+            for key in self.torrents.keys() {
+                self.sync_torrent(key);
+            }
+        }
+        let idle = !writes && self.syncs_in_flight == 0 && self.reports.is_empty();
         idle || self.now >= deadline
     }
 
@@ -492,26 +523,4 @@ fn ring_op(kind: OpKind) -> RingOp {
 /// Faults of this thread that waited for a device; 0 where the system does not tell.
 fn major_faults() -> u64 {
     process::thread_usage().map_or(0, |usage| usage.major_faults)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_survive_their_tags() {
-        let key = Key { slot: u32::MAX, generation: (1 << GENERATION_BITS) - 1 };
-        for target in [
-            Target::Listener(3),
-            Target::Connect(key),
-            Target::Receive(key),
-            Target::Send(key),
-            Target::Read(key),
-            Target::Write(key),
-            Target::Sync(key),
-        ] {
-            assert_eq!(Target::of(target.tag()), Some(target));
-        }
-        assert_eq!(Target::of(Tag(0)), None);
-    }
 }

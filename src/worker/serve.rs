@@ -402,7 +402,10 @@ impl<D: Driver> Worker<D> {
         let Some(sending) = &mut conn.sending else { return };
         let count = match result {
             Ok(count) => count,
-            Err(error) => return self.send_failed(key, &error),
+            Err(error) => {
+                self.send_failed(key, &error);
+                return self.wake_starved();
+            }
         };
         sending.sent += count;
         sending.moved_at = self.now;

@@ -82,11 +82,6 @@ impl<T> Table<T> {
         self.values.iter().filter_map(key).collect()
     }
 
-    /// All values, in the order of their slots.
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.values.iter_mut().map(|(_, value)| value)
-    }
-
     fn is_current(&self, key: Key) -> bool {
         self.generations.get(key.slot as usize) == Some(&key.generation)
     }

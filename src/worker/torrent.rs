@@ -29,6 +29,9 @@ use crate::units::{Geometry, InfoHash};
 /// peers are looked after: half of the minute within which a loss has to be seen.
 const FILES_INTERVAL: Duration = Duration::from_secs(25);
 
+/// When to ask again for files that no thread was free to open.
+const FILES_RETRY: Duration = Duration::from_secs(1);
+
 /// One torrent.
 pub(super) struct Torrent {
     pub(super) info_hash: InfoHash,
@@ -50,6 +53,13 @@ pub(super) struct Torrent {
     pub(super) unsynced: bool,
     syncs_pending: usize,
     finished: bool,
+    /// Whether the control thread knows that it is finished.
+    is_reported: bool,
+    /// Whether it is on the worker's list of active torrents, and of those to look at.
+    is_active: bool,
+    pub(super) is_dirty: bool,
+    /// The files as they were when they were last known to be right; empty if that is unknown.
+    known: Vec<Option<Identity>>,
 }
 
 /// The files of a torrent as its worker holds them.
@@ -76,10 +86,21 @@ pub(super) struct ServedFile {
     identity: Identity,
 }
 
+impl ServedFile {
+    /// Who the open file is at this moment.
+    fn now(&self) -> Option<Identity> {
+        crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*self.handle)).ok()
+    }
+}
+
 impl Torrent {
-    /// Whether it has peers or is about to.
-    pub(super) fn is_active(&self) -> bool {
-        self.peer_count > 0 || self.pieces.bytes() > 0
+    /// Whether its totals still change, now that they are as in `stats`; notes it if not.
+    pub(super) fn stays_active(&mut self, stats: &Stats) -> bool {
+        self.is_active = self.peer_count > 0
+            || self.pieces.bytes() > 0
+            || stats.up_rate > 0
+            || stats.down_rate > 0;
+        self.is_active
     }
 
     /// Whether its files have failed it.
@@ -109,8 +130,8 @@ impl Torrent {
         self.conns.get(peer.0 as usize).copied().flatten()
     }
 
-    /// Notes the connection of a new peer.
-    pub(super) fn enter(&mut self, peer: PeerKey, conn: Key, now: Instant) {
+    /// Notes the connection of a new peer; true if that makes the torrent an active one.
+    pub(super) fn enter(&mut self, peer: PeerKey, conn: Key, now: Instant) -> bool {
         let slot = peer.0 as usize;
         if self.conns.len() <= slot {
             self.conns.resize(slot + 1, None);
@@ -118,6 +139,7 @@ impl Torrent {
         self.conns[slot] = Some(conn);
         self.peer_count += 1;
         self.last_peer = now;
+        !std::mem::replace(&mut self.is_active, true)
     }
 
     /// Forgets the connection of a peer.
@@ -143,7 +165,7 @@ impl Torrent {
 
 impl<D: Driver> Worker<D> {
     pub(super) fn add_torrent(&mut self, new: NewTorrent) {
-        let NewTorrent { info_hash, content, have, mut options, totals } = new;
+        let NewTorrent { info_hash, content, have, known, mut options, totals } = new;
         if self.by_hash.contains_key(&info_hash) || self.stopping.is_some() {
             return;
         }
@@ -172,6 +194,10 @@ impl<D: Driver> Worker<D> {
             unsynced: false,
             syncs_pending: 0,
             finished,
+            is_reported: finished,
+            is_active: false,
+            is_dirty: false,
+            known,
         };
         torrent.publish(self.now);
         let key = self.torrents.insert(torrent);
@@ -211,6 +237,9 @@ impl<D: Driver> Worker<D> {
 
     /// Carries out what the swarm of a torrent has decided, and sets its timer.
     pub(super) fn act(&mut self, key: Key) {
+        if let Some(torrent) = self.torrents.get_mut(key) {
+            torrent.is_dirty = false;
+        }
         loop {
             let Some(torrent) = self.torrents.get_mut(key) else { return };
             let Some(action) = torrent.swarm.poll_action() else { break };
@@ -278,21 +307,25 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let (content, fetch) = (Arc::clone(&torrent.content), !torrent.finished);
+        let known = torrent.known.clone();
         let (info_hash, mode) = (torrent.info_hash, self.options.mode);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
-            let result = files::open(&content, fetch, mode);
+            let result = files::open(&content, fetch, mode, &known);
             if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
                 // A worker that takes no letters any more needs no files either.
-                let _ = mailbox.send(Letter::Opened { info_hash, result });
+                let _ = mailbox.send_waiting(Letter::Opened { info_hash, result });
             }
         });
+        let mut look_in = FILES_INTERVAL;
         if self.shared.blocking.run(job).is_ok() {
             torrent.store = Store::Opening;
+        } else {
+            look_in = FILES_RETRY;
         }
         if !torrent.files_timer {
             torrent.files_timer = true;
-            self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
+            self.timers.set(self.now + look_in, Timer::Files(key));
         }
     }
 
@@ -327,44 +360,66 @@ impl<D: Driver> Worker<D> {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         torrent.files_timer = false;
         let Store::Open(open) = &torrent.store else {
-            if matches!(torrent.store, Store::Closed) && torrent.peer_count > 0 {
+            match torrent.store {
                 // The threads for files were busy when this was asked for first.
-                self.need_files(key);
+                Store::Closed => self.need_files(key),
+                // They may take their time; afterwards the files are looked after again.
+                Store::Opening => {
+                    torrent.files_timer = true;
+                    self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
+                }
+                _ => {}
             }
             return;
         };
         torrent.files_timer = true;
         self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
         if torrent.peer_count == 0 {
-            if torrent.finished
-                && !torrent.unsynced
-                && self.now - torrent.last_peer >= FILES_INTERVAL
-                && let Some(torrent) = self.torrents.get_mut(key)
-            {
-                torrent.files_timer = false;
-                let store = std::mem::replace(&mut torrent.store, Store::Closed);
-                self.release_store(store);
-            }
-            return;
+            return self.close_idle_files(key);
         }
-        // While pieces are written, time and size of the files change by our own hand.
-        if !torrent.finished || torrent.unsynced {
-            return;
-        }
+        // While pieces are written, the times of the files change by our own hand.
+        let only_names = !torrent.finished || torrent.unsynced;
         let identities: Vec<_> =
             open.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
         let (content, info_hash) = (Arc::clone(&torrent.content), torrent.info_hash);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
-            if let Err(error) = files::still_there(&content, &identities)
+            if let Err(error) = files::still_there(&content, &identities, only_names)
                 && let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home))
             {
-                // If the letter does not fit, the next look finds the same.
-                let _ = mailbox.send(Letter::Lost { info_hash, error });
+                // A worker that takes no letters any more has closed its files.
+                let _ = mailbox.send_waiting(Letter::Lost { info_hash, error });
             }
         });
         // If too many jobs wait, the next look is soon enough.
         let _ = self.shared.blocking.run(job);
+    }
+
+    /// Closes the files of a torrent without peers, once all that was written is flushed.
+    fn close_idle_files(&mut self, key: Key) {
+        let writes = self.has_writes(key);
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if self.now.saturating_duration_since(torrent.last_peer) < FILES_INTERVAL
+            || writes
+            || torrent.syncs_pending > 0
+        {
+            return;
+        }
+        if torrent.unsynced {
+            return self.sync_torrent(key);
+        }
+        torrent.files_timer = false;
+        let store = std::mem::replace(&mut torrent.store, Store::Closed);
+        if let Store::Open(open) = &store {
+            // An incomplete torrent is written to: what its files are now, they are by our hand.
+            if !torrent.finished {
+                torrent.known = open.files.iter().map(|file| file.as_ref()?.now()).collect();
+            } else {
+                torrent.known =
+                    open.files.iter().map(|file| file.as_ref().map(|it| it.identity)).collect();
+            }
+        }
+        self.release_store(store);
     }
 
     /// Stops a torrent because of its files: its peers go, the others' do not notice.
@@ -412,9 +467,15 @@ impl<D: Driver> Worker<D> {
                 _ => None,
             })
             .collect();
-        drop(open);
-        // If no thread is free the mappings are dropped here after all.
-        let _ = self.shared.blocking.run(Box::new(move || drop(mappings)));
+        // Closing takes its time too, where the file was deleted meanwhile or the disk is slow.
+        let files: Vec<_> = open
+            .files
+            .into_iter()
+            .flatten()
+            .filter_map(|it| Rc::try_unwrap(it.handle).ok())
+            .collect();
+        // If no thread is free they are dropped here after all.
+        let _ = self.shared.blocking.run(Box::new(move || drop((mappings, files))));
     }
 
     /// Flushes the files of a torrent if anything was written to them.
@@ -427,6 +488,10 @@ impl<D: Driver> Worker<D> {
         torrent.unsynced = false;
         let handles: Vec<_> =
             open.files.iter().flatten().map(|file| Rc::clone(&file.handle)).collect();
+        if handles.is_empty() {
+            // All of it is padding.
+            return self.synced(key);
+        }
         torrent.syncs_pending = handles.len();
         self.syncs_in_flight += handles.len();
         for file in handles {
@@ -444,18 +509,24 @@ impl<D: Driver> Worker<D> {
             let error = Error::from_io("flush", &torrent.content.save_path, &error);
             return self.fail_torrent(key, error);
         }
-        if torrent.syncs_pending > 0 {
-            return;
+        if torrent.syncs_pending == 0 {
+            self.synced(key);
         }
-        if torrent.finished {
+    }
+
+    /// Everything that was written before the flush is on the device.
+    fn synced(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if torrent.unsynced {
+            // Written while the flush was under way.
+            return self.sync_torrent(key);
+        }
+        if torrent.finished && !torrent.is_reported {
+            torrent.is_reported = true;
             // From now on a change of the files is somebody else's: remember who they are.
             if let Store::Open(open) = &mut torrent.store {
                 for file in open.files.iter_mut().flatten() {
-                    if let Ok(identity) =
-                        crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*file.handle))
-                    {
-                        file.identity = identity;
-                    }
+                    file.identity = file.now().unwrap_or(file.identity);
                 }
             }
             self.reports.push_back(Report::Finished(torrent.info_hash));

@@ -1,0 +1,51 @@
+//! Slots and rates.
+
+use super::fleet::options;
+use super::*;
+
+#[test]
+fn one_slot_serves_one_peer_at_a_time() {
+    // More pieces than anyone may have while choked.
+    let torrent = Torrent::new(&[("one", 1_000_000)], 16 * 1024, 18);
+    on_every_ring(Faults::rough(), 0..3, |ring| {
+        let fleet = Fleet::start(1, 1, ring, &options());
+        fleet.post(0, Letter::Budget { slots: Some(1), up: None, down: None });
+        fleet.seed(0, &torrent);
+        let (addr, blocks) = (fleet.members[0].addr, torrent.blocks());
+        let mut first = Peer::asking(addr, &torrent, 30, &blocks);
+        first.expect(&torrent, &blocks);
+        // Blocks of the allowed-fast set come also to those who are choked.
+        let mut second = Peer::asking(addr, &torrent, 31, &blocks);
+        second.read_until("answers", |peer| peer.rejects.len() + peer.blocks.len() >= blocks.len());
+        assert!(!second.is_unchoked && !second.rejects.is_empty());
+        drop(first);
+        second.read_until("the slot", |peer| peer.is_unchoked);
+        second.rejects.clear();
+        second.send(&peer::requests(&blocks));
+        second.expect(&torrent, &blocks);
+        drop(second);
+        fleet.wait_until_idle();
+        assert!(fleet.stop().is_empty());
+    });
+}
+
+#[test]
+fn an_upload_limit_holds() {
+    const RATE: u64 = 1_000_000;
+    let torrent = any_torrent(2_000_000, 19);
+    on_every_ring(Faults::rough(), 0..1, |ring| {
+        let fleet = Fleet::start(1, 1, ring, &options());
+        fleet.post(0, Letter::Budget { slots: None, up: Some(RATE), down: None });
+        fleet.seed(0, &torrent);
+        let begun = clock::now();
+        let mut peer = Peer::asking(fleet.members[0].addr, &torrent, 32, &torrent.blocks());
+        let of = |peer: &Peer| peer.blocks.values().map(|bytes| bytes.len() as u64).sum::<u64>();
+        peer.read_until("blocks", |peer| of(peer) >= RATE / 2);
+        let (took, came) = (clock::now() - begun, of(&peer));
+        let most = u128::from(RATE) * (took + crate::rate::BURST).as_millis() / 1000 + 2 * 16_384;
+        assert!(u128::from(came) <= most, "{came} bytes in {took:?}");
+        drop(peer);
+        fleet.wait_until_idle();
+        assert!(fleet.stop().is_empty());
+    });
+}
