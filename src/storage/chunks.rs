@@ -110,6 +110,12 @@ impl Chunks {
         }
     }
 
+    /// Whether the chunk is on its way from the disk. Its pages are in the page cache by then, but
+    /// locked until their data is there: whoever touches them waits.
+    pub fn is_reading(&self, key: ChunkKey) -> bool {
+        matches!(self.entries.get(&key), Some(Entry::Reading(_)))
+    }
+
     /// Asks for the chunk `key` of `len` bytes on behalf of `waiter`.
     pub fn request(&mut self, key: ChunkKey, len: usize, waiter: u32) -> Answer {
         match self.entries.get_mut(&key) {

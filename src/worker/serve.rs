@@ -201,7 +201,7 @@ impl<D: Driver> Worker<D> {
         }
         for chunk in chunks_of(torrent_key.slot, block) {
             if !self.residency.is_hot(self.now, chunk.number()) {
-                if !is_resident(torrent, chunk) {
+                if self.chunks.is_reading(chunk) || !is_resident(torrent, chunk) {
                     return false;
                 }
                 self.residency.set_hot(self.now, chunk.number());
