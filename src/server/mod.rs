@@ -11,3 +11,4 @@ pub mod engine;
 pub mod ports;
 pub mod run;
 pub mod settings;
+mod start;

@@ -1,0 +1,104 @@
+//! Starting the engine: which cores, under which name, and one worker thread on each.
+//!
+//! Settings enter; running workers with open mailboxes leave. Invariant: no mailbox is open before
+//! every worker has its ring, so that a start that fails has begun nothing.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::engine::{Settings, StartError};
+use crate::metrics::Registry;
+use crate::ring::{self, Driver, Uring};
+use crate::sys::process;
+use crate::units::PeerId;
+use crate::worker::Worker;
+use crate::worker::mailbox::{self, Mailbox, Report, Shared};
+
+/// The cores to use: those asked for, or all that are allowed.
+pub(super) fn choose_cores(wanted: &[usize]) -> Result<Vec<usize>, StartError> {
+    let allowed = process::allowed_cores().map_err(StartError::Thread)?;
+    if let Some(&core) = wanted.iter().find(|core| !allowed.contains(core)) {
+        let names: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+        return Err(StartError::Core { core, allowed: names.join(",") });
+    }
+    Ok(if wanted.is_empty() { allowed } else { wanted.to_vec() })
+}
+
+/// A peer id of BEP 20's shape: `-sg<version>-` and random digits and letters.
+pub(super) fn new_peer_id() -> Result<PeerId, StartError> {
+    use ::ring::rand::SecureRandom;
+    const LETTERS: &[u8; 64] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
+    let mut random = [0; 12];
+    let system = ::ring::rand::SystemRandom::new();
+    system.fill(&mut random).map_err(|_| StartError::Random)?;
+    let mut id = *b"-sg0000-............";
+    let version = env!("CARGO_PKG_VERSION").split('.').filter_map(|part| part.bytes().next());
+    for (place, digit) in id[3..7].iter_mut().zip(version) {
+        *place = digit;
+    }
+    for (place, byte) in id[8..].iter_mut().zip(random) {
+        *place = LETTERS[usize::from(byte % 64)];
+    }
+    Ok(PeerId(id))
+}
+
+/// Starts one worker per core, each with its ring, and opens their mailboxes once all are ready.
+pub(super) fn start_workers(
+    settings: &Settings,
+    shared: &Shared,
+    registry: &Registry,
+    cores: &[usize],
+    listeners: Vec<Vec<OwnedFd>>,
+) -> Result<(), StartError> {
+    let mut mailboxes = Vec::new();
+    let count = cores.len();
+    for ((number, &core), sockets) in cores.iter().enumerate().zip(listeners) {
+        let (ready, waker) = std::sync::mpsc::sync_channel(1);
+        let (letters_in, letters) = mailbox::letters();
+        let (shared, cells) = (shared.clone(), Arc::clone(&registry.cores()[number]));
+        let options = crate::worker::Options {
+            number,
+            connections_max: settings.connections_max.div_ceil(count),
+            read_bytes_max: settings.read_bytes_max / count,
+            piece_bytes_max: settings.piece_bytes_max / count as u64,
+            mode: settings.mode,
+            zero_copy: settings.zero_copy,
+            bind: settings.bind.clone(),
+        };
+        let run = move || {
+            if let Err(error) = process::pin_thread(core) {
+                tracing::warn!(core, %error, "cannot pin a worker to its core");
+            }
+            let driver = match Uring::new(&ring::Config::default()) {
+                Ok(driver) => driver,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let _ = ready.send(Ok(driver.waker()));
+            let reports = shared.reports.clone();
+            let listeners = sockets.into_iter().map(Rc::new).collect();
+            let worker = Worker::new(driver, options, shared, letters, listeners, cells);
+            let work = std::panic::AssertUnwindSafe(|| worker.run());
+            let died = match std::panic::catch_unwind(work) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it panicked, see above".to_owned(),
+            };
+            let _ = reports.blocking_send(Report::Died(number, died));
+        };
+        std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(run)
+            .map_err(StartError::Thread)?;
+        let waker = waker.recv().map_err(|_| {
+            StartError::Thread(std::io::Error::other("a worker ended before it was ready"))
+        })??;
+        mailboxes.push(Mailbox::new(letters_in, waker));
+    }
+    // Set once, here.
+    let _ = shared.mailboxes.set(mailboxes);
+    Ok(())
+}
