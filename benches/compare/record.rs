@@ -39,6 +39,7 @@ impl Setting {
         line("Kernel", &kernel());
         line("Commit", &commit());
         line("Machine", &machine());
+        line("Load average before it", &load_average());
         line("Command", &format!("`cargo bench --bench compare -- {}`", self.arguments.join(" ")));
         for (name, version) in &self.versions {
             line(name, version);
@@ -92,6 +93,12 @@ fn commit() -> String {
     };
     let changes = ["-C", root, "status", "--porcelain", "--untracked-files=no"];
     if first_line("git", &changes).is_some() { format!("{id}-changed") } else { id }
+}
+
+/// What else the machine does: over its number of cores, figures suffer.
+fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("?").to_owned()
 }
 
 fn machine() -> String {
