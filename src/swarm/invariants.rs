@@ -11,9 +11,11 @@ use super::{Counts, REQUEST_QUEUE_MAX, Swarm, key_of};
 use crate::units::PieceIndex;
 
 /// Above this size a recount after every input would take too long.
+#[cfg(debug_assertions)]
 const FULL_CHECK_MAX: usize = 256;
 
 impl Swarm {
+    #[cfg(debug_assertions)]
     /// What `settle` checks in debug builds: everything while the swarm is small.
     pub(super) fn check_cheap_invariants(&self) {
         // The recount of requests is quadratic in those of a peer: long pipelines are left out.
