@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use seedring::metainfo::{self, CreateOptions, Metainfo};
-use seedring::sys::clock;
 use seedring::units::{Block, Geometry, InfoHash};
 
 /// Bytes after which the content begins again: the greatest prime below 4 MiB.
@@ -19,15 +18,6 @@ const PERIOD: usize = 4_194_301;
 
 /// Longest slice that [`Content::slice`] can give.
 const SLICE_LEN_MAX: usize = 1 << 20;
-
-/// MiB that [`Ground::warm_memory`] takes beyond the size of the data.
-const WARM_EXTRA: u64 = 256;
-
-/// Most passes over that memory.
-const WARM_PASSES_MAX: u32 = 4;
-
-/// MiB per second of a pass after which the memory counts as in use.
-const WARM_RATE: f64 = 2000.0;
 
 /// Seed of the content.
 const SEED: u64 = 0x5eed_0001;
@@ -137,28 +127,6 @@ impl Ground {
     /// The file.
     pub(crate) fn file(&self) -> PathBuf {
         self.data_dir.join(NAME)
-    }
-
-    /// Takes as much memory as the data needs into use, and gives it back.
-    ///
-    /// A virtual machine's host takes back what lies idle, and the first touch of such a page costs
-    /// many times what copying to it does: whoever writes next would pay for that. Done again until
-    /// it goes fast, or until it is clear that this machine is slow.
-    pub(crate) fn warm_memory(&self) -> io::Result<()> {
-        let zeros = vec![0; SLICE_LEN_MAX];
-        let mib_count = self.geometry.total_len().div_ceil(SLICE_LEN_MAX as u64) + WARM_EXTRA;
-        for _ in 0..WARM_PASSES_MAX {
-            let mut file = tempfile::tempfile_in(self.scratch.path())?;
-            let started = clock::now();
-            for _ in 0..mib_count {
-                file.write_all(&zeros)?;
-            }
-            let rate = mib_count as f64 / (clock::now() - started).as_secs_f64();
-            if rate > WARM_RATE {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// Whether `dir` holds the whole file, byte by byte.

@@ -11,6 +11,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod filler;
 mod ground;
 mod iperf;
 mod load;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use seedring::sys::clock;
 
 use crate::common::Spread;
+use crate::filler::Filler;
 use crate::peers::{Peer, Recipe, Scene};
 use crate::process::{Ended, Running, tail};
 use crate::serve::Seeders;
@@ -29,21 +30,22 @@ struct Took {
 }
 
 /// One kind of task.
-struct Task {
+struct Task<'a> {
     verb: &'static str,
     recipe: fn(&dyn Peer, &Scene<'_>) -> Recipe,
-    measure: fn(&Stage, &dyn Peer) -> io::Result<Option<Took>>,
+    measure: &'a dyn Fn(&Stage, &dyn Peer) -> io::Result<Option<Took>>,
 }
 
 /// Fetches from the stage's number of seeders.
 pub(crate) fn fetch(stage: &Stage) -> io::Result<Table> {
+    let filler = Filler::new(stage.ground.scratch.path())?;
     let task = Task {
         verb: "fetch",
         recipe: |peer, scene| peer.fetch(scene),
-        measure: |stage, peer| {
+        measure: &|stage, peer| {
             let seeders = Seeders::start(&stage.ground, stage.sources, stage.load_core)?;
             let scene = stage.scene(seeders.addrs.clone())?;
-            stage.ground.warm_memory()?;
+            filler.fill()?;
             let took = run_once(stage, &scene, peer.fetch(&scene)?)?;
             if took.is_some() {
                 let target = scene.target()?;
@@ -67,7 +69,7 @@ pub(crate) fn check(stage: &Stage) -> io::Result<Table> {
     let task = Task {
         verb: "check",
         recipe: |peer, scene| peer.check(scene),
-        measure: |stage, peer| {
+        measure: &|stage, peer| {
             let scene = stage.scene(Vec::new())?;
             run_once(stage, &scene, peer.check(&scene)?)
         },
@@ -83,7 +85,7 @@ fn gib(stage: &Stage) -> f64 {
 }
 
 /// Runs a task on all peers that can do it: the table, and the scores of costs and of rates.
-fn tabulate(stage: &Stage, task: &Task) -> io::Result<(Table, Vec<Score>, Vec<Score>)> {
+fn tabulate(stage: &Stage, task: &Task<'_>) -> io::Result<(Table, Vec<Score>, Vec<Score>)> {
     let mut able = Vec::new();
     for peer in &stage.peers {
         if (task.recipe)(*peer, &stage.scene(Vec::new())?)?.is_some() {

@@ -184,14 +184,7 @@ impl Lanes {
         }
         self.pad(room, &bits);
         self.step_rest();
-        let digest = |state: &State| {
-            let mut digest = [0; 20];
-            for (bytes, word) in digest.chunks_exact_mut(4).zip(state) {
-                bytes.copy_from_slice(&word.to_be_bytes());
-            }
-            digest
-        };
-        self.states[..self.count].iter().map(digest).collect()
+        self.states[..self.count].iter().map(words_to_digest).collect()
     }
 
     /// Keeps the bytes `from..to` of each chunk for a later step.
@@ -215,6 +208,67 @@ impl Lanes {
         self.engine.compress(&mut self.states[..self.count], &streams[..self.count]);
         self.rest_len = 0;
     }
+}
+
+/// One stream that is hashed beside others, each at its own pace; see [`update_together`].
+#[derive(Clone, Debug)]
+pub struct Stream {
+    state: State,
+    /// Bytes taken so far: whole steps.
+    len: u64,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self { state: START, len: 0 }
+    }
+}
+
+impl Stream {
+    /// The digest of what was taken, and of `rest` behind it.
+    pub fn finish(mut self, rest: &[u8]) -> Digest {
+        let (steps, tail) = rest.as_chunks::<STEP_LEN>();
+        let bits = (self.len + rest.len() as u64) * 8;
+        let mut padded = [[0; STEP_LEN]; 2];
+        let bytes = padded.as_flattened_mut();
+        bytes[..tail.len()].copy_from_slice(tail);
+        bytes[tail.len()] = 0x80;
+        let end = if tail.len() < STEP_LEN - LENGTH_LEN { STEP_LEN } else { 2 * STEP_LEN };
+        bytes[end - LENGTH_LEN..end].copy_from_slice(&bits.to_be_bytes());
+        ::sha1::block_api::compress(&mut self.state, steps);
+        ::sha1::block_api::compress(&mut self.state, &padded[..end / STEP_LEN]);
+        words_to_digest(&self.state)
+    }
+}
+
+/// Appends `chunks[i]` to `streams[i]`, all of them in step.
+///
+/// # Panics
+/// Unless there is one chunk for each of at most [`STREAMS_MAX`] streams, all of one length that is
+/// a multiple of 64.
+pub fn update_together(engine: Engine, streams: &mut [&mut Stream], chunks: &[&[u8]]) {
+    let len = chunks.first().map_or(0, |chunk| chunk.len());
+    assert!(streams.len() == chunks.len() && chunks.len() <= STREAMS_MAX, "one chunk for each");
+    assert!(len.is_multiple_of(STEP_LEN) && chunks.iter().all(|chunk| chunk.len() == len));
+    let mut states = [START; STREAMS_MAX];
+    let mut steps: [&[Step]; STREAMS_MAX] = [&[]; STREAMS_MAX];
+    for (at, (stream, chunk)) in streams.iter().zip(chunks).enumerate() {
+        states[at] = stream.state;
+        steps[at] = chunk.as_chunks().0;
+    }
+    engine.compress(&mut states[..streams.len()], &steps[..streams.len()]);
+    for (stream, state) in streams.iter_mut().zip(states) {
+        stream.state = state;
+        stream.len += len as u64;
+    }
+}
+
+fn words_to_digest(state: &State) -> Digest {
+    let mut digest = [0; 20];
+    for (bytes, word) in digest.chunks_exact_mut(4).zip(state) {
+        bytes.copy_from_slice(&word.to_be_bytes());
+    }
+    digest
 }
 
 /// The digests of `pieces`, which may differ in length; equal neighbours are hashed together.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::connection::Phase;
 use super::table::Key;
 use super::torrent::Store;
-use super::{HASH_BLOCKS_PER_TURN, Target, Timer, Worker};
+use super::{HASH_LEN_PER_TURN, HASH_WAIT, Target, Timer, ToHash, Worker};
 use crate::metrics::{Direction, DisconnectReason, DiskOp, HashReason};
 use crate::ring::{Driver, Op, Tag};
 use crate::storage::Error;
@@ -23,11 +23,6 @@ use crate::wire::{self, Incoming};
 
 /// How often a message that has begun must have grown by [`wire::PROGRESS_LEN_MIN`].
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Piece buffers kept for the next pieces.
-const SPARE_PIECES_MAX: usize = 8;
-/// Longest one worth keeping, in bytes; for longer ones the allocator asks the kernel anyway.
-const SPARE_PIECE_LEN_MAX: usize = 4 << 20;
 
 /// A piece on its way to the disk.
 #[derive(Debug)]
@@ -84,7 +79,7 @@ impl<D: Driver> Worker<D> {
         let Some(peer) = conn.peer() else { return };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return };
-        let (now, spare) = (self.now, &mut self.spare_pieces);
+        let (now, spares) = (self.now, &mut self.spares);
         let mut payload_bytes = 0;
         let failed = loop {
             match peer.decoder.decode(&mut input) {
@@ -104,12 +99,8 @@ impl<D: Driver> Worker<D> {
                     };
                     peer.arriving = Some((block, wanted));
                     payload_bytes += data.len() as u64;
-                    let stored = wanted
-                        && torrent.pieces.store(block, offset, data, |len| {
-                            let mut buffer = spare.pop().unwrap_or_default();
-                            buffer.resize(len, 0);
-                            buffer
-                        });
+                    let stored =
+                        wanted && torrent.pieces.store(block, offset, data, |len| spares.take(len));
                     // The decoder never hands out more than the block has.
                     if u64::from(offset) + data.len() as u64 == u64::from(block.len) {
                         peer.arriving = None;
@@ -154,39 +145,51 @@ impl<D: Driver> Worker<D> {
         self.timers.set(self.now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
     }
 
-    /// Hashes what is left of complete pieces, a bounded number of blocks per turn.
+    /// Hashes whole pieces side by side, a bounded number of bytes per turn. Fewer than the
+    /// processor can take at once wait a moment for others.
     pub(super) fn hash_some(&mut self) {
-        let mut blocks_left = HASH_BLOCKS_PER_TURN;
+        if self.to_hash.is_empty() || self.hash_wait() > Duration::ZERO {
+            return;
+        }
+        let Some(&ToHash { torrent: key, .. }) = self.to_hash.front() else { return };
+        let Some(torrent) = self.torrents.get_mut(key) else {
+            self.to_hash.pop_front();
+            return;
+        };
         let begun = clock::now();
-        while blocks_left > 0
-            && let Some(&(key, piece, digests)) = self.to_hash.front()
-        {
-            let Some(torrent) = self.torrents.get_mut(key) else {
-                self.to_hash.pop_front();
-                continue;
-            };
-            // At least one: the piece may be hashed already but for its digest.
-            let step = blocks_left.min(16);
-            blocks_left -= step;
-            match torrent.pieces.digest(piece, step) {
-                Progress::More => {}
+        let of_it = self.to_hash.iter().take_while(|entry| entry.torrent == key);
+        let group: Vec<_> = of_it.take(self.engine.width()).map(|entry| entry.piece).collect();
+        torrent.pieces.hash(self.engine, &group, HASH_LEN_PER_TURN / group.len());
+        self.core.hash_seconds.add(clock::now() - begun);
+        let front: Vec<ToHash> = self.to_hash.drain(..group.len()).collect();
+        for entry in front.into_iter().rev() {
+            let Some(torrent) = self.torrents.get_mut(key) else { return };
+            match torrent.pieces.digest(entry.piece) {
+                Progress::More => self.to_hash.push_front(entry),
                 Progress::Done(digest) => {
-                    self.to_hash.pop_front();
-                    let len = torrent.geometry().piece_len(piece);
+                    let len = torrent.geometry().piece_len(entry.piece);
                     self.core.hash_bytes[HashReason::Download].add(u64::from(len));
-                    let good = torrent.content.metainfo.piece_hash(piece) == Some(&digest);
-                    self.judge(key, piece, good, digests);
+                    let good = torrent.content.metainfo.piece_hash(entry.piece) == Some(&digest);
+                    self.judge(key, entry.piece, good, entry.digests);
                 }
                 Progress::Absent => {
                     // Thrown away since it was whole. A new attempt that lost blocks with the old
                     // one begins again; the swarm ignores this of a piece it does not wait for.
-                    self.to_hash.pop_front();
-                    torrent.swarm.handle_verified(self.now, piece, Verdict::Unreadable);
+                    torrent.swarm.handle_verified(self.now, entry.piece, Verdict::Unreadable);
                     self.touch_torrent(key);
                 }
             }
         }
-        self.core.hash_seconds.add(clock::now() - begun);
+    }
+
+    /// How long whole pieces may wait for more of them.
+    pub(super) fn hash_wait(&self) -> Duration {
+        match self.to_hash.front() {
+            Some(front) if self.to_hash.len() < self.engine.width() => {
+                HASH_WAIT.saturating_sub(self.now.saturating_duration_since(front.since))
+            }
+            _ => Duration::ZERO,
+        }
     }
 
     /// Tells the swarm whether a piece is good, and writes a good one.
@@ -336,13 +339,13 @@ impl<D: Driver> Worker<D> {
     /// Whether pieces of a torrent are on their way to the disk.
     pub(super) fn has_writes(&self, torrent: Key) -> bool {
         let of_it = |key| self.piece_writes.get(key).is_some_and(|it| it.torrent == torrent);
-        self.to_hash.iter().any(|&(key, ..)| key == torrent)
+        self.to_hash.iter().any(|entry| entry.torrent == torrent)
             || self.piece_writes.keys().into_iter().any(of_it)
     }
 
     /// Forgets the pieces of a torrent that are not on disk and never will be.
     pub(super) fn drop_pieces(&mut self, torrent_key: Key) {
-        self.to_hash.retain(|&(key, ..)| key != torrent_key);
+        self.to_hash.retain(|entry| entry.torrent != torrent_key);
         for write_key in self.piece_writes.keys() {
             if self.piece_writes.get(write_key).is_some_and(|write| write.torrent == torrent_key) {
                 // What the kernel is writing keeps its memory until it is done.
@@ -363,14 +366,7 @@ impl<D: Driver> Worker<D> {
             self.touch_torrent(write.torrent);
         }
         if let Ok(data) = Rc::try_unwrap(write.data) {
-            self.recycle_piece(data);
-        }
-    }
-
-    /// Keeps the memory of a piece for the next one.
-    pub(super) fn recycle_piece(&mut self, data: Vec<u8>) {
-        if self.spare_pieces.len() < SPARE_PIECES_MAX && data.capacity() <= SPARE_PIECE_LEN_MAX {
-            self.spare_pieces.push(data);
+            self.spares.give(data);
         }
     }
 }

@@ -35,9 +35,11 @@ use crate::metrics::{Core, DisconnectReason, HandshakeResult, PeerState, RingOp,
 use crate::ring::{Driver, Event, Handle, Op, OpKind, Tag};
 use crate::storage::Mode;
 use crate::storage::chunks::Chunks;
+use crate::storage::pieces::Spares;
 use crate::storage::residency::Residency;
 use crate::swarm;
 use crate::swarm::choker::Slots;
+use crate::sys::sha1::Engine;
 use crate::sys::{clock, process};
 use crate::units::{InfoHash, PieceIndex};
 use crate::wire;
@@ -45,8 +47,21 @@ use crate::wire;
 /// Letters taken per turn; the rest waits for the next one.
 const LETTERS_PER_TURN: usize = 64;
 
-/// Blocks hashed per turn beyond those hashed on arrival: 1 MiB, about half a millisecond.
-const HASH_BLOCKS_PER_TURN: usize = 64;
+/// Bytes hashed per turn, over all pieces: a quarter of a millisecond with four at once.
+const HASH_LEN_PER_TURN: usize = 1 << 20;
+
+/// How long a whole piece waits at most for others to be hashed with it.
+const HASH_WAIT: Duration = Duration::from_millis(5);
+
+/// A whole piece that has to be hashed.
+#[derive(Clone, Copy, Debug)]
+struct ToHash {
+    torrent: Key,
+    piece: PieceIndex,
+    /// Whether digests of its blocks are wanted too.
+    digests: bool,
+    since: Instant,
+}
 
 /// Handshakes a worker waits for at a time, in each direction; further connections are closed, or
 /// not begun.
@@ -114,9 +129,10 @@ pub struct Worker<D: Driver> {
     piece_writes: Table<PieceWrite>,
     /// Pieces whose blocks are all here and whose digest is not known yet; whether the digests of
     /// their blocks are wanted too.
-    to_hash: VecDeque<(Key, PieceIndex, bool)>,
+    to_hash: VecDeque<ToHash>,
+    engine: Engine,
     syncs_in_flight: usize,
-    spare_pieces: Vec<Vec<u8>>,
+    spares: Spares,
     budget: Rc<swarm::Shared>,
     reports: VecDeque<Report>,
     stopping: Option<Instant>,
@@ -239,8 +255,9 @@ impl<D: Driver> Worker<D> {
             writes: Table::default(),
             piece_writes: Table::default(),
             to_hash: VecDeque::new(),
+            engine: Engine::best(),
             syncs_in_flight: 0,
-            spare_pieces: Vec::new(),
+            spares: Spares::default(),
             budget,
             reports: VecDeque::new(),
             stopping: None,
@@ -310,15 +327,16 @@ impl<D: Driver> Worker<D> {
 
     /// How long the ring may wait before there is something to do anyway.
     fn timeout(&self) -> Option<Duration> {
-        let more = self.letters_wait
-            || !self.to_hash.is_empty()
-            || !self.dirty_conns.is_empty()
-            || !self.unbuffered.is_empty();
+        let more = self.letters_wait || !self.dirty_conns.is_empty() || !self.unbuffered.is_empty();
         if more {
             return Some(Duration::ZERO);
         }
-        let next = self.timers.next()?;
-        Some(next.saturating_duration_since(clock::now()))
+        let next = self.timers.next().map(|at| at.saturating_duration_since(clock::now()));
+        if self.to_hash.is_empty() {
+            return next;
+        }
+        let wait = self.hash_wait();
+        Some(next.map_or(wait, |next| next.min(wait)))
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -443,7 +461,8 @@ impl<D: Driver> Worker<D> {
         self.core.peers[PeerState::Interested].set(interested);
         self.core.peers[PeerState::Unchoked].set(unchoked);
         self.core.peers[PeerState::Snubbed].set(snubbed);
-        self.core.piece_buffers_bytes.set(piece_bytes);
+        self.spares.tidy();
+        self.core.piece_buffers_bytes.set(piece_bytes + self.spares.bytes());
     }
 
     /// Copies the ring's totals to the core's cells.

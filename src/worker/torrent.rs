@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::fetch::why_closed;
 use super::mailbox::{Letter, NewTorrent, Report, TorrentState, Totals};
 use super::table::Key;
-use super::{Target, Timer, Worker};
+use super::{Target, Timer, ToHash, Worker};
 use crate::metrics::{DisconnectReason, DiskOp};
 use crate::ring::{Driver, Handle, Lease, Op, Tag};
 use crate::storage::chunks::ChunkKey;
@@ -255,10 +255,13 @@ impl<D: Driver> Worker<D> {
                     }
                 }
                 Action::Connect(addr) => self.connect(key, addr),
-                Action::Verify { piece, digests } => self.to_hash.push_back((key, piece, digests)),
+                Action::Verify { piece, digests } => {
+                    let since = self.now;
+                    self.to_hash.push_back(ToHash { torrent: key, piece, digests, since });
+                }
                 Action::Discard(piece) => {
                     if let Some(data) = torrent.pieces.remove(piece) {
-                        self.recycle_piece(data);
+                        self.spares.give(data);
                     }
                 }
                 Action::Ban(offender) => {
