@@ -1,8 +1,8 @@
 //! The pieces of one torrent that are being fetched: their blocks in memory, until they are hashed.
 //!
-//! Block data enters in any order, a digest leaves. Whole pieces are hashed several at once, which
-//! takes less than half the time of one after another, and more than outweighs that their first
-//! blocks have left the processor's nearest cache.
+//! Block data enters in any order, a digest leaves. Several pieces are hashed in step, which takes
+//! less than half the time of one after another; what follows the hashed part of a piece without a
+//! gap can be hashed while it is still in the processor's cache.
 //! Invariant: no more memory than the open pieces need, and their number is the swarm's to bound.
 #![forbid(unsafe_code)]
 
@@ -14,17 +14,16 @@ use crate::units::{BLOCK_LEN, Block, Geometry, PieceIndex};
 /// The digest of a piece or block.
 pub type Digest = [u8; 20];
 
-/// Memory of finished pieces that is kept for the next ones, per worker.
-pub const SPARE_BYTES_MAX: usize = 32 << 20;
-
 /// Bytes that SHA-1 takes in one step.
 const STEP_LEN: usize = 64;
 
 /// One piece on its way.
-struct OpenPiece {
+pub struct OpenPiece {
     data: Vec<u8>,
     /// One flag per block: all its bytes are here.
     arrived: Vec<bool>,
+    /// Blocks from the start of the piece that have arrived without a gap.
+    gapless_count: usize,
     stream: Stream,
     /// Bytes from the start of the piece that the stream has taken: whole steps.
     hashed_len: usize,
@@ -68,19 +67,12 @@ impl OpenPieces {
             OpenPiece {
                 data: make(piece_len),
                 arrived: vec![false; piece_len.div_ceil(BLOCK_LEN as usize)],
+                gapless_count: 0,
                 stream: Stream::default(),
                 hashed_len: 0,
             }
         });
-        // A block that comes again is another one: what was hashed of it does not count.
-        let index = (block.begin / BLOCK_LEN) as usize;
-        if let Some(flag) = piece.arrived.get_mut(index)
-            && std::mem::take(flag)
-            && index * (BLOCK_LEN as usize) < piece.hashed_len
-        {
-            piece.stream = Stream::default();
-            piece.hashed_len = 0;
-        }
+        piece.retract((block.begin / BLOCK_LEN) as usize);
         let start = (block.begin + offset) as usize;
         match piece.data.get_mut(start..start + data.len()) {
             Some(place) => place.copy_from_slice(data),
@@ -89,41 +81,26 @@ impl OpenPieces {
         true
     }
 
-    /// Notes that `block` has arrived whole.
-    pub fn complete(&mut self, block: Block) {
-        let Some(piece) = self.pieces.get_mut(&block.piece) else { return };
-        let index = (block.begin / BLOCK_LEN) as usize;
-        if let Some(flag) = piece.arrived.get_mut(index) {
+    /// Notes that `block` has arrived whole; whether that gives something to hash.
+    pub fn complete(&mut self, block: Block) -> bool {
+        let Some(piece) = self.pieces.get_mut(&block.piece) else { return false };
+        if let Some(flag) = piece.arrived.get_mut((block.begin / BLOCK_LEN) as usize) {
             *flag = true;
         }
+        piece.find_gap();
+        piece.hashable().is_some()
     }
 
-    /// Hashes up to `len_max` more bytes of each of `wanted` in step; those that are not here whole
-    /// are left out. Returns the number of bytes.
-    pub fn hash(&mut self, engine: Engine, wanted: &[PieceIndex], len_max: usize) -> usize {
-        let mut open: Vec<(PieceIndex, OpenPiece)> = wanted
-            .iter()
-            .take(STREAMS_MAX)
-            .filter_map(|piece| self.pieces.remove_entry(piece))
-            .collect();
-        let mut left: Vec<(&mut Stream, &[u8], &mut usize)> = open
-            .iter_mut()
-            .filter(|(_, piece)| piece.is_whole())
-            .filter_map(|(_, piece)| {
-                let end = piece.data.len() - piece.data.len() % STEP_LEN;
-                let rest = piece.data.get(piece.hashed_len..end)?;
-                (!rest.is_empty()).then_some((&mut piece.stream, rest, &mut piece.hashed_len))
-            })
-            .collect();
-        let len = left.iter().map(|(_, rest, _)| rest.len()).min().unwrap_or(0);
-        let len = len.min(len_max.next_multiple_of(STEP_LEN));
-        let count = left.len();
-        let chunks: Vec<&[u8]> = left.iter().map(|(_, rest, _)| &rest[..len]).collect();
-        left.iter_mut().for_each(|(.., hashed_len)| **hashed_len += len);
-        let mut streams: Vec<&mut Stream> = left.into_iter().map(|(stream, ..)| stream).collect();
-        sha1::update_together(engine, &mut streams, &chunks);
-        self.pieces.extend(open);
-        len * count
+    /// Hands out a piece for [`hash_together`], if there is something to hash of it. Until it is
+    /// given back the others here know nothing of it.
+    pub fn lend(&mut self, piece: PieceIndex) -> Option<OpenPiece> {
+        self.pieces.get(&piece)?.hashable()?;
+        self.pieces.remove(&piece)
+    }
+
+    /// Takes back what was lent.
+    pub fn take_back(&mut self, piece: PieceIndex, open: OpenPiece) {
+        self.pieces.insert(piece, open);
     }
 
     /// How far the digest of `piece` is. A piece that is not here whole has none.
@@ -153,20 +130,23 @@ impl OpenPieces {
 
 /// Memory of pieces that are done, for the next ones: fresh memory costs the kernel as much as
 /// filling it does.
-#[derive(Default)]
 pub struct Spares {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
-    /// One was taken since [`Spares::tidy`].
-    in_use: bool,
+    bytes_max: usize,
+    /// The fewest bytes there were since [`Spares::tidy`]: as much was never needed.
+    bytes_min: usize,
 }
 
 impl Spares {
+    /// None yet, and never more than `bytes_max` bytes of them.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { buffers: Vec::new(), bytes: 0, bytes_max, bytes_min: 0 }
+    }
+
     /// Memory for a piece of `len` bytes, with anything in it.
     pub fn take(&mut self, len: usize) -> Vec<u8> {
-        self.in_use = true;
-        while let Some(mut buffer) = self.buffers.pop() {
-            self.bytes -= buffer.capacity();
+        while let Some(mut buffer) = self.pop() {
             if buffer.capacity() >= len {
                 buffer.resize(len, 0);
                 return buffer;
@@ -175,24 +155,31 @@ impl Spares {
         vec![0; len]
     }
 
-    /// Keeps the memory of a piece, up to [`SPARE_BYTES_MAX`] in all.
+    /// Keeps the memory of a piece, if there is room for it.
     pub fn give(&mut self, buffer: Vec<u8>) {
-        if self.bytes.saturating_add(buffer.capacity()) <= SPARE_BYTES_MAX {
+        if self.bytes.saturating_add(buffer.capacity()) <= self.bytes_max {
             self.bytes += buffer.capacity();
             self.buffers.push(buffer);
         }
     }
 
-    /// Frees what nobody has asked for since the last call.
+    /// Frees what was not needed since the last call.
     pub fn tidy(&mut self) {
-        if !std::mem::take(&mut self.in_use) {
-            *self = Self::default();
-        }
+        let kept = self.bytes - self.bytes_min;
+        while self.bytes > kept && self.pop().is_some() {}
+        self.bytes_min = self.bytes;
     }
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> u64 {
         self.bytes as u64
+    }
+
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop()?;
+        self.bytes -= buffer.capacity();
+        self.bytes_min = self.bytes_min.min(self.bytes);
+        Some(buffer)
     }
 }
 
@@ -208,9 +195,57 @@ pub enum Progress {
 }
 
 impl OpenPiece {
-    fn is_whole(&self) -> bool {
-        self.arrived.iter().all(|&here| here)
+    /// A block that comes again is another one: what was hashed of it does not count.
+    fn retract(&mut self, index: usize) {
+        let Some(flag) = self.arrived.get_mut(index) else { return };
+        if !std::mem::take(flag) {
+            return;
+        }
+        self.gapless_count = self.gapless_count.min(index);
+        if index * (BLOCK_LEN as usize) < self.hashed_len {
+            self.stream = Stream::default();
+            self.hashed_len = 0;
+        }
     }
+
+    fn find_gap(&mut self) {
+        while self.arrived.get(self.gapless_count) == Some(&true) {
+            self.gapless_count += 1;
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.gapless_count == self.arrived.len()
+    }
+
+    /// Whether there is something to hash.
+    pub fn has_more(&self) -> bool {
+        self.hashable().is_some()
+    }
+
+    /// Whole steps that have arrived and are not hashed, if there are any.
+    fn hashable(&self) -> Option<&[u8]> {
+        let end = (self.gapless_count * BLOCK_LEN as usize).min(self.data.len());
+        let bytes = self.data.get(self.hashed_len..end - end % STEP_LEN)?;
+        (!bytes.is_empty()).then_some(bytes)
+    }
+}
+
+/// Hashes up to `len_max` more bytes of each of `pieces` in step, as many of each as the one with
+/// the fewest has; returns their number in all. No more than [`STREAMS_MAX`] take part.
+pub fn hash_together(engine: Engine, pieces: &mut [OpenPiece], len_max: usize) -> usize {
+    let count = pieces.len().min(STREAMS_MAX);
+    let pieces = &mut pieces[..count];
+    let len = pieces.iter().map(|piece| piece.hashable().map_or(0, <[u8]>::len)).min();
+    let len = len.unwrap_or(0).min(len_max.next_multiple_of(STEP_LEN));
+    let (mut streams, mut chunks) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    for piece in pieces {
+        chunks.push(&piece.data[piece.hashed_len..][..len]);
+        streams.push(&mut piece.stream);
+        piece.hashed_len += len;
+    }
+    sha1::update_together(engine, &mut streams, &chunks);
+    len * count
 }
 
 #[cfg(test)]
@@ -218,25 +253,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spare_memory_is_used_again_bounded_and_freed_when_idle() {
-        let mut spares = Spares::default();
+    fn spare_memory_is_used_again_bounded_and_freed_when_not_needed() {
+        let mut spares = Spares::new(4000);
         spares.give(vec![7; 1000]);
         assert_eq!((spares.take(10), spares.bytes()), (vec![7; 10], 0), "used as it is");
-        spares.give(Vec::with_capacity(10));
+        spares.give(vec![7; 10]);
         assert_eq!((spares.take(1000), spares.bytes()), (vec![0; 1000], 0), "too short for it");
-        for _ in 0..3 {
-            spares.give(Vec::with_capacity(SPARE_BYTES_MAX / 2));
+        for _ in 0..5 {
+            spares.give(vec![0; 1000]);
         }
-        assert_eq!(spares.bytes(), SPARE_BYTES_MAX as u64);
+        assert_eq!(spares.bytes(), 4000, "the fifth finds no room");
         spares.tidy();
-        assert_eq!(spares.bytes(), SPARE_BYTES_MAX as u64, "it was in use");
+        let (one, other) = (spares.take(1000), spares.take(1000));
+        spares.give(one);
+        spares.give(other);
+        spares.tidy();
+        assert_eq!(spares.bytes(), 2000, "two were enough");
         spares.tidy();
         assert_eq!(spares.bytes(), 0);
     }
 
     fn digest(pieces: &mut OpenPieces, piece: PieceIndex) -> Progress {
-        while pieces.digest(piece) == Progress::More {
-            assert!(pieces.hash(Engine::best(), &[piece], 1000) > 0);
+        while let Some(open) = pieces.lend(piece) {
+            let mut lent = [open];
+            assert!(hash_together(Engine::best(), &mut lent, 1000) > 0);
+            let [open] = lent;
+            pieces.take_back(piece, open);
         }
         pieces.digest(piece)
     }
@@ -286,7 +328,7 @@ mod tests {
         let mut pieces = OpenPieces::new(geometry);
         let block = geometry.block(PieceIndex(0), 1).unwrap();
         assert!(pieces.store(block, 0, &[0; 16_384], |len| vec![0; len]));
-        pieces.complete(block);
+        assert!(!pieces.complete(block), "it is not the next one to hash");
         assert_eq!(pieces.digest(PieceIndex(0)), Progress::Absent);
         assert!(!pieces.store(block, 1, &[0; 16_384], |len| vec![0; len]));
         assert!(!pieces.store(Block { len: 5, ..block }, 0, &[0; 5], |len| vec![0; len]));

@@ -11,13 +11,11 @@ use std::time::Duration;
 use super::connection::Phase;
 use super::table::Key;
 use super::torrent::Store;
-use super::{HASH_LEN_PER_TURN, HASH_WAIT, Target, Timer, ToHash, Worker};
-use crate::metrics::{Direction, DisconnectReason, DiskOp, HashReason};
+use super::{Target, Timer, Worker};
+use crate::metrics::{Direction, DisconnectReason, DiskOp};
 use crate::ring::{Driver, Op, Tag};
 use crate::storage::Error;
-use crate::storage::pieces::Progress;
 use crate::swarm::{self, Payload, Verdict};
-use crate::sys::clock;
 use crate::units::{PieceIndex, to_usize};
 use crate::wire::{self, Incoming};
 
@@ -105,7 +103,9 @@ impl<D: Driver> Worker<D> {
                     if u64::from(offset) + data.len() as u64 == u64::from(block.len) {
                         peer.arriving = None;
                         if stored {
-                            torrent.pieces.complete(block);
+                            if torrent.pieces.complete(block) {
+                                self.fresh.push_back((torrent_key, block.piece));
+                            }
                             torrent.swarm.handle_block(now, peer_key, block);
                         }
                     }
@@ -145,55 +145,8 @@ impl<D: Driver> Worker<D> {
         self.timers.set(self.now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
     }
 
-    /// Hashes whole pieces side by side, a bounded number of bytes per turn. Fewer than the
-    /// processor can take at once wait a moment for others.
-    pub(super) fn hash_some(&mut self) {
-        if self.to_hash.is_empty() || self.hash_wait() > Duration::ZERO {
-            return;
-        }
-        let Some(&ToHash { torrent: key, .. }) = self.to_hash.front() else { return };
-        let Some(torrent) = self.torrents.get_mut(key) else {
-            self.to_hash.pop_front();
-            return;
-        };
-        let begun = clock::now();
-        let of_it = self.to_hash.iter().take_while(|entry| entry.torrent == key);
-        let group: Vec<_> = of_it.take(self.engine.width()).map(|entry| entry.piece).collect();
-        torrent.pieces.hash(self.engine, &group, HASH_LEN_PER_TURN / group.len());
-        self.core.hash_seconds.add(clock::now() - begun);
-        let front: Vec<ToHash> = self.to_hash.drain(..group.len()).collect();
-        for entry in front.into_iter().rev() {
-            let Some(torrent) = self.torrents.get_mut(key) else { return };
-            match torrent.pieces.digest(entry.piece) {
-                Progress::More => self.to_hash.push_front(entry),
-                Progress::Done(digest) => {
-                    let len = torrent.geometry().piece_len(entry.piece);
-                    self.core.hash_bytes[HashReason::Download].add(u64::from(len));
-                    let good = torrent.content.metainfo.piece_hash(entry.piece) == Some(&digest);
-                    self.judge(key, entry.piece, good, entry.digests);
-                }
-                Progress::Absent => {
-                    // Thrown away since it was whole. A new attempt that lost blocks with the old
-                    // one begins again; the swarm ignores this of a piece it does not wait for.
-                    torrent.swarm.handle_verified(self.now, entry.piece, Verdict::Unreadable);
-                    self.touch_torrent(key);
-                }
-            }
-        }
-    }
-
-    /// How long whole pieces may wait for more of them.
-    pub(super) fn hash_wait(&self) -> Duration {
-        match self.to_hash.front() {
-            Some(front) if self.to_hash.len() < self.engine.width() => {
-                HASH_WAIT.saturating_sub(self.now.saturating_duration_since(front.since))
-            }
-            _ => Duration::ZERO,
-        }
-    }
-
     /// Tells the swarm whether a piece is good, and writes a good one.
-    fn judge(&mut self, key: Key, piece: PieceIndex, good: bool, digests: bool) {
+    pub(super) fn judge(&mut self, key: Key, piece: PieceIndex, good: bool, digests: bool) {
         self.touch_torrent(key);
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         if !good {
@@ -346,6 +299,7 @@ impl<D: Driver> Worker<D> {
     /// Forgets the pieces of a torrent that are not on disk and never will be.
     pub(super) fn drop_pieces(&mut self, torrent_key: Key) {
         self.to_hash.retain(|entry| entry.torrent != torrent_key);
+        self.fresh.retain(|&(key, _)| key != torrent_key);
         for write_key in self.piece_writes.keys() {
             if self.piece_writes.get(write_key).is_some_and(|write| write.torrent == torrent_key) {
                 // What the kernel is writing keeps its memory until it is done.

@@ -9,6 +9,7 @@
 mod accept;
 mod connection;
 mod fetch;
+mod hash;
 pub mod mailbox;
 mod serve;
 mod table;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use self::connection::{Conn, Phase};
 use self::fetch::{PieceWrite, WriteOp};
+use self::hash::ToHash;
 use self::mailbox::{Letter, Report, Shared};
 use self::serve::ChunkRead;
 use self::table::{GENERATION_BITS, Key, Table};
@@ -41,27 +43,14 @@ use crate::swarm;
 use crate::swarm::choker::Slots;
 use crate::sys::sha1::Engine;
 use crate::sys::{clock, process};
-use crate::units::{InfoHash, PieceIndex};
+use crate::units::{InfoHash, PieceIndex, to_usize};
 use crate::wire;
 
 /// Letters taken per turn; the rest waits for the next one.
 const LETTERS_PER_TURN: usize = 64;
 
-/// Bytes hashed per turn, over all pieces: a quarter of a millisecond with four at once.
-const HASH_LEN_PER_TURN: usize = 1 << 20;
-
-/// How long a whole piece waits at most for others to be hashed with it.
-const HASH_WAIT: Duration = Duration::from_millis(5);
-
-/// A whole piece that has to be hashed.
-#[derive(Clone, Copy, Debug)]
-struct ToHash {
-    torrent: Key,
-    piece: PieceIndex,
-    /// Whether digests of its blocks are wanted too.
-    digests: bool,
-    since: Instant,
-}
+/// Of the memory for pieces, one part in so many may be kept for the next ones.
+const SPARE_SHARE: u64 = 4;
 
 /// Handshakes a worker waits for at a time, in each direction; further connections are closed, or
 /// not begun.
@@ -130,6 +119,8 @@ pub struct Worker<D: Driver> {
     /// Pieces whose blocks are all here and whose digest is not known yet; whether the digests of
     /// their blocks are wanted too.
     to_hash: VecDeque<ToHash>,
+    /// Pieces of which something can be hashed; some more than once.
+    fresh: VecDeque<(Key, PieceIndex)>,
     engine: Engine,
     syncs_in_flight: usize,
     spares: Spares,
@@ -230,8 +221,8 @@ impl<D: Driver> Worker<D> {
         budget.piece_bytes_max.set(options.piece_bytes_max);
         Self {
             chunks: Chunks::new(options.read_bytes_max),
+            spares: Spares::new(to_usize(options.piece_bytes_max / SPARE_SHARE)),
             driver,
-            options,
             shared,
             letters,
             letters_wait: false,
@@ -255,9 +246,10 @@ impl<D: Driver> Worker<D> {
             writes: Table::default(),
             piece_writes: Table::default(),
             to_hash: VecDeque::new(),
+            fresh: VecDeque::new(),
             engine: Engine::best(),
             syncs_in_flight: 0,
-            spares: Spares::default(),
+            options,
             budget,
             reports: VecDeque::new(),
             stopping: None,
@@ -327,7 +319,10 @@ impl<D: Driver> Worker<D> {
 
     /// How long the ring may wait before there is something to do anyway.
     fn timeout(&self) -> Option<Duration> {
-        let more = self.letters_wait || !self.dirty_conns.is_empty() || !self.unbuffered.is_empty();
+        let more = self.letters_wait
+            || self.can_fill_lanes()
+            || !self.dirty_conns.is_empty()
+            || !self.unbuffered.is_empty();
         if more {
             return Some(Duration::ZERO);
         }

@@ -12,9 +12,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::fetch::why_closed;
+use super::hash::ToHash;
 use super::mailbox::{Letter, NewTorrent, Report, TorrentState, Totals};
 use super::table::Key;
-use super::{Target, Timer, ToHash, Worker};
+use super::{Target, Timer, Worker};
 use crate::metrics::{DisconnectReason, DiskOp};
 use crate::ring::{Driver, Handle, Lease, Op, Tag};
 use crate::storage::chunks::ChunkKey;
