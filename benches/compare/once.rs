@@ -39,6 +39,9 @@ struct Task<'a> {
 /// Fetches from the stage's number of seeders.
 pub(crate) fn fetch(stage: &Stage) -> io::Result<Table> {
     let filler = Filler::new(stage.ground.scratch.path())?;
+    // The first time takes so long that the host takes back what came first.
+    stage.tell("fetch: filling the page cache");
+    filler.fill()?;
     let task = Task {
         verb: "fetch",
         recipe: |peer, scene| peer.fetch(scene),
