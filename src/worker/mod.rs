@@ -344,12 +344,8 @@ impl<D: Driver> Worker<D> {
                 self.add_contacts(&info_hash, source, &addrs);
             }
             Letter::Adopt(adopted) => self.adopt(*adopted),
-            Letter::Opened { info_hash, result } => self.on_opened(&info_hash, result),
-            Letter::Lost { info_hash, error } => {
-                if let Some(&key) = self.by_hash.get(&info_hash) {
-                    self.fail_torrent(key, error);
-                }
-            }
+            Letter::Opened { torrent, result } => self.on_opened(torrent, result),
+            Letter::Lost { torrent, error } => self.fail_torrent(torrent, error),
             Letter::Budget { slots, up, down } => {
                 self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
                 self.budget.up.borrow_mut().set_rate(self.now, up);

@@ -308,13 +308,13 @@ impl<D: Driver> Worker<D> {
         }
         let (content, fetch) = (Arc::clone(&torrent.content), !torrent.finished);
         let known = torrent.known.clone();
-        let (info_hash, mode) = (torrent.info_hash, self.options.mode);
+        let mode = self.options.mode;
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
             let result = files::open(&content, fetch, mode, &known);
             if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
                 // A worker that takes no letters any more needs no files either.
-                let _ = mailbox.send_waiting(Letter::Opened { info_hash, result });
+                let _ = mailbox.send_waiting(Letter::Opened { torrent: key, result });
             }
         });
         let mut look_in = FILES_INTERVAL;
@@ -329,8 +329,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    pub(super) fn on_opened(&mut self, info_hash: &InfoHash, result: Result<Opened, Error>) {
-        let Some(key) = self.torrent_key(info_hash) else { return };
+    pub(super) fn on_opened(&mut self, key: Key, result: Result<Opened, Error>) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         if !matches!(torrent.store, Store::Opening) {
             return;
@@ -381,14 +380,14 @@ impl<D: Driver> Worker<D> {
         let only_names = !torrent.finished || torrent.unsynced;
         let identities: Vec<_> =
             open.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
-        let (content, info_hash) = (Arc::clone(&torrent.content), torrent.info_hash);
+        let content = Arc::clone(&torrent.content);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
             if let Err(error) = files::still_there(&content, &identities, only_names)
                 && let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home))
             {
                 // A worker that takes no letters any more has closed its files.
-                let _ = mailbox.send_waiting(Letter::Lost { info_hash, error });
+                let _ = mailbox.send_waiting(Letter::Lost { torrent: key, error });
             }
         });
         // If too many jobs wait, the next look is soon enough.
