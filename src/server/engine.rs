@@ -183,6 +183,7 @@ struct CheckResult {
     is_whole: bool,
     known: Vec<Option<Identity>>,
     bytes_hashed: u64,
+    hash_time: Duration,
     /// What is missing cannot be made.
     error: Option<storage::Error>,
 }
@@ -213,9 +214,16 @@ pub struct Engine {
 
 impl Engine {
     /// Binds the ports and starts every thread.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
-        // As many files and sockets as we may have; if fewer, accept says so when it matters.
-        let _ = process::raise_open_files();
+    pub fn start(mut settings: Settings) -> Result<Self, StartError> {
+        // As many files and sockets as we may have. A quarter stays for files, HTTP and trackers;
+        // if that is too little, accept says so when it matters.
+        if let Ok(limit) = process::raise_open_files() {
+            let fitting = usize::try_from(limit - limit / 4).unwrap_or(usize::MAX).max(1);
+            if fitting < settings.connections_max {
+                tracing::warn!(limit, fitting, "fewer connections, for want of descriptors");
+                settings.connections_max = fitting;
+            }
+        }
         let cores = choose_cores(&settings.cores)?;
         let mut ports = ports::bind(&settings.listen, cores.len())?;
         let registry = Registry::new(cores.len());
@@ -343,6 +351,7 @@ impl Engine {
                 is_whole: true,
                 known: Vec::new(),
                 bytes_hashed: 0,
+                hash_time: Duration::ZERO,
                 error: None,
             };
             if self.checked.0.try_send(trusted).is_ok() {
@@ -360,12 +369,13 @@ impl Engine {
             // A hash thread may wait; if the engine has gone nobody wants the answer.
             let is_there = checked.is_complete();
             let known = checked.files.iter().map(|file| file.identity).collect();
-            let verify::Checked { have, bytes_hashed, cancelled, .. } = checked;
+            let verify::Checked { have, bytes_hashed, hash_time, cancelled, .. } = checked;
             // Pieces bring their files with them; those without bytes are made here.
             let lacks_empty = fetch && have.is_complete() && !is_there && !cancelled;
             let error = lacks_empty.then(|| files::make_empty(&made).err()).flatten();
             let is_whole = is_there || (lacks_empty && error.is_none());
-            let result = CheckResult { info_hash, have, is_whole, known, bytes_hashed, error };
+            let result =
+                CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error };
             let _ = results.blocking_send(result);
         });
         let job = verify::Job { content, root, progress: check, done };
@@ -433,8 +443,10 @@ impl Engine {
     }
 
     fn on_checked(&mut self, checked: CheckResult) -> Option<Event> {
-        let CheckResult { info_hash, have, is_whole, known, bytes_hashed, error } = checked;
+        let CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error } =
+            checked;
         self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
+        self.cells.hash_seconds.add(hash_time);
         let torrent = self.torrents.get_mut(&info_hash)?;
         let (have_count, piece_count) = (have.count(), have.len());
         let is_complete = have.is_complete() && is_whole;

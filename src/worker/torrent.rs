@@ -336,7 +336,12 @@ impl<D: Driver> Worker<D> {
         }
         let opened = match result {
             Ok(opened) => opened,
-            Err(error) => return self.fail_torrent(key, error),
+            Err(error) => {
+                let is_space = matches!(error, Error::NoSpace { .. });
+                let op = if is_space { DiskOp::Allocate } else { DiskOp::Open };
+                self.core.disk_errors[op].add(1);
+                return self.fail_torrent(key, error);
+            }
         };
         let serve = |file: files::OpenFile| ServedFile {
             handle: Rc::new(file.fd),
