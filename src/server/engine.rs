@@ -15,14 +15,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::ports::{self, Ports};
-use super::start::{choose_cores, new_peer_id, start_workers};
+use super::start::{choose_cores, fitting_connections, new_peer_id, start_workers};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, HashReason, Registry};
 use crate::ring;
 use crate::storage::verify::{self, Checker, Progress};
 use crate::storage::{self, Content, Mode, files};
 use crate::swarm::{self, Source};
-use crate::sys::{file::Identity, net::Bind, process};
+use crate::sys::{file::Identity, net::Bind};
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash};
 use crate::worker::mailbox::{
@@ -215,15 +215,7 @@ pub struct Engine {
 impl Engine {
     /// Binds the ports and starts every thread.
     pub fn start(mut settings: Settings) -> Result<Self, StartError> {
-        // As many files and sockets as we may have. A quarter stays for files, HTTP and trackers;
-        // if that is too little, accept says so when it matters.
-        if let Ok(limit) = process::raise_open_files() {
-            let fitting = usize::try_from(limit - limit / 4).unwrap_or(usize::MAX).max(1);
-            if fitting < settings.connections_max {
-                tracing::warn!(limit, fitting, "fewer connections, for want of descriptors");
-                settings.connections_max = fitting;
-            }
-        }
+        settings.connections_max = fitting_connections(settings.connections_max);
         let cores = choose_cores(&settings.cores)?;
         let mut ports = ports::bind(&settings.listen, cores.len())?;
         let registry = Registry::new(cores.len());
