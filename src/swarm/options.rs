@@ -166,6 +166,8 @@ pub struct Shared {
     pub(super) unchoked: Cell<u32>,
     /// What its swarms count.
     pub(super) counted: Cell<Counted>,
+    /// Bans that its swarms hold; the swarms keep it.
+    banned: Cell<usize>,
 }
 
 /// What the swarms of one worker count together, since its start: no torrent that goes takes its
@@ -195,7 +197,18 @@ impl Shared {
             piece_bytes: Cell::new(0),
             unchoked: Cell::new(0),
             counted: Cell::default(),
+            banned: Cell::new(0),
         })
+    }
+
+    /// Bans that the worker's swarms hold.
+    pub fn banned_count(&self) -> usize {
+        self.banned.get()
+    }
+
+    /// One swarm held `before` bans and holds `after` now.
+    pub(super) fn set_banned(&self, before: usize, after: usize) {
+        self.banned.set((self.banned.get() + after).saturating_sub(before));
     }
 
     /// What its swarms have counted so far.

@@ -475,6 +475,7 @@ impl<D: Driver> Worker<D> {
         core.requests[RequestResult::Choked].set(counted.requests_choked);
         core.requests[RequestResult::Invalid].set(counted.requests_invalid);
         core.choker_rounds.set(counted.choker_rounds);
+        core.banned_peers.set(self.budget.banned_count() as u64);
     }
 
     fn send_reports(&mut self) {

@@ -262,7 +262,6 @@ impl<D: Driver> Worker<D> {
                     }
                 }
                 Action::Ban(offender) => {
-                    self.core.banned_peers.add(1);
                     tracing::warn!(?offender, torrent = %torrent.info_hash, "peer banned: it sent bad data");
                 }
                 Action::Finished => self.finish_torrent(key),
