@@ -378,20 +378,8 @@ impl Engine {
         Ok(info_hash)
     }
 
-    /// Takes a torrent out; its data stays.
-    pub fn remove(&mut self, info_hash: &InfoHash) -> bool {
-        let Some(torrent) = self.forget(info_hash) else { return false };
-        self.trackers.remove(*info_hash);
-        if let Some(home) = torrent.home {
-            self.shared.directory.remove(info_hash);
-            self.loads[home] -= 1;
-            self.post(home, Letter::Remove(*info_hash));
-        }
-        true
-    }
-
-    fn forget(&mut self, info_hash: &InfoHash) -> Option<Torrent> {
-        let torrent = self.torrents.remove(info_hash)?;
+    fn forget(&mut self, info_hash: &InfoHash) {
+        let Some(torrent) = self.torrents.remove(info_hash) else { return };
         if let Some(path) = top_path(&torrent.content)
             && let Some(others) = self.tops.get_mut(&path)
         {
@@ -400,7 +388,6 @@ impl Engine {
                 self.tops.remove(&path);
             }
         }
-        Some(torrent)
     }
 
     /// The next thing that happened. Dropping the future loses nothing.
