@@ -19,7 +19,7 @@ use crate::support::wire::{Event, RawPeer, block, handshake};
 use crate::support::{dir, heavy, wait};
 
 /// How much a server may grow under attack.
-const GROWTH_MAX: u64 = 48 << 20;
+const GROWTH_MAX: u64 = 12 << 20;
 
 fn seeding(dir: &Path, len: u64, seed: u64) -> (Server, Content) {
     let home = Home::new(dir, "home");
