@@ -116,9 +116,9 @@ catalogue! {
         accepts: counter [AcceptResult];
         /// Peers that were disconnected, by why.
         disconnects: counter [DisconnectReason];
-        /// Bytes read from files to serve or to verify them.
+        /// Bytes read from files to serve them.
         disk_read_bytes: counter [Temperature];
-        /// Reads from files.
+        /// Reads from files to serve them.
         disk_reads: counter [Temperature];
         /// Bytes written to files.
         disk_write_bytes: counter;

@@ -83,7 +83,8 @@ labels! {
     SendPath "path" {
         /// From the mapping; the kernel copied them.
         Copy "copy",
-        /// From the mapping; the network card read the pages.
+        /// From the mapping; the network card reads the pages, or the kernel copies them late,
+        /// which `zc_notifications` tells.
         ZeroCopy "zerocopy",
         /// From a pool buffer that was read before.
         Read "read",
@@ -101,11 +102,11 @@ labels! {
     RequestResult "result" {
         /// The block was handed to the kernel.
         Served "served",
-        /// We said no (BEP 6 reject, or the queue was full).
+        /// We said no: the queue was full, or the piece was lost since.
         Rejected "rejected",
         /// The peer took it back.
         Cancelled "cancelled",
-        /// The peer is choked, it was dropped.
+        /// The peer is choked, or was before its turn came.
         Choked "choked",
         /// It named a range that does not exist or that we do not have.
         Invalid "invalid",
@@ -143,6 +144,8 @@ labels! {
         Closed "closed",
         /// The torrent or the process has as many peers as it may.
         Limit "limit",
+        /// It was slow, and its place was needed for a newcomer.
+        Evicted "evicted",
         /// The address is banned, or of a kind that is not welcome.
         Refused "refused",
     }
@@ -163,7 +166,13 @@ labels! {
         Ok "ok",
         /// It was closed at once, there are too many.
         Limit "limit",
-        /// The kernel could not give it to us.
+        /// It was closed at once, its network has too many handshakes open.
+        PrefixLimit "prefix_limit",
+        /// It was closed at once, its network connects too often.
+        PrefixRate "prefix_rate",
+        /// It was closed at once, there is no descriptor for it.
+        NoDescriptor "no_descriptor",
+        /// The kernel could not give it to us; accepting pauses.
         Error "error",
     }
 
@@ -181,8 +190,6 @@ labels! {
         Protocol "protocol",
         /// Neither side can have anything for the other.
         Useless "useless",
-        /// Its place was needed.
-        Limit "limit",
         /// It sent data that failed the hash check.
         Banned "banned",
         /// A second connection to the same peer.
@@ -245,8 +252,6 @@ labels! {
         Write "write",
         /// Flush a file.
         Sync "sync",
-        /// Everything else: cancellations, time-outs, wake-ups.
-        Other "other",
     }
 
     /// Whether an operation of the ring succeeded.
@@ -295,6 +300,8 @@ labels! {
         Http "http",
         /// No connection.
         Connect "connect",
+        /// The address is of a kind that is not talked to.
+        Refused "refused",
     }
 
     /// What became of a file in a watch folder.

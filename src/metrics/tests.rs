@@ -161,6 +161,15 @@ fn label_sets_index_what_they_name() {
 }
 
 #[test]
+fn every_result_of_an_announce_is_a_label() {
+    let counters = crate::tracker::Counters::default();
+    let labels: Vec<_> = AnnounceResult::ALL.iter().map(|label| label.label()).collect();
+    for (result, _) in counters.announces() {
+        assert!(labels.contains(&result), "{result}");
+    }
+}
+
+#[test]
 fn cores_do_not_share_cache_lines() {
     assert_eq!(align_of::<Core>(), 128);
     assert_eq!(size_of::<Core>() % 128, 0);

@@ -133,7 +133,7 @@ impl Unavailable {
                 "the setting kernel.io_uring_disabled is 2, which forbids it to everyone",
                 "run: sysctl -w kernel.io_uring_disabled=0",
             ),
-            (libc::EPERM | libc::EACCES, Seccomp::Off, Some(1)) => (
+            (libc::EPERM | libc::EACCES, Seccomp::Off | Seccomp::Unknown, Some(1)) => (
                 "the setting kernel.io_uring_disabled is 1, which forbids it to ordinary users",
                 "run: sysctl -w kernel.io_uring_disabled=0, or put the user's group into \
                  kernel.io_uring_group",
@@ -252,11 +252,42 @@ mod tests {
             for seccomp in [Seccomp::Off, Seccomp::Filter, Seccomp::Unknown] {
                 for disabled in [None, Some(0), Some(1), Some(2)] {
                     let text = Unavailable::from_facts(errno, seccomp, disabled).to_string();
+                    assert!(text.contains(&format!("({})", errno_name(errno))), "{text}");
+                    let (_, fix) = text.split_once("; ").unwrap();
+                    assert!(fix.len() > 10, "{text}");
                     assert!(text.starts_with("io_uring is not available: "), "{text}");
                     assert!(!text.contains('\n') && !text.contains("  "), "{text}");
                 }
             }
         }
+    }
+
+    /// The setting answers with EPERM, whatever filters there are, and is named whenever it can
+    /// be the cause; where it is 0 or not there, it never is.
+    #[test]
+    fn the_setting_is_named_when_it_forbids() {
+        for errno in [libc::EPERM, libc::EACCES] {
+            for seccomp in [Seccomp::Off, Seccomp::Filter, Seccomp::Unknown] {
+                let text = |disabled| Unavailable::from_facts(errno, seccomp, disabled).to_string();
+                assert!(
+                    text(Some(2)).contains("kernel.io_uring_disabled is 2"),
+                    "{}",
+                    text(Some(2))
+                );
+                assert!(text(Some(2)).contains("sysctl -w kernel.io_uring_disabled=0"));
+                assert!(text(Some(1)).contains("kernel.io_uring_disabled"), "{}", text(Some(1)));
+                for harmless in [None, Some(0)] {
+                    assert!(!text(harmless).contains("io_uring_disabled"), "{}", text(harmless));
+                }
+            }
+        }
+        // A filter that hides the call and a kernel without it look the same, but for the filter.
+        let hidden = |seccomp| Unavailable::from_facts(libc::ENOSYS, seccomp, Some(0)).to_string();
+        assert!(
+            hidden(Seccomp::Filter).contains("seccomp")
+                && hidden(Seccomp::Filter).contains("ENOSYS")
+        );
+        assert!(!hidden(Seccomp::Off).contains("seccomp"));
     }
 
     #[test]

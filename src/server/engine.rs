@@ -15,14 +15,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::ports::{self, Ports};
-use super::start::{choose_cores, new_peer_id, start_workers};
+use super::start::{choose_cores, fitting_connections, new_peer_id, start_workers};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, HashReason, Registry};
 use crate::ring;
 use crate::storage::verify::{self, Checker, Progress};
 use crate::storage::{self, Content, Mode, files};
 use crate::swarm::{self, Source};
-use crate::sys::{file::Identity, net::Bind, process};
+use crate::sys::{file::Identity, net::Bind};
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash};
 use crate::worker::mailbox::{
@@ -183,6 +183,7 @@ struct CheckResult {
     is_whole: bool,
     known: Vec<Option<Identity>>,
     bytes_hashed: u64,
+    hash_time: Duration,
     /// What is missing cannot be made.
     error: Option<storage::Error>,
 }
@@ -213,9 +214,8 @@ pub struct Engine {
 
 impl Engine {
     /// Binds the ports and starts every thread.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
-        // As many files and sockets as we may have; if fewer, accept says so when it matters.
-        let _ = process::raise_open_files();
+    pub fn start(mut settings: Settings) -> Result<Self, StartError> {
+        settings.connections_max = fitting_connections(settings.connections_max);
         let cores = choose_cores(&settings.cores)?;
         let mut ports = ports::bind(&settings.listen, cores.len())?;
         let registry = Registry::new(cores.len());
@@ -343,6 +343,7 @@ impl Engine {
                 is_whole: true,
                 known: Vec::new(),
                 bytes_hashed: 0,
+                hash_time: Duration::ZERO,
                 error: None,
             };
             if self.checked.0.try_send(trusted).is_ok() {
@@ -360,12 +361,13 @@ impl Engine {
             // A hash thread may wait; if the engine has gone nobody wants the answer.
             let is_there = checked.is_complete();
             let known = checked.files.iter().map(|file| file.identity).collect();
-            let verify::Checked { have, bytes_hashed, cancelled, .. } = checked;
+            let verify::Checked { have, bytes_hashed, hash_time, cancelled, .. } = checked;
             // Pieces bring their files with them; those without bytes are made here.
             let lacks_empty = fetch && have.is_complete() && !is_there && !cancelled;
             let error = lacks_empty.then(|| files::make_empty(&made).err()).flatten();
             let is_whole = is_there || (lacks_empty && error.is_none());
-            let result = CheckResult { info_hash, have, is_whole, known, bytes_hashed, error };
+            let result =
+                CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error };
             let _ = results.blocking_send(result);
         });
         let job = verify::Job { content, root, progress: check, done };
@@ -376,20 +378,8 @@ impl Engine {
         Ok(info_hash)
     }
 
-    /// Takes a torrent out; its data stays.
-    pub fn remove(&mut self, info_hash: &InfoHash) -> bool {
-        let Some(torrent) = self.forget(info_hash) else { return false };
-        self.trackers.remove(*info_hash);
-        if let Some(home) = torrent.home {
-            self.shared.directory.remove(info_hash);
-            self.loads[home] -= 1;
-            self.post(home, Letter::Remove(*info_hash));
-        }
-        true
-    }
-
-    fn forget(&mut self, info_hash: &InfoHash) -> Option<Torrent> {
-        let torrent = self.torrents.remove(info_hash)?;
+    fn forget(&mut self, info_hash: &InfoHash) {
+        let Some(torrent) = self.torrents.remove(info_hash) else { return };
         if let Some(path) = top_path(&torrent.content)
             && let Some(others) = self.tops.get_mut(&path)
         {
@@ -398,7 +388,6 @@ impl Engine {
                 self.tops.remove(&path);
             }
         }
-        Some(torrent)
     }
 
     /// The next thing that happened. Dropping the future loses nothing.
@@ -433,8 +422,10 @@ impl Engine {
     }
 
     fn on_checked(&mut self, checked: CheckResult) -> Option<Event> {
-        let CheckResult { info_hash, have, is_whole, known, bytes_hashed, error } = checked;
+        let CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error } =
+            checked;
         self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
+        self.cells.hash_seconds.add(hash_time);
         let torrent = self.torrents.get_mut(&info_hash)?;
         let (have_count, piece_count) = (have.count(), have.len());
         let is_complete = have.is_complete() && is_whole;

@@ -43,6 +43,18 @@ pub(super) fn new_peer_id() -> Result<PeerId, StartError> {
     Ok(PeerId(id))
 }
 
+/// Takes as many descriptors as we may have, and returns how many of the `wanted` connections fit.
+/// A quarter stays for files, HTTP and trackers; if that is too little, accept says so when it
+/// matters.
+pub(super) fn fitting_connections(wanted: usize) -> usize {
+    let Ok(limit) = process::raise_open_files() else { return wanted };
+    let fitting = usize::try_from(limit - limit / 4).unwrap_or(usize::MAX).max(1);
+    if fitting < wanted {
+        tracing::warn!(limit, fitting, "fewer connections than asked for: descriptors are limited");
+    }
+    fitting.min(wanted)
+}
+
 /// Starts one worker per core, each with its ring, and opens their mailboxes once all are ready.
 pub(super) fn start_workers(
     settings: &Settings,

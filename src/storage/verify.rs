@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::metainfo::Metainfo;
 use crate::sys::file::Identity;
@@ -177,6 +178,8 @@ pub struct Checked {
     pub have: Bitfield,
     /// Bytes that were read and hashed.
     pub bytes_hashed: u64,
+    /// Time that the threads spent hashing them, without the reading.
+    pub hash_time: Duration,
     /// One report for each file, in order; empty if the check was cancelled before it began.
     pub files: Vec<FileReport>,
     /// The first [`ERRORS_MAX`] things that could not be read.
@@ -199,6 +202,7 @@ impl Checked {
         Self {
             have: Bitfield::none(geometry.piece_count()),
             bytes_hashed: 0,
+            hash_time: Duration::ZERO,
             files: Vec::new(),
             errors: Vec::new(),
             error_count: 0,

@@ -43,12 +43,18 @@ pub fn is_local(ip: IpAddr) -> bool {
 pub(super) struct Bans(BTreeMap<Offender, Instant>);
 
 impl Bans {
-    pub(super) fn insert(&mut self, offender: Offender, until: Instant) {
+    /// Bans an offender; false if it was banned already, and is for longer now.
+    pub(super) fn insert(&mut self, offender: Offender, until: Instant) -> bool {
         if self.0.len() >= BANS_MAX && !self.0.contains_key(&offender) {
             let first = self.0.iter().min_by_key(|&(_, &until)| until).map(|(&who, _)| who);
             first.and_then(|who| self.0.remove(&who));
         }
-        self.0.insert(offender, until);
+        self.0.insert(offender, until).is_none()
+    }
+
+    /// Number of offenders.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
     pub(super) fn holds(&self, now: Instant, addr: SocketAddr) -> bool {

@@ -107,9 +107,13 @@ impl Swarm {
 
     /// Bans, closes what is open, and forgets what was sent.
     pub fn ban_offender(&mut self, now: Instant, offender: Offender) {
-        self.bans.insert(offender, now + BAN_TTL);
-        self.totals.banned += 1;
-        self.actions.push_back(Action::Ban(offender));
+        let before = self.bans.len();
+        // Several pieces may prove the same guilt.
+        if self.bans.insert(offender, now + BAN_TTL) {
+            self.totals.banned += 1;
+            self.actions.push_back(Action::Ban(offender));
+        }
+        self.shared.set_banned(before, self.bans.len());
         self.contacts.forget_if(|addr| Offender::of(addr) == offender);
         for key in self.keys() {
             if self.peer(key).is_some_and(|peer| Offender::of(peer.addr) == offender) {

@@ -306,10 +306,12 @@ fn key_of(slot: usize) -> PeerKey {
 }
 
 impl Drop for Swarm {
-    /// Slots of the worker that its peers held, and memory of its pieces, are free again.
+    /// Slots of the worker that its peers held, and memory of its pieces, are free again; its bans
+    /// count no longer.
     fn drop(&mut self) {
         let left = self.shared.unchoked.get().saturating_sub(self.counts.unchoked);
         self.shared.unchoked.set(left);
+        self.shared.set_banned(self.bans.len(), 0);
         let len = |piece| u64::from(self.geometry.piece_len(piece));
         let held: u64 = self.partials.keys().map(|&piece| len(piece)).sum();
         self.shared.piece_bytes.set(self.shared.piece_bytes.get().saturating_sub(held));

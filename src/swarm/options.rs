@@ -164,6 +164,26 @@ pub struct Shared {
     pub(super) piece_bytes: Cell<u64>,
     /// Peers that its swarms have unchoked; the swarms keep it.
     pub(super) unchoked: Cell<u32>,
+    /// What its swarms count.
+    pub(super) counted: Cell<Counted>,
+    /// Bans that its swarms hold; the swarms keep it.
+    banned: Cell<usize>,
+}
+
+/// What the swarms of one worker count together, since its start: no torrent that goes takes its
+/// share with it. Requests are counted here unless they were served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counted {
+    /// Requests refused: the queue was full, or the piece was lost since.
+    pub requests_rejected: u64,
+    /// Requests that the peer took back in time.
+    pub requests_cancelled: u64,
+    /// Requests of choked peers, and those that waited when the peer was choked.
+    pub requests_choked: u64,
+    /// Requests of what does not exist, is too long, or is not ours.
+    pub requests_invalid: u64,
+    /// Rounds of chokers.
+    pub choker_rounds: u64,
 }
 
 impl Shared {
@@ -176,7 +196,31 @@ impl Shared {
             piece_bytes_max: Cell::new(u64::MAX),
             piece_bytes: Cell::new(0),
             unchoked: Cell::new(0),
+            counted: Cell::default(),
+            banned: Cell::new(0),
         })
+    }
+
+    /// Bans that the worker's swarms hold.
+    pub fn banned_count(&self) -> usize {
+        self.banned.get()
+    }
+
+    /// One swarm held `before` bans and holds `after` now.
+    pub(super) fn set_banned(&self, before: usize, after: usize) {
+        self.banned.set((self.banned.get() + after).saturating_sub(before));
+    }
+
+    /// What its swarms have counted so far.
+    pub fn counted(&self) -> Counted {
+        self.counted.get()
+    }
+
+    /// Counts something.
+    pub(super) fn count(&self, add: impl FnOnce(&mut Counted)) {
+        let mut counted = self.counted.get();
+        add(&mut counted);
+        self.counted.set(counted);
     }
 
     /// Bytes of pieces that the worker's swarms have under way.

@@ -83,6 +83,7 @@ impl Swarm {
     pub(super) fn redistribute(&mut self, now: Instant) {
         let (choker, slots) = (self.choker(), self.slots());
         let piece_len = self.geometry.piece_len_nominal();
+        self.shared.count(|counted| counted.choker_rounds += 1);
         self.list_candidates(now);
         let mut rechoke = std::mem::take(&mut self.rechoke);
         let decision = rechoke.run(&self.candidates, slots, piece_len, choker, &mut self.rng);
@@ -144,6 +145,8 @@ impl Swarm {
         peer.unchoked_at = None;
         peer.waiting_since = peer.peer_interested.then_some(now);
         peer.say(Message::Choke);
+        let dropped = peer.queue.len() as u64;
+        self.shared.count(|counted| counted.requests_choked += dropped);
         while let Some(block) = peer.queue.pop(self.hash_key) {
             if peer.fast {
                 peer.say(Message::Reject(block));

@@ -141,6 +141,7 @@ fn a_full_queue_rejects_and_a_lost_piece_is_not_served() {
         pair.say(Message::Request(one)).unwrap();
     }
     assert_eq!(pair.swarm.totals().requests_overflowed, 1);
+    assert_eq!(pair.swarm.shared.counted().requests_rejected, 2);
 }
 
 #[test]
@@ -212,6 +213,29 @@ fn requests_while_choked_are_rejected_then_close() {
         result
     });
     assert_eq!(asks, Err(Error::RequestsWhileChoked));
+    let counted = pair.swarm.shared.counted();
+    assert_eq!(counted.requests_choked, u64::from(INVALID_REQUESTS_MAX) + 1);
+    assert_eq!(Counted { requests_choked: 0, ..counted }, Counted::default());
+}
+
+#[test]
+fn a_ban_is_told_and_counted_once_until_it_is_over() {
+    let mut pair = Pair::fetching();
+    let shared = Rc::clone(&pair.swarm.shared);
+    let offender = Offender::of("1.2.3.4:5".parse().unwrap());
+    let other = Offender::of("1.2.3.5:5".parse().unwrap());
+    for who in [offender, offender, other, offender] {
+        pair.swarm.ban_offender(pair.now, who);
+    }
+    let told = std::iter::from_fn(|| pair.swarm.poll_action());
+    assert_eq!(told.filter(|action| matches!(action, Action::Ban(_))).count(), 2);
+    assert_eq!(shared.banned_count(), 2);
+    pair.now += BAN_TTL + choker::ROUND;
+    pair.swarm.handle_timeout(pair.now);
+    assert_eq!(shared.banned_count(), 0);
+    pair.swarm.ban_offender(pair.now, offender);
+    drop(pair);
+    assert_eq!(shared.banned_count(), 0);
 }
 
 #[test]

@@ -22,12 +22,14 @@ impl Swarm {
         block: Block,
     ) -> Result<(), Error> {
         if !self.geometry.contains(block) {
+            self.shared.count(|counted| counted.requests_invalid += 1);
             return Err(Error::BadRequest);
         }
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return Ok(());
         };
         if peer.am_choking && !peer.may_ask_choked(block, &self.geometry) {
+            self.shared.count(|counted| counted.requests_choked += 1);
             let grace = peer
                 .choked_at
                 .is_some_and(|at| now.saturating_duration_since(at) <= CHOKED_REQUESTS_GRACE);
@@ -39,6 +41,7 @@ impl Swarm {
         }
         let ours = self.have.has(block.piece);
         if block.len > BLOCK_LEN || !ours {
+            self.shared.count(|counted| counted.requests_invalid += 1);
             peer.invalid_requests += u32::from(ours || !self.lost_any);
             if peer.invalid_requests > INVALID_REQUESTS_MAX {
                 return Err(Error::InvalidRequests);
@@ -50,6 +53,7 @@ impl Swarm {
             Push::Duplicate => self.nuisance(key)?,
             Push::Full => {
                 self.totals.requests_overflowed += 1;
+                self.shared.count(|counted| counted.requests_rejected += 1);
                 self.reject(key, block)?;
             }
         }
@@ -62,6 +66,7 @@ impl Swarm {
             return Ok(());
         };
         if peer.queue.cancel(hash_key, block) {
+            self.shared.count(|counted| counted.requests_cancelled += 1);
             // BEP 6: every request is answered, a cancelled one by a reject.
             return self.reject(key, block);
         }
@@ -126,7 +131,10 @@ impl Swarm {
             if self.have.has(block.piece) {
                 blocks.push(block);
                 sent += len;
-            } else if peer.fast {
+                continue;
+            }
+            self.shared.count(|counted| counted.requests_rejected += 1);
+            if peer.fast {
                 encode(&Message::Reject(block), control);
             }
         }

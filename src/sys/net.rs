@@ -173,6 +173,19 @@ pub fn listen(addr: &SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Takes the next connection of a non-blocking listener without a ring.
+///
+/// # Errors
+/// What accept4(2) says: `EAGAIN` when nobody waits, `EMFILE`, `ENFILE`.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (addr, len) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: without room for an address the call takes no memory of ours.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), addr, len, libc::SOCK_CLOEXEC) };
+    check(fd)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Sends small messages at once (TCP_NODELAY). Accepted sockets inherit it from their listener.
 ///
 /// # Errors

@@ -10,11 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::admission::Refusal;
 use super::connection::{Conn, Peer, Phase, ZeroCopy};
 use super::mailbox::{Adopted, Letter};
 use super::table::Key;
 use super::torrent::Torrent;
-use super::{HANDSHAKES_MAX, Target, Timer, Worker};
+use super::{Target, Timer, Worker};
 use crate::metrics::{AcceptResult, Direction, DisconnectReason, HandoverResult, HandshakeResult};
 use crate::ring::{Driver, Op, Pool, Tag};
 use crate::swarm::{PeerInit, Refused};
@@ -25,8 +26,11 @@ use crate::wire::{Decoder, Handshake, HandshakeReader, Limits};
 /// How long a handshake may take in all, whatever arrives meanwhile.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long to leave a listener alone when the system has no descriptor left.
-const LISTEN_PAUSE: Duration = Duration::from_millis(200);
+/// Outgoing handshakes that a worker waits for at a time; further connections are not begun.
+const OUTGOING_MAX: usize = 1024;
+
+/// Connections that are told at once that there is no descriptor for them, for each pause.
+const TURNED_AWAY_MAX: usize = 64;
 
 impl<D: Driver> Worker<D> {
     /// Accepts on a listener until it is told otherwise.
@@ -43,31 +47,66 @@ impl<D: Driver> Worker<D> {
         let Some(Target::Listener(index)) = Target::of(tag) else { return };
         let failed = result.is_err();
         match result {
-            Ok(socket) => self.accept(socket),
+            Ok(socket) => {
+                self.pause.reset();
+                self.accept(socket);
+            }
             Err(_) if self.stopping.is_some() => return,
             Err(error) => {
                 self.core.accepts[AcceptResult::Error].add(1);
                 tracing::warn!(%error, "cannot accept connections for a moment");
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                    self.turn_away(index);
+                }
             }
         }
         if last && failed {
-            self.timers.set(self.now + LISTEN_PAUSE, Timer::Listen(index));
+            self.timers.set(self.now + self.pause.next(), Timer::Listen(index));
         } else if last {
             self.listen(index);
         }
     }
 
+    /// Closes connections that no descriptor is left for, instead of letting them hang: the reserve
+    /// is given up for as long as that takes.
+    fn turn_away(&mut self, index: usize) {
+        let Some(listener) = self.listeners.get(index).map(Rc::clone) else { return };
+        if let Ok(spare) = listener.try_clone() {
+            // It has passed: a descriptor came free, which may be the reserve from now on.
+            self.reserve.get_or_insert(spare);
+            return;
+        }
+        drop(self.reserve.take());
+        for _ in 0..TURNED_AWAY_MAX {
+            // Somebody else may have taken the descriptor, and the queue may be empty.
+            let Ok(socket) = net::accept(listener.as_fd()) else { break };
+            drop(socket);
+            self.core.accepts[AcceptResult::NoDescriptor].add(1);
+        }
+        self.reserve = listener.try_clone().ok();
+    }
+
     /// Takes a fresh connection, or closes it where a limit is met.
     fn accept(&mut self, socket: OwnedFd) {
-        let full = self.conns.len() >= self.options.connections_max
-            || self.handshake_count - self.outgoing_count >= HANDSHAKES_MAX
-            || self.stopping.is_some();
-        if full {
+        if self.stopping.is_some() {
             self.core.accepts[AcceptResult::Limit].add(1);
             return;
         }
         // A peer that is gone already has no address: nothing is lost with it.
         let Ok(addr) = net::peer_addr(socket.as_fd()) else { return };
+        if let Err(refusal) = self.admission.judge(self.now, addr.ip()) {
+            let result = match refusal {
+                Refusal::Handshakes => AcceptResult::PrefixLimit,
+                Refusal::Rate => AcceptResult::PrefixRate,
+            };
+            self.core.accepts[result].add(1);
+            tracing::debug!(%addr, result = result.label(), "connection closed at once");
+            return;
+        }
+        if !self.make_room(self.admission.is_full()) {
+            self.core.accepts[AcceptResult::Limit].add(1);
+            return;
+        }
         if net::set_nodelay(socket.as_fd()).is_err() {
             return;
         }
@@ -75,8 +114,25 @@ impl<D: Driver> Worker<D> {
         let conn = Conn::new(Rc::new(socket), addr, Phase::Incoming(HandshakeReader::new()));
         let key = self.conns.insert(conn);
         self.handshake_count += 1;
+        let place = self.admission.enter(addr.ip(), key);
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.place = Some(place);
+        }
         self.timers.set(self.now + HANDSHAKE_TIMEOUT, Timer::Handshake(key));
         self.receive(key);
+    }
+
+    /// Sees to it that one more connection fits, at the cost of the slowest handshake; false if
+    /// nobody can give way. `is_full` says that the places for handshakes are taken.
+    fn make_room(&mut self, is_full: bool) -> bool {
+        if !is_full && self.conns.len() < self.options.connections_max {
+            return true;
+        }
+        let oldest = self.admission.oldest();
+        if let Some(key) = oldest {
+            self.give_up(key, HandshakeResult::Evicted);
+        }
+        oldest.is_some()
     }
 
     /// Asks for what a connection sends next.
@@ -102,7 +158,7 @@ impl<D: Driver> Worker<D> {
     /// Connects to a peer of a torrent.
     pub(super) fn connect(&mut self, torrent: Key, addr: SocketAddr) {
         let full = self.conns.len() >= self.options.connections_max
-            || self.outgoing_count >= HANDSHAKES_MAX
+            || self.outgoing_count >= OUTGOING_MAX
             || self.stopping.is_some();
         if full || self.torrents.get(torrent).is_none_or(Torrent::has_failed) {
             return self.connect_failed(torrent, addr);
@@ -149,6 +205,9 @@ impl<D: Driver> Worker<D> {
     /// Gives arrived bytes to the handshake of a connection; what lies behind it to the peer.
     pub(super) fn shake_hands(&mut self, key: Key, bytes: &[u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
+        if let Some(place) = &conn.place {
+            self.admission.heard(place);
+        }
         let (reader, asked_for) = match &mut conn.phase {
             Phase::Incoming(reader) => (reader, None),
             Phase::Outgoing { reader, torrent } => (reader, Some(*torrent)),
@@ -181,8 +240,9 @@ impl<D: Driver> Worker<D> {
 
     /// Sends a connection to the home of its torrent.
     fn hand_over(&mut self, key: Key, home: usize, handshake: Handshake, rest: Vec<u8>) {
-        let Some(conn) = self.conns.remove(key) else { return };
+        let Some(mut conn) = self.conns.remove(key) else { return };
         self.handshake_count -= 1;
+        self.leave_place(&mut conn);
         let mailbox = self.shared.mailboxes.get().and_then(|mailboxes| mailboxes.get(home));
         // The receive that brought the handshake is over and nothing was sent: the socket is ours
         // alone. Were it not, it must not move.
@@ -202,7 +262,7 @@ impl<D: Driver> Worker<D> {
     /// Takes a connection over from the worker that accepted it.
     pub(super) fn adopt(&mut self, adopted: Adopted) {
         let Adopted { socket, addr, handshake, rest } = adopted;
-        if self.conns.len() >= self.options.connections_max || self.stopping.is_some() {
+        if self.stopping.is_some() || !self.make_room(false) {
             self.core.handovers[HandoverResult::Dropped].add(1);
             return;
         }
@@ -269,6 +329,9 @@ impl<D: Driver> Worker<D> {
         }
         self.handshake_count -= 1;
         self.outgoing_count -= usize::from(outgoing);
+        if let Some(place) = conn.place.take() {
+            self.admission.leave(place);
+        }
         self.need_files(torrent_key);
         self.touch_conn(key);
         self.touch_torrent(torrent_key);
@@ -300,7 +363,8 @@ impl<D: Driver> Worker<D> {
 
     /// Forgets a connection. What is in flight on it ends by itself.
     fn drop_conn(&mut self, key: Key) {
-        let Some(conn) = self.conns.remove(key) else { return };
+        let Some(mut conn) = self.conns.remove(key) else { return };
+        self.leave_place(&mut conn);
         let connecting = matches!(conn.phase, Phase::Connecting { .. });
         match conn.phase {
             Phase::Peer(peer) => {
@@ -328,6 +392,12 @@ impl<D: Driver> Worker<D> {
         }
         if connecting {
             self.driver.cancel(Target::Connect(key).tag());
+        }
+    }
+
+    fn leave_place(&mut self, conn: &mut Conn) {
+        if let Some(place) = conn.place.take() {
+            self.admission.leave(place);
         }
     }
 

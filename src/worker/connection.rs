@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::admission::Place;
 use super::table::Key;
 use crate::ring::{Batch, Handle};
 use crate::swarm::PeerKey;
@@ -65,6 +66,8 @@ pub(super) struct Sending {
     pub(super) sent: usize,
     /// Bytes of block data in it that have not been counted as sent.
     pub(super) payload_left: u64,
+    /// Those among them that were read into memory, not mapped.
+    pub(super) read_left: u64,
     /// When its first byte was offered.
     pub(super) since: Instant,
     /// When the kernel last took something of it.
@@ -91,6 +94,8 @@ pub(super) struct Conn {
     pub(super) addr: SocketAddr,
     /// How far it is.
     pub(super) phase: Phase,
+    /// Its place among the incoming handshakes, if it has one.
+    pub(super) place: Option<Place>,
     /// Whether a receive is in flight.
     pub(super) receiving: bool,
     /// Bytes to send before anything else: our handshake.
@@ -122,6 +127,7 @@ impl Conn {
             socket,
             addr,
             phase,
+            place: None,
             receiving: false,
             outbox: Vec::new(),
             sending: None,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::table::Key;
 use crate::ring::Waker;
 use crate::storage::{self, Content, files::Opened};
 use crate::swarm::{Options, Source};
@@ -39,15 +40,16 @@ pub enum Letter {
     Adopt(Box<Adopted>),
     /// The files of a torrent were opened, or not.
     Opened {
-        /// The torrent.
-        info_hash: InfoHash,
+        /// The torrent, as its worker names it: one that was removed and added again has another
+        /// key, and what is late for the old one finds nothing.
+        torrent: Key,
         /// Its files.
         result: Result<Opened, storage::Error>,
     },
     /// The files of a torrent were found deleted or replaced.
     Lost {
-        /// The torrent.
-        info_hash: InfoHash,
+        /// The torrent, as in `Opened`.
+        torrent: Key,
         /// What was found.
         error: storage::Error,
     },

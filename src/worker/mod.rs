@@ -7,6 +7,7 @@
 //! ring may deliver in one go and by the named limits below.
 
 mod accept;
+mod admission;
 mod connection;
 mod fetch;
 mod hash;
@@ -20,11 +21,13 @@ mod torrent;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use self::admission::{Admission, Pause};
 use self::connection::{Conn, Phase};
 use self::fetch::{PieceWrite, WriteOp};
 use self::hash::ToHash;
@@ -33,7 +36,9 @@ use self::serve::ChunkRead;
 use self::table::{GENERATION_BITS, Key, Table};
 use self::timers::Wheel;
 use self::torrent::Torrent;
-use crate::metrics::{Core, DisconnectReason, HandshakeResult, PeerState, RingOp, RingResult};
+use crate::metrics::{
+    Core, DisconnectReason, HandshakeResult, PeerState, RequestResult, RingOp, RingResult,
+};
 use crate::ring::{Driver, Event, Handle, Op, OpKind, Tag};
 use crate::storage::Mode;
 use crate::storage::chunks::Chunks;
@@ -51,10 +56,6 @@ const LETTERS_PER_TURN: usize = 64;
 
 /// Of the memory for pieces, one part in so many may be kept for the next ones.
 const SPARE_SHARE: u64 = 4;
-
-/// Handshakes a worker waits for at a time, in each direction; further connections are closed, or
-/// not begun.
-const HANDSHAKES_MAX: usize = 1024;
 
 /// A turn that takes longer keeps every peer of the core waiting, and is counted.
 const STALL: Duration = Duration::from_millis(1);
@@ -96,6 +97,11 @@ pub struct Worker<D: Driver> {
     now: Instant,
     events: VecDeque<Event>,
     listeners: Vec<Handle>,
+    /// A descriptor to give up when there is none left, so that whoever waits can be told.
+    reserve: Option<OwnedFd>,
+    /// How long accepting pauses when it fails next.
+    pause: Pause,
+    admission: Admission,
     conns: Table<Conn>,
     /// Connections that are not peers yet, and those of them that we began.
     handshake_count: usize,
@@ -229,7 +235,10 @@ impl<D: Driver> Worker<D> {
             core,
             now,
             events: VecDeque::new(),
+            reserve: listeners.first().and_then(|it| it.try_clone().ok()),
             listeners,
+            pause: Pause::default(),
+            admission: Admission::default(),
             conns: Table::default(),
             handshake_count: 0,
             outgoing_count: 0,
@@ -286,6 +295,7 @@ impl<D: Driver> Worker<D> {
             }
         }
         self.count_ring();
+        self.count_swarms();
         // The control thread may be busy; it must hear of this one, and nothing else runs here.
         let _ = self.shared.reports.blocking_send(Report::Stopped(self.options.number));
         Ok(())
@@ -357,12 +367,8 @@ impl<D: Driver> Worker<D> {
                 self.add_contacts(&info_hash, source, &addrs);
             }
             Letter::Adopt(adopted) => self.adopt(*adopted),
-            Letter::Opened { info_hash, result } => self.on_opened(&info_hash, result),
-            Letter::Lost { info_hash, error } => {
-                if let Some(&key) = self.by_hash.get(&info_hash) {
-                    self.fail_torrent(key, error);
-                }
-            }
+            Letter::Opened { torrent, result } => self.on_opened(torrent, result),
+            Letter::Lost { torrent, error } => self.fail_torrent(torrent, error),
             Letter::Budget { slots, up, down } => {
                 self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
                 self.budget.up.borrow_mut().set_rate(self.now, up);
@@ -432,6 +438,7 @@ impl<D: Driver> Worker<D> {
     fn housekeep(&mut self) {
         self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
         self.count_ring();
+        self.count_swarms();
         let faults = major_faults();
         self.core.major_faults.add(faults.saturating_sub(self.faults_before));
         self.faults_before = faults;
@@ -472,6 +479,17 @@ impl<D: Driver> Worker<D> {
             core.ring_completions[(op, RingResult::Ok)].set(of.completed.saturating_sub(of.failed));
             core.ring_completions[(op, RingResult::Error)].set(of.failed);
         }
+    }
+
+    /// Copies what the swarms have counted to the core's cells.
+    fn count_swarms(&self) {
+        let (core, counted) = (&self.core, self.budget.counted());
+        core.requests[RequestResult::Rejected].set(counted.requests_rejected);
+        core.requests[RequestResult::Cancelled].set(counted.requests_cancelled);
+        core.requests[RequestResult::Choked].set(counted.requests_choked);
+        core.requests[RequestResult::Invalid].set(counted.requests_invalid);
+        core.choker_rounds.set(counted.choker_rounds);
+        core.banned_peers.set(self.budget.banned_count() as u64);
     }
 
     fn send_reports(&mut self) {

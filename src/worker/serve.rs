@@ -54,8 +54,10 @@ pub(super) struct ChunkRead {
 
 /// Where a block is.
 enum Located {
-    /// It was added to the batch.
-    Added,
+    /// It was added to the batch, from a mapping.
+    Mapped,
+    /// It was added to the batch, from memory that it had been read into.
+    Read,
     /// It is being read; the connection is woken when it is there.
     Waits,
     /// It cannot be had: the torrent has no files now.
@@ -74,7 +76,7 @@ impl<D: Driver> Worker<D> {
         let outbox = std::mem::take(&mut conn.outbox);
         // An empty batch takes any number of bytes: they are one part.
         let _ = batch.push_bytes(&outbox);
-        let payload = self.fill(key, &mut batch);
+        let (payload, read) = self.fill(key, &mut batch);
         if batch.is_empty() {
             return;
         }
@@ -83,6 +85,7 @@ impl<D: Driver> Worker<D> {
             batch: Rc::new(batch),
             sent: 0,
             payload_left: payload,
+            read_left: read,
             since: self.now,
             moved_at: self.now,
         });
@@ -93,13 +96,14 @@ impl<D: Driver> Worker<D> {
         self.push_send(key);
     }
 
-    /// Adds what is due to a peer to a batch; returns the bytes of block data among it.
-    fn fill(&mut self, key: Key, batch: &mut Batch) -> u64 {
-        let Some(conn) = self.conns.get_mut(key) else { return 0 };
+    /// Adds what is due to a peer to a batch; returns the bytes of block data among it, and how
+    /// many of those were read into memory.
+    fn fill(&mut self, key: Key, batch: &mut Batch) -> (u64, u64) {
+        let Some(conn) = self.conns.get_mut(key) else { return (0, 0) };
         let len_max = conn.send_len_max;
-        let Some(peer) = conn.peer() else { return 0 };
+        let Some(peer) = conn.peer() else { return (0, 0) };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
-        let Some(torrent) = self.torrents.get_mut(torrent_key) else { return 0 };
+        let Some(torrent) = self.torrents.get_mut(torrent_key) else { return (0, 0) };
         self.scratch.control.clear();
         self.scratch.blocks.clear();
         let due_len: u64 = peer.due.iter().map(|block| u64::from(block.len)).sum();
@@ -113,15 +117,18 @@ impl<D: Driver> Worker<D> {
         self.core.protocol_bytes[Direction::Outgoing].add(control.len() as u64);
 
         let mut due = std::mem::take(&mut peer.due);
-        let mut payload = 0;
+        let (mut payload, mut read) = (0, 0);
         while let Some(&block) = due.front() {
             let full =
                 batch.len() + block.len as usize > len_max || batch.parts_left() < PARTS_RESERVE;
             if payload > 0 && full {
                 break;
             }
-            match self.locate(key, torrent_key, block, batch) {
-                Located::Added => {
+            let located = self.locate(key, torrent_key, block, batch);
+            match located {
+                Located::Mapped | Located::Read => {
+                    let is_read = matches!(located, Located::Read);
+                    read += if is_read { u64::from(block.len) } else { 0 };
                     payload += u64::from(block.len);
                     due.pop_front();
                     self.core.requests[RequestResult::Served].add(1);
@@ -141,7 +148,7 @@ impl<D: Driver> Worker<D> {
         if let Some(peer) = self.conns.get_mut(key).and_then(|conn| conn.peer()) {
             peer.due = due;
         }
-        payload
+        (payload, read)
     }
 
     /// Adds a block to a batch from wherever its bytes are, or sees to it that they come.
@@ -156,8 +163,7 @@ impl<D: Driver> Worker<D> {
             }
         }
         if self.add_mapped(torrent_key, block, batch) {
-            self.core.sent_payload_bytes[SendPath::Copy].add(u64::from(block.len));
-            return Located::Added;
+            return Located::Mapped;
         }
         let mut parts = [None, None];
         for (place, chunk) in parts.iter_mut().zip(chunks_of(torrent_key.slot, block)) {
@@ -178,8 +184,7 @@ impl<D: Driver> Worker<D> {
             debug_assert!(added.is_ok(), "chunks cover their blocks");
             begin += u32::try_from(len).unwrap_or(0);
         }
-        self.core.sent_payload_bytes[SendPath::Read].add(u64::from(block.len));
-        Located::Added
+        Located::Read
     }
 
     /// Adds a block from mappings if all of it is mapped and resident.
@@ -411,6 +416,11 @@ impl<D: Driver> Worker<D> {
         sending.moved_at = self.now;
         let payload = sending.payload_left.min(count as u64);
         sending.payload_left -= payload;
+        let read = sending.read_left.min(payload);
+        sending.read_left -= read;
+        let mapped = if held { SendPath::ZeroCopy } else { SendPath::Copy };
+        self.core.sent_payload_bytes[SendPath::Read].add(read);
+        self.core.sent_payload_bytes[mapped].add(payload - read);
         let ended = sending.sent >= sending.batch.len();
         if ended && let Some(ended) = conn.sending.take() {
             let took = self.now.saturating_duration_since(ended.since);

@@ -9,7 +9,7 @@ use slab::Slab;
 
 /// Names a value of a [`Table`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) struct Key {
+pub struct Key {
     /// The slot; small numbers, used again.
     pub(super) slot: u32,
     /// How often the slot had been used, 24 bits.

@@ -266,7 +266,6 @@ impl<D: Driver> Worker<D> {
                     }
                 }
                 Action::Ban(offender) => {
-                    self.core.banned_peers.add(1);
                     tracing::warn!(?offender, torrent = %torrent.info_hash, "peer banned: it sent bad data");
                 }
                 Action::Finished => self.finish_torrent(key),
@@ -312,13 +311,13 @@ impl<D: Driver> Worker<D> {
         }
         let (content, fetch) = (Arc::clone(&torrent.content), !torrent.finished);
         let known = torrent.known.clone();
-        let (info_hash, mode) = (torrent.info_hash, self.options.mode);
+        let mode = self.options.mode;
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
             let result = files::open(&content, fetch, mode, &known);
             if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
                 // A worker that takes no letters any more needs no files either.
-                let _ = mailbox.send_waiting(Letter::Opened { info_hash, result });
+                let _ = mailbox.send_waiting(Letter::Opened { torrent: key, result });
             }
         });
         let mut look_in = FILES_INTERVAL;
@@ -333,15 +332,19 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    pub(super) fn on_opened(&mut self, info_hash: &InfoHash, result: Result<Opened, Error>) {
-        let Some(key) = self.torrent_key(info_hash) else { return };
+    pub(super) fn on_opened(&mut self, key: Key, result: Result<Opened, Error>) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         if !matches!(torrent.store, Store::Opening) {
             return;
         }
         let opened = match result {
             Ok(opened) => opened,
-            Err(error) => return self.fail_torrent(key, error),
+            Err(error) => {
+                let is_space = matches!(error, Error::NoSpace { .. });
+                let op = if is_space { DiskOp::Allocate } else { DiskOp::Open };
+                self.core.disk_errors[op].add(1);
+                return self.fail_torrent(key, error);
+            }
         };
         let serve = |file: files::OpenFile| ServedFile {
             handle: Rc::new(file.fd),
@@ -385,14 +388,14 @@ impl<D: Driver> Worker<D> {
         let only_names = !torrent.finished || torrent.unsynced;
         let identities: Vec<_> =
             open.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
-        let (content, info_hash) = (Arc::clone(&torrent.content), torrent.info_hash);
+        let content = Arc::clone(&torrent.content);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
             if let Err(error) = files::still_there(&content, &identities, only_names)
                 && let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home))
             {
                 // A worker that takes no letters any more has closed its files.
-                let _ = mailbox.send_waiting(Letter::Lost { info_hash, error });
+                let _ = mailbox.send_waiting(Letter::Lost { torrent: key, error });
             }
         });
         // If too many jobs wait, the next look is soon enough.

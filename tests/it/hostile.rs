@@ -1,5 +1,9 @@
 //! Hostile peers: each costs its own connection and bounded memory; others never notice.
 
+mod floods;
+mod requests;
+mod sources;
+
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
@@ -15,7 +19,7 @@ use crate::support::wire::{Event, RawPeer, block, handshake};
 use crate::support::{dir, heavy, wait};
 
 /// How much a server may grow under attack.
-const GROWTH_MAX: u64 = 48 << 20;
+const GROWTH_MAX: u64 = 12 << 20;
 
 fn seeding(dir: &Path, len: u64, seed: u64) -> (Server, Content) {
     let home = Home::new(dir, "home");
@@ -25,6 +29,14 @@ fn seeding(dir: &Path, len: u64, seed: u64) -> (Server, Content) {
     home.add(&content);
     server.wait_torrents("seeding", 1, START);
     (server, content)
+}
+
+fn disconnects(server: &Server, reason: &str) -> f64 {
+    server.metric("seedring_disconnects_total", &[&format!("reason=\"{reason}\"")])
+}
+
+fn requests(server: &Server, result: &str) -> f64 {
+    server.metric("seedring_requests_total", &[&format!("result=\"{result}\"")])
 }
 
 /// Whoever sends this is closed on, and soon.
@@ -92,7 +104,7 @@ fn every_violation_costs_its_own_connection() {
         good.request(block(&content.metainfo, index as u32 % 8, 0));
         good.expect("a block", |event| matches!(event, Event::Block(..)));
     }
-    let protocol = server.metric("seedring_disconnects_total", &["reason=\"protocol\""]);
+    let protocol = disconnects(&server, "protocol");
     assert_eq!(protocol, violations.len() as f64);
     let after = server.process.anonymous_bytes();
     assert!(after < before + GROWTH_MAX, "{before} bytes grew to {after}");
@@ -103,7 +115,7 @@ fn every_violation_costs_its_own_connection() {
 #[test]
 fn bad_requests_are_refused_without_a_byte() {
     let dir = dir();
-    let (server, content) = seeding(dir.path(), 1 << 20, 151);
+    let (mut server, content) = seeding(dir.path(), 1 << 20, 151);
     let mut peer = RawPeer::handshaken(server.peer, &content.metainfo, 2);
     peer.become_unchoked();
     let bad = |piece, begin, len| Block { piece: PieceIndex(piece), begin, len };
@@ -126,6 +138,8 @@ fn bad_requests_are_refused_without_a_byte() {
     }
     peer.request(block(&content.metainfo, 3, 3));
     peer.expect("a block", |event| matches!(event, Event::Block(..)));
+    let all = |count: f64| count == 7.0;
+    server.wait_metric("seedring_requests_total", &["result=\"invalid\""], START, all);
     server.stop();
 }
 
@@ -256,6 +270,7 @@ fn a_peer_that_flaps_or_chatters_is_let_go() {
         (1, [Message::Interested, Message::NotInterested]),
         (2, [Message::KeepAlive, Message::KeepAlive]),
         (3, [Message::Have(PieceIndex(0)), Message::Have(PieceIndex(0))]),
+        (4, [Message::Choke, Message::Unchoke]),
     ] {
         let mut peer = RawPeer::handshaken(server.peer, &content.metainfo, id);
         let mut bytes = Vec::new();

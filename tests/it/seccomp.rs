@@ -60,6 +60,34 @@ fn run_get_and_seed_end_with_one_sentence() {
     }
 }
 
+/// The setting holds for the whole machine. A mount namespace of its own lets the program read
+/// another value; the filter answers as the kernel does where the setting is what it reads.
+#[test]
+fn the_setting_that_forbids_it_is_named() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 100_000, 81, &Shape::pieces_of(16 << 10));
+    let setting = dir.path().join("io_uring_disabled");
+    for (value, fix) in
+        [(1, "kernel.io_uring_disabled"), (2, "sysctl -w kernel.io_uring_disabled=0")]
+    {
+        std::fs::write(&setting, format!("{value}\n")).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+        command.arg("mount --bind \"$0\" /proc/sys/kernel/io_uring_disabled && exec \"$@\"");
+        command.arg(&setting).arg(env!("CARGO_BIN_EXE_seedring"));
+        command.arg("seed").arg(&content.torrent).arg("--data").arg(&content.root);
+        command.args(["--listen", "127.0.0.1:0"]);
+        without_io_uring(&mut command, libc::EPERM);
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{value}: {stderr}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "one sentence: {stderr}");
+        assert!(stderr.contains("(EPERM)") && stderr.contains(fix), "{value}: {stderr}");
+        let named = [format!("io_uring_disabled is {value}"), format!("io_uring_disabled={value}")];
+        assert!(named.iter().any(|named| stderr.contains(named)), "{value}: {stderr}");
+    }
+}
+
 #[test]
 fn doctor_names_what_is_refused() {
     let mut command = seedring(&["doctor"]);

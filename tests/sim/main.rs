@@ -5,6 +5,7 @@
 //! anything but the zero of the virtual one.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod links;
 mod mischief;
 mod node;
 mod world;

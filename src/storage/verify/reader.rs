@@ -7,8 +7,10 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use super::{CHUNK_LEN_MAX, FILES_OPEN_MAX, Task};
+use crate::sys::clock;
 use crate::sys::file;
 use crate::sys::sha1::{Digest, Engine, Lanes, STREAMS_MAX};
 use crate::units::PieceIndex;
@@ -117,17 +119,17 @@ impl Reader {
     /// Reads and hashes `pieces`, and tells the task which are right.
     pub(super) fn hash(&mut self, task: &Task, pieces: &[PieceIndex]) {
         let len = |piece: &PieceIndex| task.geometry.piece_len(*piece);
-        let (mut have, mut errors, mut bytes_hashed) = (Vec::new(), Vec::new(), 0);
+        let (mut have, mut errors, mut hashed) = (Vec::new(), Vec::new(), (0, Duration::ZERO));
         for equal in pieces.chunk_by(|one, next| len(one) == len(next)) {
             for group in equal.chunks(self.buffers.len()) {
-                let digests = self.hash_group(task, group, &mut errors, &mut bytes_hashed);
+                let digests = self.hash_group(task, group, &mut errors, &mut hashed);
                 let found = group.iter().zip(digests).filter(|(piece, digest)| {
                     digest.is_some() && task.content.piece_hash(**piece) == *digest
                 });
                 have.extend(found.map(|(piece, _)| *piece));
             }
         }
-        task.merge(&have, bytes_hashed, errors);
+        task.merge(&have, hashed, errors);
     }
 
     /// The digests of pieces of one length; `None` for those that could not be read.
@@ -136,7 +138,7 @@ impl Reader {
         task: &Task,
         pieces: &[PieceIndex],
         errors: &mut Vec<Failure>,
-        bytes_hashed: &mut u64,
+        (bytes_hashed, hash_time): &mut (u64, Duration),
     ) -> Vec<Option<Digest>> {
         let count = pieces.len();
         let mut lanes = Lanes::new(task.engine, count);
@@ -165,7 +167,9 @@ impl Reader {
             for (chunk, buffer) in chunks.iter_mut().zip(&buffers) {
                 *chunk = &buffer.0[..len];
             }
+            let begun = clock::now();
             lanes.update(&chunks[..count]);
+            *hash_time += clock::now() - begun;
         }
         self.buffers = buffers;
         let digests = lanes.finish().into_iter().zip(alive);

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::{
     BATCH_LEN, Checked, Content, ContentFile, ERRORS_MAX, FileReport, FileState, Progress,
@@ -133,7 +134,7 @@ impl Task {
                 pieces.push(piece);
             }
         }
-        self.merge(&zeros, 0, Vec::new());
+        self.merge(&zeros, (0, Duration::ZERO), Vec::new());
         reader.read_ahead(self, &pieces);
         Some(pieces)
     }
@@ -209,7 +210,7 @@ impl Task {
     pub(super) fn merge(
         &self,
         have: &[PieceIndex],
-        bytes_hashed: u64,
+        (bytes_hashed, hash_time): (u64, Duration),
         errors: Vec<(usize, io::Error)>,
     ) {
         if have.is_empty() && bytes_hashed == 0 && errors.is_empty() {
@@ -220,6 +221,7 @@ impl Task {
             found.have.set(piece);
         }
         found.bytes_hashed += bytes_hashed;
+        found.hash_time += hash_time;
         for (file, error) in errors {
             found.note(Some(file), error);
         }

@@ -96,7 +96,14 @@ impl Fleet {
         self.add(worker, torrent, self.save_path.path(), have)
     }
 
-    fn add(&self, worker: usize, torrent: &Torrent, path: &Path, have: Bitfield) -> Arc<Totals> {
+    /// Gives a worker a torrent of which `have` is said to lie at `path`.
+    pub(super) fn add(
+        &self,
+        worker: usize,
+        torrent: &Torrent,
+        path: &Path,
+        have: Bitfield,
+    ) -> Arc<Totals> {
         let totals = Arc::new(Totals::new(torrent.geometry.total_len()));
         let options = swarm::Options {
             info_hash: torrent.info_hash,

@@ -6,7 +6,7 @@ use super::fleet::options;
 use super::peer::{greeting, requests};
 use super::*;
 use crate::storage::Mode;
-use crate::units::Block;
+use crate::units::{Bitfield, Block};
 use crate::wire::{Message, encode};
 
 fn cancels(blocks: &[Block]) -> Vec<u8> {
@@ -103,6 +103,32 @@ fn a_late_read_is_not_served_as_another_torrent() {
         wait_for("another read", || seen.reads.load(Relaxed) > reads);
         seen.holds_files.store(false, Relaxed);
         after.expect(&new, &new.blocks());
+        drop(after);
+        fleet.wait_until_idle();
+        assert!(fleet.stop().is_empty());
+    });
+}
+
+/// Files are opened after their torrent has gone and come back from another place.
+#[test]
+fn late_files_are_not_those_of_the_torrent_that_came_back() {
+    let torrent = any_torrent(200_000, 13);
+    on_every_ring(Faults::rough(), 0..2, |ring| {
+        let fleet = Fleet::start(1, 1, ring, &options());
+        let addr = fleet.members[0].addr;
+        let (release, blocked) = std::sync::mpsc::channel();
+        fleet.block_files(blocked);
+        let nowhere = fleet.save_path.path().join("nowhere");
+        fleet.add(0, &torrent, &nowhere, Bitfield::all(torrent.geometry.piece_count()));
+        let mut before = Peer::asking(addr, &torrent, 10, &[]);
+        before.read_until("to be unchoked", |peer| peer.is_unchoked);
+        fleet.post(0, Letter::Remove(torrent.info_hash));
+        before.read_to_end();
+        fleet.seed(0, &torrent);
+        let mut after = Peer::asking(addr, &torrent, 11, &torrent.blocks());
+        after.read_until("to be unchoked", |peer| peer.is_unchoked);
+        drop::<std::sync::mpsc::Sender<()>>(release);
+        after.expect(&torrent, &torrent.blocks());
         drop(after);
         fleet.wait_until_idle();
         assert!(fleet.stop().is_empty());

@@ -74,10 +74,15 @@ impl Home {
 
     /// Starts `seedring run` without waiting for anything.
     pub(crate) fn start(&self, listen: &str, words: &[&str]) -> Process {
+        Process::start("run", &self.dir, &mut self.command(listen, words))
+    }
+
+    /// `seedring run` in these folders, to be changed and started.
+    pub(crate) fn command(&self, listen: &str, words: &[&str]) -> Command {
         let mut command = seedring(&["run", "--listen", listen, "--http", "127.0.0.1:0"]);
         command.arg("--state").arg(&self.state).arg("--downloads").arg(&self.downloads);
         command.arg("--watch").arg(&self.watch).args(words);
-        Process::start("run", &self.dir, &mut command)
+        command
     }
 
     /// Hands a torrent over through the watch folder, the way careful programs do it.

@@ -4,12 +4,14 @@
 //! itself; every byte on the wire is one that the test asked for.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use seedring::metainfo::Metainfo;
+use seedring::sys::net;
 use seedring::units::{Block, PeerId, PieceIndex};
-use seedring::wire::{Decoder, Handshake, Incoming, Limits, Message, encode};
+use seedring::wire::{Decoder, Handshake, Incoming, Limits, Message, block_header, encode};
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,6 +27,10 @@ pub(crate) enum Event {
     Block(Block, Vec<u8>),
     /// A request was refused.
     Reject(Block),
+    /// The other side wants a block.
+    Request(Block),
+    /// A piece may be asked for in spite of a choke.
+    AllowedFast(PieceIndex),
     /// The other side closed.
     Closed,
     /// Any other message.
@@ -43,7 +49,11 @@ pub(crate) struct RawPeer {
 impl RawPeer {
     /// Connects, says nothing.
     pub(crate) fn connect(addr: SocketAddr, metainfo: &Metainfo) -> Self {
-        let stream = TcpStream::connect(addr).unwrap();
+        Self::over(TcpStream::connect(addr).unwrap(), metainfo)
+    }
+
+    /// Takes a connection that says nothing yet.
+    pub(crate) fn over(stream: TcpStream, metainfo: &Metainfo) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -57,6 +67,20 @@ impl RawPeer {
         peer.send(&handshake(metainfo, id));
         peer.read_handshake();
         peer
+    }
+
+    /// Offers every piece, by a handshake and two messages, whoever listens.
+    pub(crate) fn offer(&mut self, metainfo: &Metainfo, id: u32) {
+        let mut bytes = handshake(metainfo, id);
+        encode(&Message::HaveAll, &mut bytes);
+        encode(&Message::Unchoke, &mut bytes);
+        self.send(&bytes);
+        self.read_handshake();
+    }
+
+    /// Sends the data of a block, in one write; false if the other side has closed.
+    pub(crate) fn send_block(&mut self, block: Block, data: &[u8]) -> bool {
+        self.try_send(&[&block_header(block)[..], data].concat()).is_ok()
     }
 
     /// Takes the other side's handshake.
@@ -141,6 +165,10 @@ impl RawPeer {
                 Message::Bitfield(_) | Message::HaveAll | Message::HaveNone | Message::Have(_),
             ) => events.push_back(Event::Have),
             Incoming::Message(Message::Reject(block)) => events.push_back(Event::Reject(block)),
+            Incoming::Message(Message::Request(block)) => events.push_back(Event::Request(block)),
+            Incoming::Message(Message::AllowedFast(piece)) => {
+                events.push_back(Event::AllowedFast(piece));
+            }
             Incoming::Message(_) => events.push_back(Event::Other),
             Incoming::Payload { block, offset, data } => {
                 assert_eq!(offset as usize, arriving.len());
@@ -152,6 +180,31 @@ impl RawPeer {
         });
         taken.unwrap_or_else(|error| panic!("the server broke the protocol: {error}"));
     }
+}
+
+/// Connects from an address of ours; the kernel chooses the port.
+pub(crate) fn connect_from(source: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let SocketAddr::V4(to) = to else { return Err(io::ErrorKind::Unsupported.into()) };
+    let socket = net::tcp_socket(&SocketAddr::V4(to))?;
+    net::bind_source(socket.as_fd(), source.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false)?;
+    connect(&stream, to)?;
+    Ok(stream)
+}
+
+#[expect(unsafe_code, reason = "std connects no socket that is bound to an address")]
+fn connect(stream: &TcpStream, to: SocketAddrV4) -> io::Result<()> {
+    let form = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: to.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(to.ip().octets()) },
+        sin_zero: [0; 8],
+    };
+    let len = size_of_val(&form) as libc::socklen_t;
+    // SAFETY: the address lives during the call and has the length that is given.
+    let result = unsafe { libc::connect(stream.as_raw_fd(), (&raw const form).cast(), len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The opening bytes of a peer that is told apart by `id`.
