@@ -22,9 +22,6 @@ const SLICE_LEN_MAX: usize = 1 << 20;
 /// Seed of the content.
 const SEED: u64 = 0x5eed_0001;
 
-/// Name of the torrent and of its one file.
-const NAME: &str = "payload.bin";
-
 /// A tracker that does not answer, for the client that refuses a torrent without one.
 const NO_TRACKER: &str = "http://127.0.0.1:1/announce";
 
@@ -78,6 +75,8 @@ pub(crate) struct Ground {
     pub(crate) content: Content,
     /// Folder that holds the file: the save path of every program.
     pub(crate) data_dir: PathBuf,
+    /// Name of the torrent and of its one file.
+    pub(crate) name: String,
     /// The torrent.
     pub(crate) torrent: PathBuf,
     /// The same torrent with a tracker that does not answer.
@@ -95,14 +94,15 @@ impl Ground {
     /// it is in the page cache afterwards, if it fits.
     pub(crate) fn prepare(root: &Path, len: u64, piece_len: u32) -> io::Result<Self> {
         let content = Content::new();
-        let data_dir = root.join(format!("data-{len}"));
+        let data_dir = root.join("data");
         fs::create_dir_all(&data_dir)?;
-        let file = data_dir.join(NAME);
+        let name = format!("payload-{len}.bin");
+        let file = data_dir.join(&name);
         if !content.is_in(&file, len).unwrap_or(false) {
             write_content(&content, &file, len)?;
         }
-        let torrent = data_dir.with_extension("torrent");
-        let tracked_torrent = data_dir.with_extension("tracked.torrent");
+        let torrent = root.join(&name).with_extension("torrent");
+        let tracked_torrent = root.join(&name).with_extension("tracked.torrent");
         let make = |to: &Path, trackers: Vec<String>| {
             let options =
                 CreateOptions { piece_length: Some(piece_len), trackers, ..Default::default() };
@@ -116,6 +116,7 @@ impl Ground {
         Ok(Self {
             content,
             data_dir,
+            name,
             torrent,
             tracked_torrent,
             info_hash: parsed.info_hash,
@@ -126,12 +127,12 @@ impl Ground {
 
     /// The file.
     pub(crate) fn file(&self) -> PathBuf {
-        self.data_dir.join(NAME)
+        self.data_dir.join(&self.name)
     }
 
     /// Whether `dir` holds the whole file, byte by byte.
     pub(crate) fn is_fetched(&self, dir: &Path) -> io::Result<bool> {
-        self.content.is_in(&dir.join(NAME), self.geometry.total_len())
+        self.content.is_in(&dir.join(&self.name), self.geometry.total_len())
     }
 }
 

@@ -9,6 +9,7 @@
 //! stdout, progress on stderr. Invariant: figures are printed as they were measured, also those
 //! that fall short.
 
+mod cold;
 #[path = "../common/mod.rs"]
 mod common;
 mod filler;
@@ -69,6 +70,8 @@ enum Task {
     Fetch,
     /// GiB per second when checking hot data on one core.
     Check,
+    /// The rate of a hot torrent alone, and beside one that comes from the disk.
+    Cold,
     /// All of these.
     All,
     /// Serves with one of the bare loops until it is killed; for this program itself.
@@ -160,6 +163,9 @@ fn compare(task: &Task, options: &Options) -> io::Result<()> {
     if matches!(task, Task::Check | Task::All) {
         show(once::check(&stage)?);
     }
+    if matches!(task, Task::Cold | Task::All) {
+        show(cold::run(&stage, Path::new(ROOT), piece_len(options)?)?);
+    }
     if options.keep {
         stage.tell(&format!("kept as {}", setting.keep(&tables)?.display()));
     }
@@ -174,6 +180,10 @@ fn loads(options: &Options) -> io::Result<Vec<Load>> {
         (None, None) => Ok(seed::STANDARD.to_vec()),
         _ => Err(io::Error::other("a load of nothing, or of more than there are addresses")),
     }
+}
+
+fn piece_len(options: &Options) -> io::Result<u32> {
+    u32::try_from(options.piece_length.0).map_err(io::Error::other)
 }
 
 fn prepare(options: &Options) -> io::Result<(Stage, Setting)> {
@@ -202,9 +212,8 @@ fn prepare(options: &Options) -> io::Result<(Stage, Setting)> {
         None if iperf_wanted => missing.push(IPERF),
         None => {}
     }
-    let piece_len = u32::try_from(options.piece_length.0).map_err(io::Error::other)?;
     let stage = Stage {
-        ground: Ground::prepare(Path::new(ROOT), options.data_size.0, piece_len)?,
+        ground: Ground::prepare(Path::new(ROOT), options.data_size.0, piece_len(options)?)?,
         peers,
         with_iperf,
         repeat: options.repeat.max(1),

@@ -22,6 +22,8 @@ use std::process::Command;
 use crate::ground::Ground;
 use crate::process::first_line;
 
+pub(crate) use self::seedring::PROGRAM;
+
 /// Every program there is, in the order of the tables.
 pub(crate) const PEERS: &[&dyn Peer] = &[
     &seedring::Seedring,

@@ -6,7 +6,7 @@ use std::process::Command;
 use super::{Peer, Recipe, Scene, version_of};
 
 /// The binary that was built beside this bench.
-const PROGRAM: &str = env!("CARGO_BIN_EXE_seedring");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_seedring");
 
 /// `seedring`.
 pub(super) struct Seedring;
