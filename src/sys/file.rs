@@ -241,6 +241,11 @@ pub fn truncate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     retry(|| unsafe { libc::ftruncate(fd.as_raw_fd(), len) }).map(drop)
 }
 
+/// Bytes of disk that the file takes up (`stat(2)`, `st_blocks`).
+pub fn allocated_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(u64::try_from(stat(fd)?.st_blocks).unwrap_or(0).saturating_mul(512))
+}
+
 /// Bytes that we may still write to the file system of `fd` (`statvfs(3)`).
 pub fn free_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::ring::Waker;
-use crate::storage::{self, Content, files::Opened};
+use crate::storage::{self, Content, files::Opened, recovery::Had};
 use crate::swarm::{Options, Source};
 use crate::sys::file::Identity;
 use crate::units::{Bitfield, InfoHash, PeerId};
@@ -43,6 +43,13 @@ pub enum Letter {
         info_hash: InfoHash,
         /// Its files.
         result: Result<Opened, storage::Error>,
+    },
+    /// The files of a torrent that has every piece were looked at a last time.
+    Confirmed {
+        /// The torrent.
+        info_hash: InfoHash,
+        /// Whether they are still those that were written.
+        result: Result<(), storage::Error>,
     },
     /// The files of a torrent were found deleted or replaced.
     Lost {
@@ -160,10 +167,10 @@ impl Totals {
 /// What a worker tells the control thread.
 #[derive(Debug)]
 pub enum Report {
-    /// The last piece of a torrent is on disk.
+    /// The last piece of a torrent is on disk, in files that are still those that were opened.
     Finished(InfoHash),
     /// A torrent stands still because of its files.
-    Failed(InfoHash, storage::Error),
+    Failed(InfoHash, storage::Error, Box<Had>),
     /// A worker has ended as asked.
     Stopped(usize),
     /// A worker cannot go on; the process has to end.

@@ -9,6 +9,7 @@
 mod accept;
 mod connection;
 mod fetch;
+mod health;
 pub mod mailbox;
 mod serve;
 mod table;
@@ -146,6 +147,8 @@ enum Timer {
     Progress(Key, wire::Progress),
     /// When a peer must have taken something of what is being sent.
     Stall(Key),
+    /// When to have the files of a finished torrent looked at, after no thread was free for it.
+    Confirm(Key),
     /// When to listen again after the system had no descriptor to give.
     Listen(usize),
     /// When to do the housekeeping.
@@ -345,6 +348,7 @@ impl<D: Driver> Worker<D> {
             }
             Letter::Adopt(adopted) => self.adopt(*adopted),
             Letter::Opened { info_hash, result } => self.on_opened(&info_hash, result),
+            Letter::Confirmed { info_hash, result } => self.on_confirmed(&info_hash, result),
             Letter::Lost { info_hash, error } => {
                 if let Some(&key) = self.by_hash.get(&info_hash) {
                     self.fail_torrent(key, error);
@@ -371,6 +375,7 @@ impl<D: Driver> Worker<D> {
             }
             Timer::Progress(key, before) => self.on_progress_timer(key, &before),
             Timer::Stall(key) => self.on_stall_timer(key),
+            Timer::Confirm(key) => self.confirm(key),
             Timer::Listen(index) => self.listen(index),
             Timer::Housekeeping => self.housekeep(),
         }
