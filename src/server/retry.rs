@@ -78,8 +78,9 @@ impl Engine {
         let (info_hash, root) = (*info_hash, content.save_path.clone());
         let (results, data) = (self.checked.0.clone(), Arc::clone(&content));
         let done = Box::new(move |checked: verify::Checked| {
-            // Where nothing is yet, nothing is wrong.
-            let is_absent = |error: &verify::ReadError| error.error.kind() == NotFound;
+            // Where nothing is yet, nothing is wrong; what failed before need not be said again.
+            let is_absent =
+                |error: &verify::ReadError| had.is_some() || error.error.kind() == NotFound;
             for error in checked.errors.iter().filter(|error| !is_absent(error)) {
                 tracing::warn!(torrent = %info_hash, %error, "while checking");
             }

@@ -40,6 +40,13 @@ pub fn probe(content: &Content, had: &Had, fetch: bool) -> Result<(), Error> {
     let fetch = fetch && !had.have.is_complete();
     let opened = files::open(content, fetch, Mode::Read, &[])?;
     let fds = || opened.files.iter().flatten().map(|file| &file.fd);
+    // The page cache may hold what the disk refused to take: the check is to see the disk.
+    for (fd, entry) in opened.files.iter().zip(content.metainfo.layout.files()) {
+        let Some(open) = fd else { continue };
+        file::drop_cache(open.fd.as_fd(), 0..entry.len).map_err(|error| {
+            Error::from_io("flush", &content.save_path.join(entry.path()), &error)
+        })?;
+    }
     let Some(first) = fds().next().filter(|_| fetch) else { return Ok(()) };
     // Where space cannot be reserved, writes would fail one by one and torrents begin in vain.
     let geometry = content.metainfo.geometry;

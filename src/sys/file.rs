@@ -311,7 +311,8 @@ pub fn next_hole(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
     seek(fd, offset, libc::SEEK_HOLE)
 }
 
-/// Takes `range` of the file out of the page cache, after writing it out; for tests and benches.
+/// Takes `range` of the file out of the page cache, after writing it out, so that the next read
+/// sees what the disk has.
 pub fn drop_cache(fd: BorrowedFd<'_>, range: Range<u64>) -> io::Result<()> {
     sync_data(fd)?;
     advise(fd, range, libc::POSIX_FADV_DONTNEED)
