@@ -63,7 +63,9 @@ fn what_is_as_it_was_goes_on() {
 
 #[test]
 fn a_complete_file_that_is_missing_is_waited_for_and_not_made_anew() {
-    let (case, had) = case();
+    let (case, mut had) = case();
+    // Of the other file; so it is to be written to.
+    had.have.clear(PieceIndex(6));
     let aside = case.dir.path().join("aside");
     fs::rename(case.path("a"), &aside).unwrap();
     assert!(matches!(case.probe(&had), Err(Error::Missing { .. })));
@@ -89,7 +91,9 @@ fn a_file_that_was_not_complete_is_begun_anew_unless_its_disk_has_gone() {
 
 #[test]
 fn somebody_elses_data_is_left_alone() {
-    let (case, had) = case();
+    let (case, mut had) = case();
+    // Of the other file; so it is to be written to.
+    had.have.clear(PieceIndex(6));
     fs::write(case.path("a"), vec![1; 64 << 10]).unwrap();
     assert_eq!(case.probe(&had), Ok(()));
     assert!(matches!(case.judge(&had), Some(Error::Replaced { .. })));
