@@ -29,11 +29,14 @@ struct Took {
     cpu: f64,
 }
 
+/// Measures a task once; `None` if the program cannot do it.
+type Measure<'a> = dyn Fn(&Stage, &dyn Peer) -> io::Result<Option<Took>> + 'a;
+
 /// One kind of task.
 struct Task<'a> {
     verb: &'static str,
     recipe: fn(&dyn Peer, &Scene<'_>) -> Recipe,
-    measure: &'a dyn Fn(&Stage, &dyn Peer) -> io::Result<Option<Took>>,
+    measure: &'a Measure<'a>,
 }
 
 /// Fetches from the stage's number of seeders.

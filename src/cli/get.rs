@@ -165,9 +165,7 @@ impl Fetch {
         loop {
             let event = tokio::select! {
                 event = self.engine.event() => event,
-                exit = signals.next() => {
-                    return Ok(if self.is_complete && self.go_on { Exit::Ok } else { exit });
-                }
+                exit = signals.next() => return Ok(exit),
                 _ = ticks.tick() => {
                     self.show();
                     if self.is_stuck() {
@@ -180,6 +178,12 @@ impl Fetch {
                 Event::Checked { is_complete, .. } => {
                     self.is_checked = true;
                     self.best = (u64::MAX, clock::now());
+                    // From now on peers are served, if only with what is here.
+                    if self.go_on
+                        && let Some(&peer) = self.engine.peer_addrs().first()
+                    {
+                        eprintln!("{}", session::ready_line(peer, None));
+                    }
                     is_complete
                 }
                 Event::Finished(_) => true,
@@ -190,9 +194,6 @@ impl Fetch {
                 self.is_complete = true;
                 if !self.go_on {
                     return Ok(Exit::Ok);
-                }
-                if let Some(&peer) = self.engine.peer_addrs().first() {
-                    eprintln!("{}", session::ready_line(peer, None));
                 }
             }
         }

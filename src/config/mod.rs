@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::storage::recovery::RETRY_INTERVAL;
 use crate::swarm::choker;
 
 /// What the variables that override settings begin with.
@@ -119,12 +120,15 @@ pub struct Engine {
 }
 
 /// `[storage]`
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Storage {
     /// `auto`: map large files where mapping works; `map`: map all; `read`: map none. Default:
     /// `auto`.
     pub mode: StorageMode,
+    /// After how many seconds a torrent that stopped because of its files is tried again. Default:
+    /// 60.
+    pub retry_seconds: u32,
 }
 
 /// `[log]`
@@ -187,6 +191,13 @@ impl Default for Engine {
             read_memory: Size(256 << 20),
             piece_memory: Size(256 << 20),
         }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        let retry_seconds = u32::try_from(RETRY_INTERVAL.as_secs()).unwrap_or(u32::MAX);
+        Self { mode: StorageMode::default(), retry_seconds }
     }
 }
 
@@ -281,6 +292,7 @@ impl Config {
         wrong(self.net.connections_per_torrent == 0, "net.connections_per_torrent is 0")?;
         let choker = choker::find(choker::Phase::Seeding, &self.engine.choker);
         wrong(choker.is_none(), "engine.choker is not the name of a choker for seeding")?;
+        wrong(self.storage.retry_seconds == 0, "storage.retry_seconds is 0")?;
         wrong(self.engine.read_memory.0 < 1 << 20, "engine.read_memory is below 1MiB")?;
         wrong(self.engine.piece_memory.0 < 1 << 20, "engine.piece_memory is below 1MiB")
     }

@@ -4,30 +4,29 @@
 //! and is driven by polling [`Engine::event`]. Invariant: nothing here blocks; a letter that does
 //! not fit into a worker's box waits here and is tried again.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::io::ErrorKind::NotFound;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::ports::{self, Ports};
+use super::retry::{CheckResult, Probed, Trial};
 use super::start::{choose_cores, fitting_connections, new_peer_id, start_workers};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, HashReason, Registry};
 use crate::ring;
+use crate::storage::recovery::Had;
 use crate::storage::verify::{self, Checker, Progress};
-use crate::storage::{self, Content, Mode, files};
+use crate::storage::{self, Content, Mode};
 use crate::swarm::{self, Source};
-use crate::sys::{file::Identity, net::Bind};
+use crate::sys::net::Bind;
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash};
-use crate::worker::mailbox::{
-    self, Blocking, Directory, Letter, NewTorrent, Report, Shared, Totals,
-};
+use crate::worker::mailbox::{Blocking, Directory, Letter, NewTorrent, Report, Shared, Totals};
 
 /// Reports that may wait for the control thread.
 const REPORTS_MAX: usize = 4096;
@@ -71,6 +70,8 @@ pub struct Settings {
     pub down: Option<u64>,
     /// Hash threads give way to everything else.
     pub quiet_checks: bool,
+    /// How long a torrent that its files failed stands still before it is tried again.
+    pub retry: Duration,
     /// Which addresses may be talked to.
     pub policy: tracker::AddressPolicy,
 }
@@ -170,40 +171,31 @@ pub struct Torrent {
     pub error: Option<storage::Error>,
     /// How far its check is.
     pub check: Arc<Progress>,
-    home: Option<usize>,
-    fetch: bool,
+    pub(super) home: Option<usize>,
+    pub(super) fetch: bool,
     peers: Vec<SocketAddr>,
-}
-
-/// What a check found.
-struct CheckResult {
-    info_hash: InfoHash,
-    have: Bitfield,
-    /// Every file is there, even the empty ones.
-    is_whole: bool,
-    known: Vec<Option<Identity>>,
-    bytes_hashed: u64,
-    hash_time: Duration,
-    /// What is missing cannot be made.
-    error: Option<storage::Error>,
+    pub(super) trial: Trial,
 }
 
 /// See the module.
 pub struct Engine {
-    settings: Settings,
+    pub(super) settings: Settings,
     ports: Ports,
     registry: Registry,
-    shared: Shared,
-    torrents: HashMap<InfoHash, Torrent>,
+    pub(super) shared: Shared,
+    pub(super) torrents: HashMap<InfoHash, Torrent>,
     /// Torrents by the path of their top name, to find those that lie in the same place.
     tops: HashMap<PathBuf, Vec<InfoHash>>,
     /// Torrents per worker, to deal the next one to the least loaded.
-    loads: Vec<usize>,
-    checker: Checker,
-    checked: (mpsc::Sender<CheckResult>, mpsc::Receiver<CheckResult>),
+    pub(super) loads: Vec<usize>,
+    pub(super) checker: Checker,
+    pub(super) checked: (mpsc::Sender<CheckResult>, mpsc::Receiver<CheckResult>),
+    pub(super) probed: (mpsc::Sender<Probed>, mpsc::Receiver<Probed>),
+    /// Torrents that their files failed, by when they are tried again.
+    pub(super) trials: BTreeMap<Instant, Vec<InfoHash>>,
     /// The cells of this thread.
     cells: Arc<Core>,
-    trackers: tracker::Handle,
+    pub(super) trackers: tracker::Handle,
     found: mpsc::Receiver<tracker::Found>,
     reports: mpsc::Receiver<Report>,
     unsent: VecDeque<(usize, Letter)>,
@@ -250,6 +242,8 @@ impl Engine {
             tops: HashMap::new(),
             checker,
             checked: mpsc::channel(REPORTS_MAX),
+            probed: mpsc::channel(REPORTS_MAX),
+            trials: BTreeMap::new(),
             trackers,
             found,
             reports,
@@ -318,17 +312,16 @@ impl Engine {
         let geometry = metainfo.geometry;
         let totals = Arc::new(Totals::new(geometry.total_len()));
         let content = Arc::new(Content { metainfo, save_path });
-        let check = Arc::new(Progress::default());
         let torrent = Torrent {
             content: Arc::clone(&content),
             totals,
             error: None,
-            check: Arc::clone(&check),
+            check: Arc::new(Progress::default()),
             home: None,
             fetch,
             peers,
+            trial: Trial::new(),
         };
-        let root = content.save_path.clone();
         if let Some(path) = top_path(&content) {
             self.tops.entry(path).or_default().push(info_hash);
         }
@@ -350,28 +343,7 @@ impl Engine {
                 return Ok(info_hash);
             }
         }
-        let results = self.checked.0.clone();
-        let made = Arc::clone(&content);
-        let done = Box::new(move |checked: verify::Checked| {
-            // Where nothing is yet, nothing is wrong.
-            let is_absent = |error: &verify::ReadError| error.error.kind() == NotFound;
-            for error in checked.errors.iter().filter(|error| !is_absent(error)) {
-                tracing::warn!(torrent = %info_hash, %error, "while checking");
-            }
-            // A hash thread may wait; if the engine has gone nobody wants the answer.
-            let is_there = checked.is_complete();
-            let known = checked.files.iter().map(|file| file.identity).collect();
-            let verify::Checked { have, bytes_hashed, hash_time, cancelled, .. } = checked;
-            // Pieces bring their files with them; those without bytes are made here.
-            let lacks_empty = fetch && have.is_complete() && !is_there && !cancelled;
-            let error = lacks_empty.then(|| files::make_empty(&made).err()).flatten();
-            let is_whole = is_there || (lacks_empty && error.is_none());
-            let result =
-                CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error };
-            let _ = results.blocking_send(result);
-        });
-        let job = verify::Job { content, root, progress: check, done };
-        if self.checker.submit(job).is_err() {
+        if self.check(&info_hash).is_err() {
             self.forget(&info_hash);
             return Err(AddError::Busy);
         }
@@ -396,12 +368,14 @@ impl Engine {
             let event = tokio::select! {
                 Some(checked) = self.checked.1.recv() => self.on_checked(checked),
                 Some(report) = self.reports.recv() => self.on_report(report),
+                Some(probed) = self.probed.1.recv() => self.on_probed(probed),
                 Some(found) = self.found.recv() => {
                     self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
                 _ = self.retry.tick() => {
                     self.post_unsent();
+                    self.try_due();
                     None
                 }
             };
@@ -427,10 +401,11 @@ impl Engine {
         self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
         self.cells.hash_seconds.add(hash_time);
         let torrent = self.torrents.get_mut(&info_hash)?;
+        torrent.trial.end_check();
         let (have_count, piece_count) = (have.count(), have.len());
         let is_complete = have.is_complete() && is_whole;
         let event = Event::Checked { info_hash, have_count, piece_count, is_complete };
-        if !is_complete && !torrent.fetch {
+        if !is_complete && !torrent.fetch && error.is_none() {
             return Some(event);
         }
         let content = Arc::clone(&torrent.content);
@@ -443,17 +418,19 @@ impl Engine {
             })
         });
         if let Some(error) = error {
-            tracing::error!(torrent = %info_hash, %error, "torrent stopped");
-            let torrent = self.torrents.get_mut(&info_hash)?;
-            torrent.error = Some(error.clone());
-            torrent.totals.set_state(mailbox::TorrentState::Error);
-            return Some(Event::Failed(info_hash, error));
+            // What a torrent had when its files failed it first is what counts.
+            let is_first = self.torrents.get(&info_hash)?.trial.had().is_none();
+            return self.fail(&info_hash, error, is_first.then_some(Had { have, known }));
         }
         let torrent = self.torrents.get_mut(&info_hash)?;
+        if torrent.error.take().is_some() {
+            tracing::info!(torrent = %info_hash, "its files can be used again: the torrent goes on");
+        }
+        torrent.trial = Trial::new();
         let home = (0..self.loads.len()).min_by_key(|&worker| self.loads[worker]).unwrap_or(0);
         torrent.home = Some(home);
         let totals = Arc::clone(&torrent.totals);
-        let peers = std::mem::take(&mut torrent.peers);
+        let (peers, fetch) = (torrent.peers.clone(), torrent.fetch);
         self.loads[home] += 1;
         let geometry = content.metainfo.geometry;
         let left = (0..piece_count)
@@ -463,6 +440,7 @@ impl Engine {
             .sum();
         totals.left.store(left, Relaxed);
         let mut options = self.settings.torrent.clone();
+        options.fetch = fetch;
         options.seed = fastrand::u64(..);
         options.info_hash = info_hash;
         options.peer_id = self.shared.peer_id;
@@ -509,11 +487,10 @@ impl Engine {
                 self.trackers.completed(info_hash);
                 Event::Finished(info_hash)
             }
-            Report::Failed(info_hash, error) => {
-                if let Some(torrent) = self.torrents.get_mut(&info_hash) {
-                    torrent.error = Some(error.clone());
-                }
-                Event::Failed(info_hash, error)
+            Report::Failed(info_hash, error, had) => {
+                // One that is nowhere was added again since, or failed here already.
+                self.torrents.get(&info_hash).filter(|torrent| torrent.home.is_some())?;
+                return self.fail(&info_hash, error, Some(*had));
             }
             Report::Stopped(worker) => {
                 self.gone_count += 1;
@@ -526,7 +503,7 @@ impl Engine {
         })
     }
 
-    fn post(&mut self, worker: usize, letter: Letter) {
+    pub(super) fn post(&mut self, worker: usize, letter: Letter) {
         self.unsent.push_back((worker, letter));
         self.post_unsent();
     }
@@ -547,6 +524,7 @@ impl Engine {
     pub async fn shutdown(mut self) {
         // Hash threads that hold results must not wait for somebody to take them.
         self.checked.1.close();
+        self.probed.1.close();
         for worker in 0..self.loads.len() {
             self.post(worker, Letter::Stop);
         }

@@ -3,6 +3,8 @@
 //! A checked [`Config`] enters, [`Settings`] leave. Invariant: every limit of the configuration has
 //! its effect here and nowhere else.
 
+use std::time::Duration;
+
 use super::engine::Settings;
 use crate::config::{self, Config, StorageMode};
 use crate::storage::Mode;
@@ -49,6 +51,7 @@ pub fn settings(config: &Config) -> Settings {
         up: (config.limits.up.0 > 0).then_some(config.limits.up.0),
         down: (config.limits.down.0 > 0).then_some(config.limits.down.0),
         quiet_checks: false,
+        retry: Duration::from_secs(u64::from(config.storage.retry_seconds)),
         policy,
     }
 }

@@ -24,6 +24,8 @@ pub const MAPPINGS_MAX: usize = 4096;
 pub struct Opened {
     /// `None` for padding and empty files, which have no bytes on disk.
     pub files: Vec<Option<OpenFile>>,
+    /// Whether they were opened for writing too.
+    pub is_writable: bool,
     /// Bytes that are mapped.
     pub mapped_bytes: u64,
 }
@@ -76,7 +78,7 @@ fn open_all(
         fs::create_dir_all(save_path).map_err(failed("create", save_path))?;
     }
     let root = file::open_root(save_path).map_err(failed("open", save_path))?;
-    let mut opened = Opened { files: Vec::new(), mapped_bytes: 0 };
+    let mut opened = Opened { files: Vec::new(), is_writable: fetch, mapped_bytes: 0 };
     let mut mapping_count = 0;
     for (index, entry) in content.metainfo.layout.files().enumerate() {
         if !entry.is_on_disk() || (entry.len == 0 && !fetch) {
@@ -140,7 +142,8 @@ fn reserve(fd: &OwnedFd, len: u64, path: &Path) -> Result<(), Error> {
 }
 
 /// Checks that the files by the torrent's names are still those that were opened. `identities` is
-/// what [`open`] found, in the order of the layout; with `only_names` their content may change.
+/// what [`open`] found, in the order of the layout; with `only_names` their content may change, but
+/// not their length, which was set when they were opened.
 pub fn still_there(
     content: &Content,
     identities: &[Option<Identity>],
@@ -156,9 +159,22 @@ pub fn still_there(
         let mut known = *known;
         if only_names {
             known.mtime_ns = found.mtime_ns;
-            known.size = found.size;
         }
         same_file(entry.len, &path, &found, &known)?;
+    }
+    Ok(())
+}
+
+/// Checks, once the last piece is written, that every file is there by its name, the empty ones
+/// too, and is still the one that was opened (device, inode and length).
+pub fn all_there(content: &Content, identities: &[Option<Identity>]) -> Result<(), Error> {
+    still_there(content, identities, true)?;
+    let empty = |entry: &crate::metainfo::File<'_>| entry.is_on_disk() && entry.len == 0;
+    for entry in content.metainfo.layout.files().filter(empty) {
+        let path = content.save_path.join(entry.path());
+        file::open_root(&content.save_path)
+            .and_then(|root| file::identity_at(root.as_fd(), &entry.path()))
+            .map_err(|error| Error::from_io("stat", &path, &error))?;
     }
     Ok(())
 }
@@ -194,6 +210,8 @@ pub fn make_empty(content: &Content) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::metainfo::{CreateOptions, Metainfo, create};
 
@@ -236,9 +254,31 @@ mod tests {
         let opened = open(&content, true, Mode::Auto, &[]).unwrap();
         let known: Vec<_> =
             opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
-        fs::write(dir.path().join("top/a"), vec![9; 1500]).unwrap();
+        let path = dir.path().join("top/a");
+        // Not within the tick of the clock in which it was made.
+        let later = fs::metadata(&path).unwrap().modified().unwrap() + Duration::from_secs(2);
+        fs::write(&path, vec![9; 1000]).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
         assert_eq!(still_there(&content, &known, true), Ok(()));
         assert!(still_there(&content, &known, false).is_err());
+        fs::write(&path, vec![9; 1500]).unwrap();
+        assert!(still_there(&content, &known, true).is_err());
+    }
+
+    #[test]
+    fn before_a_torrent_is_complete_every_name_is_looked_at() {
+        let (dir, content) = content_of(&[("a", 1000), ("empty", 0)]);
+        let opened = open(&content, true, Mode::Auto, &[]).unwrap();
+        let known: Vec<_> =
+            opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
+        assert_eq!(all_there(&content, &known), Ok(()));
+        for name in ["empty", "a"] {
+            let (path, aside) = (dir.path().join("top").join(name), dir.path().join("aside"));
+            fs::rename(&path, &aside).unwrap();
+            assert!(matches!(all_there(&content, &known), Err(Error::Missing { .. })), "{name}");
+            fs::rename(&aside, &path).unwrap();
+        }
+        assert_eq!(all_there(&content, &known), Ok(()));
     }
 
     #[test]

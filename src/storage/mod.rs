@@ -4,6 +4,7 @@
 //! - [`residency`] remembers for a moment which ranges are in the page cache.
 //! - [`chunks`] holds what was read from cold files, shared by the peers that want it.
 //! - [`pieces`] gathers the blocks of a piece that is being fetched, and hashes them while hot.
+//! - [`recovery`] decides whether a torrent that its files failed may go on.
 //! - [`verify`] checks data that is already there, on hash threads.
 //!
 //! Invariants: nothing in this room looks into a mapping; nothing on a worker blocks on a disk;
@@ -12,6 +13,7 @@
 pub mod chunks;
 pub mod files;
 pub mod pieces;
+pub mod recovery;
 pub mod residency;
 pub mod verify;
 
@@ -123,6 +125,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether `other` says the same of the same kind of failure, if perhaps with other figures.
+    pub fn is_like(&self, other: &Self) -> bool {
+        use std::mem::discriminant;
+        match (self, other) {
+            (Self::Io { .. }, Self::Io { .. }) => self == other,
+            _ => discriminant(self) == discriminant(other),
+        }
+    }
+
     /// Names the failure of `action` on `path` by what the system said.
     pub fn from_io(action: &'static str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let path = path.display().to_string();

@@ -274,14 +274,17 @@ impl Swarm {
         }
     }
 
-    /// A piece that counted as ours is not readable: it is not served any more, and fetched again.
+    /// A piece that counted as ours is not readable: it is not served any more, and fetched again
+    /// if this torrent fetches.
     pub fn handle_lost(&mut self, now: Instant, piece: PieceIndex) {
         if self.partials.get(&piece).is_some_and(|partial| partial.phase != Phase::Fetching) {
             self.abandon(piece);
         }
         if self.have.clear(piece) {
             self.lost_any = true;
-            self.regain_availability();
+            if self.options.fetch {
+                self.regain_availability();
+            }
             if let Some(availability) = &mut self.availability {
                 availability.set_pickable(piece, true);
             }
@@ -317,14 +320,14 @@ impl Swarm {
 
     /// Interested exactly if the peer has something that we lack.
     pub(super) fn update_interest(&mut self, key: PeerKey) {
-        let complete = self.have.is_complete();
+        let wants_pieces = self.wants_pieces();
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return;
         };
         let interesting = match peer.pieces {
             Pieces::None => false,
-            Pieces::Some(_) => peer.wanted > 0,
-            Pieces::All => !complete,
+            Pieces::Some(_) => wants_pieces && peer.wanted > 0,
+            Pieces::All => wants_pieces,
         };
         if interesting == peer.am_interested {
             return;

@@ -63,8 +63,8 @@ impl Swarm {
             };
             assert_eq!(peer.wanted as usize, wanted, "{key:?} has pieces that we lack");
             let interesting = match peer.pieces {
-                Pieces::All => !self.have.is_complete(),
-                _ => wanted > 0,
+                Pieces::All => self.wants_pieces(),
+                _ => self.wants_pieces() && wanted > 0,
             };
             assert_eq!(peer.am_interested, interesting, "interest is right");
         }
@@ -104,7 +104,7 @@ impl Swarm {
     }
 
     fn check_availability(&self) {
-        assert_eq!(self.availability.is_none(), self.have.is_complete());
+        assert_eq!(self.availability.is_none(), !self.wants_pieces());
         let Some(availability) = &self.availability else {
             assert!(self.partials.is_empty());
             return;

@@ -180,7 +180,8 @@ impl Swarm {
         let fits = have.len() == geometry.piece_count();
         let have = if fits { have } else { Bitfield::none(geometry.piece_count()) };
         let mut rng = fastrand::Rng::with_seed(options.seed);
-        let availability = (!have.is_complete()).then(|| Availability::new(&have, &mut rng));
+        let wants_pieces = options.fetch && !have.is_complete();
+        let availability = wants_pieces.then(|| Availability::new(&have, &mut rng));
         Self {
             geometry,
             availability,
@@ -249,6 +250,11 @@ impl Swarm {
     /// Whether every piece is on disk.
     pub fn is_complete(&self) -> bool {
         self.have.is_complete()
+    }
+
+    /// Whether pieces are missing and to be fetched.
+    fn wants_pieces(&self) -> bool {
+        self.options.fetch && !self.have.is_complete()
     }
 
     /// Whether anybody is connected.

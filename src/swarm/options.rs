@@ -113,6 +113,9 @@ pub struct Options {
     pub inactivity_timeout: Duration,
     /// A sign of life is sent after this long without any other message.
     pub keep_alive: Duration,
+    /// Whether pieces that are missing are fetched. If not, what cannot be read any more is only
+    /// not served.
+    pub fetch: bool,
     /// Seed of every random choice.
     pub seed: u64,
 }
@@ -141,6 +144,7 @@ impl Default for Options {
             block_timeout: Duration::from_secs(60),
             inactivity_timeout: Duration::from_secs(600),
             keep_alive: Duration::from_secs(100),
+            fetch: true,
             seed: 0,
         }
     }

@@ -100,7 +100,7 @@ impl Swarm {
     }
 
     fn choker(&self) -> &'static dyn super::choker::Choker {
-        if self.is_complete() { self.options.seed_choker } else { self.options.leech_choker }
+        if self.wants_pieces() { self.options.leech_choker } else { self.options.seed_choker }
     }
 
     fn list_candidates(&mut self, now: Instant) {

@@ -321,3 +321,26 @@ fn admission_refuses_who_must_not_come() {
     assert!(knock(1, 3).is_ok() && knock(1, 4).is_ok());
     assert_eq!(knock(1, 5), Err(Refused::Full));
 }
+
+#[test]
+fn a_lost_piece_is_refused_and_fetched_only_by_who_fetches() {
+    for fetch in [true, false] {
+        let mut pair = Pair::serving(Options { fetch, ..Options::default() });
+        let lost = block(2, 0);
+        pair.hear();
+        pair.swarm.handle_lost(pair.now, lost.piece);
+        pair.say(Message::Have(lost.piece)).unwrap();
+        // It was handed out before.
+        pair.swarm.handle_unsendable(pair.now, pair.key, lost);
+        let (texts, _) = pair.hear();
+        let reject = format!("{:?}", Message::Reject(lost));
+        let expected = if fetch { vec!["Interested".to_owned(), reject] } else { vec![reject] };
+        assert_eq!(texts, expected);
+        pair.say(Message::Request(lost)).unwrap();
+        assert_eq!(pair.hear(), (vec![format!("{:?}", Message::Reject(lost))], Vec::new()));
+        pair.swarm.check_invariants();
+        pair.swarm.handle_stored(pair.now, lost.piece);
+        assert!(pair.swarm.is_complete());
+        pair.swarm.check_invariants();
+    }
+}

@@ -73,6 +73,17 @@ impl Swarm {
         self.nuisance(key)
     }
 
+    /// A block that was handed out by `poll_transmit` cannot be sent after all: its piece was lost
+    /// meanwhile. The peer hears of it if it knows the word (BEP 6); others ask somebody else in
+    /// time (BEP 3 has no answer).
+    pub fn handle_unsendable(&mut self, now: Instant, key: PeerKey, block: Block) {
+        self.shared.count(|counted| counted.requests_rejected += 1);
+        if let Err(reason) = self.reject(key, block) {
+            self.close(key, reason);
+        }
+        self.settle(now);
+    }
+
     /// Says no, to a peer that knows the word.
     fn reject(&mut self, key: PeerKey, block: Block) -> Result<(), Error> {
         let Some(peer) = self.peer_mut(key).filter(|peer| peer.fast) else {

@@ -241,6 +241,11 @@ pub fn truncate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     retry(|| unsafe { libc::ftruncate(fd.as_raw_fd(), len) }).map(drop)
 }
 
+/// Bytes of disk that the file takes up (`stat(2)`, `st_blocks`).
+pub fn allocated_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(u64::try_from(stat(fd)?.st_blocks).unwrap_or(0).saturating_mul(512))
+}
+
 /// Bytes that we may still write to the file system of `fd` (`statvfs(3)`).
 pub fn free_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();
@@ -306,7 +311,8 @@ pub fn next_hole(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
     seek(fd, offset, libc::SEEK_HOLE)
 }
 
-/// Takes `range` of the file out of the page cache, after writing it out; for tests and benches.
+/// Takes `range` of the file out of the page cache, after writing it out, so that the next read
+/// sees what the disk has.
 pub fn drop_cache(fd: BorrowedFd<'_>, range: Range<u64>) -> io::Result<()> {
     sync_data(fd)?;
     advise(fd, range, libc::POSIX_FADV_DONTNEED)

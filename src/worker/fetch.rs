@@ -168,7 +168,13 @@ impl<D: Driver> Worker<D> {
     /// Writes a piece to the files it lies in, if they are open.
     fn write_piece(&mut self, write_key: Key) {
         let Some(write) = self.piece_writes.get_mut(write_key) else { return };
-        let Some(torrent) = self.torrents.get_mut(write.torrent) else {
+        let torrent_key = write.torrent;
+        if self.reopen_for_writing(torrent_key) {
+            // The write begins once they are open.
+            return;
+        }
+        let Some(write) = self.piece_writes.get_mut(write_key) else { return };
+        let Some(torrent) = self.torrents.get_mut(torrent_key) else {
             self.piece_writes.remove(write_key);
             return;
         };
@@ -176,7 +182,6 @@ impl<D: Driver> Worker<D> {
             if torrent.has_failed() {
                 self.piece_writes.remove(write_key);
             } else {
-                let torrent_key = write.torrent;
                 self.need_files(torrent_key);
             }
             return;

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::table::Key;
 use crate::ring::Waker;
-use crate::storage::{self, Content, files::Opened};
+use crate::storage::{self, Content, files::Opened, recovery::Had};
 use crate::swarm::{Options, Source};
 use crate::sys::file::Identity;
 use crate::units::{Bitfield, InfoHash, PeerId};
@@ -45,6 +45,13 @@ pub enum Letter {
         torrent: Key,
         /// Its files.
         result: Result<Opened, storage::Error>,
+    },
+    /// The files of a torrent that has every piece were looked at a last time.
+    Confirmed {
+        /// The torrent, as in `Opened`.
+        torrent: Key,
+        /// Whether they are still those that were written.
+        result: Result<(), storage::Error>,
     },
     /// The files of a torrent were found deleted or replaced.
     Lost {
@@ -162,10 +169,10 @@ impl Totals {
 /// What a worker tells the control thread.
 #[derive(Debug)]
 pub enum Report {
-    /// The last piece of a torrent is on disk.
+    /// The last piece of a torrent is on disk, in files that are still those that were opened.
     Finished(InfoHash),
     /// A torrent stands still because of its files.
-    Failed(InfoHash, storage::Error),
+    Failed(InfoHash, storage::Error, Box<Had>),
     /// A worker has ended as asked.
     Stopped(usize),
     /// A worker cannot go on; the process has to end.

@@ -11,6 +11,7 @@ mod admission;
 mod connection;
 mod fetch;
 mod hash;
+mod health;
 pub mod mailbox;
 mod serve;
 mod table;
@@ -159,6 +160,8 @@ enum Timer {
     Progress(Key, wire::Progress),
     /// When a peer must have taken something of what is being sent.
     Stall(Key),
+    /// When to have the files of a finished torrent looked at, after no thread was free for it.
+    Confirm(Key),
     /// When to listen again after the system had no descriptor to give.
     Listen(usize),
     /// When to do the housekeeping.
@@ -368,6 +371,7 @@ impl<D: Driver> Worker<D> {
             }
             Letter::Adopt(adopted) => self.adopt(*adopted),
             Letter::Opened { torrent, result } => self.on_opened(torrent, result),
+            Letter::Confirmed { torrent, result } => self.on_confirmed(torrent, result),
             Letter::Lost { torrent, error } => self.fail_torrent(torrent, error),
             Letter::Budget { slots, up, down } => {
                 self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
@@ -390,6 +394,7 @@ impl<D: Driver> Worker<D> {
             }
             Timer::Progress(key, before) => self.on_progress_timer(key, &before),
             Timer::Stall(key) => self.on_stall_timer(key),
+            Timer::Confirm(key) => self.confirm(key),
             Timer::Listen(index) => self.listen(index),
             Timer::Housekeeping => self.housekeep(),
         }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::connection::{SEND_LEN_MAX, SEND_LEN_MIN, Sending, ZeroCopy};
+use super::health::is_of_medium;
 use super::table::Key;
 use super::torrent::{Store, Torrent, chunk_len};
 use super::{Target, Timer, Worker};
@@ -20,6 +21,7 @@ use crate::metrics::{
 use crate::ring::{BATCH_PARTS_MAX, Batch, Driver, Lease, Op, Tag};
 use crate::storage::Error;
 use crate::storage::chunks::{Answer, ChunkKey, chunks_of};
+use crate::swarm::PeerKey;
 use crate::sys::map::{self, Residency};
 use crate::units::{Block, to_usize};
 use crate::wire;
@@ -60,6 +62,8 @@ enum Located {
     Read,
     /// It is being read; the connection is woken when it is there.
     Waits,
+    /// It cannot be had: its piece is not ours any more.
+    Lost,
     /// It cannot be had: the torrent has no files now.
     Gone,
 }
@@ -140,6 +144,10 @@ impl<D: Driver> Worker<D> {
                     }
                     break;
                 }
+                Located::Lost => {
+                    due.pop_front();
+                    self.refuse(key, torrent_key, peer_key, block);
+                }
                 Located::Gone => {
                     due.clear();
                 }
@@ -149,6 +157,16 @@ impl<D: Driver> Worker<D> {
             peer.due = due;
         }
         (payload, read)
+    }
+
+    /// Tells a peer that a block that was due to it does not come.
+    fn refuse(&mut self, conn: Key, torrent_key: Key, peer_key: PeerKey, block: Block) {
+        let Some(torrent) = self.torrents.get_mut(torrent_key) else { return };
+        torrent.swarm.handle_unsendable(self.now, peer_key, block);
+        self.core.requests[RequestResult::Rejected].add(1);
+        self.touch_torrent(torrent_key);
+        // What it asked for behind this one is still due.
+        self.touch_conn(conn);
     }
 
     /// Adds a block to a batch from wherever its bytes are, or sees to it that they come.
@@ -161,6 +179,9 @@ impl<D: Driver> Worker<D> {
                 self.need_files(torrent_key);
                 return Located::Waits;
             }
+        }
+        if !torrent.swarm.bitfield().has(block.piece) {
+            return Located::Lost;
         }
         if self.add_mapped(torrent_key, block, batch) {
             return Located::Mapped;
@@ -228,7 +249,8 @@ impl<D: Driver> Worker<D> {
     /// Asks for the chunks of a block that will be sent later.
     fn read_ahead(&mut self, conn: Key, torrent_key: Key, block: Block) {
         let Some(torrent) = self.torrents.get(torrent_key) else { return };
-        if !matches!(torrent.store, Store::Open(_)) {
+        let is_ours = torrent.swarm.bitfield().has(block.piece);
+        if !is_ours || !matches!(torrent.store, Store::Open(_)) {
             return;
         }
         for chunk in chunks_of(torrent_key.slot, block) {
@@ -344,6 +366,7 @@ impl<D: Driver> Worker<D> {
         self.core.disk_errors[DiskOp::Read].add(1);
         let start = torrent.geometry().piece_start(chunk.piece) + u64::from(chunk.begin());
         let extent = torrent.content.metainfo.layout.extents(start + done as u64, 1).next();
+        let is_of_medium = error.as_ref().is_some_and(is_of_medium);
         let error = match (error, extent) {
             (Some(error), Some(extent)) => {
                 Error::from_io("read", &torrent.path_of(extent.file), &error)
@@ -351,7 +374,11 @@ impl<D: Driver> Worker<D> {
             _ => unreadable(torrent, "a file ends before its data"),
         };
         let waiters = self.chunks.fail(chunk, buffer);
-        self.fail_torrent(torrent_key, error);
+        if is_of_medium {
+            self.lose_piece(torrent_key, chunk.piece, error);
+        } else {
+            self.fail_torrent(torrent_key, error);
+        }
         self.wake_readers(&waiters);
     }
 

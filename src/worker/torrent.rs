@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::fetch::why_closed;
 use super::hash::ToHash;
-use super::mailbox::{Letter, NewTorrent, Report, TorrentState, Totals};
+use super::mailbox::{Letter, NewTorrent, TorrentState, Totals};
 use super::table::Key;
 use super::{Target, Timer, Worker};
 use crate::metrics::{DisconnectReason, DiskOp};
@@ -31,7 +31,7 @@ use crate::units::{Geometry, InfoHash};
 const FILES_INTERVAL: Duration = Duration::from_secs(25);
 
 /// When to ask again for files that no thread was free to open.
-const FILES_RETRY: Duration = Duration::from_secs(1);
+pub(super) const FILES_RETRY: Duration = Duration::from_secs(1);
 
 /// One torrent.
 pub(super) struct Torrent {
@@ -48,19 +48,28 @@ pub(super) struct Torrent {
     timer_at: Option<Instant>,
     files_timer: bool,
     last_peer: Instant,
+    /// Whether missing pieces are fetched.
+    pub(super) fetches: bool,
     /// Bytes of pieces that are not on disk yet.
     pub(super) left: u64,
     /// Pieces were written since the last flush.
     pub(super) unsynced: bool,
     syncs_pending: usize,
-    finished: bool,
+    pub(super) finished: bool,
+    /// Whether its files were looked at since it was finished, and whether that is under way.
+    pub(super) is_confirmed: bool,
+    pub(super) is_confirming: bool,
     /// Whether the control thread knows that it is finished.
-    is_reported: bool,
+    pub(super) is_reported: bool,
+    /// Pieces that could not be read.
+    pub(super) read_error_count: u32,
+    /// Bytes sent and received before it was here, when it was added for the first time.
+    counted_before: (u64, u64),
     /// Whether it is on the worker's list of active torrents, and of those to look at.
     is_active: bool,
     pub(super) is_dirty: bool,
     /// The files as they were when they were last known to be right; empty if that is unknown.
-    known: Vec<Option<Identity>>,
+    pub(super) known: Vec<Option<Identity>>,
 }
 
 /// The files of a torrent as its worker holds them.
@@ -76,7 +85,16 @@ pub(super) enum Store {
 #[derive(Debug)]
 pub(super) struct OpenFiles {
     pub(super) files: Vec<Option<ServedFile>>,
+    /// Whether pieces can be written to them.
+    pub(super) is_writable: bool,
     mapped_bytes: u64,
+}
+
+impl OpenFiles {
+    /// Who the files were when they were opened, or last known to be right.
+    pub(super) fn identities(&self) -> Vec<Option<Identity>> {
+        self.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect()
+    }
 }
 
 /// One open file.
@@ -84,12 +102,12 @@ pub(super) struct OpenFiles {
 pub(super) struct ServedFile {
     pub(super) handle: Handle,
     pub(super) lease: Option<Lease>,
-    identity: Identity,
+    pub(super) identity: Identity,
 }
 
 impl ServedFile {
     /// Who the open file is at this moment.
-    fn now(&self) -> Option<Identity> {
+    pub(super) fn now(&self) -> Option<Identity> {
         crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*self.handle)).ok()
     }
 }
@@ -154,8 +172,9 @@ impl Torrent {
     /// Writes the totals that others read.
     pub(super) fn publish(&mut self, now: Instant) -> Stats {
         let (stats, sums) = (self.swarm.stats(now), self.swarm.totals());
-        self.totals.uploaded.store(sums.uploaded, Relaxed);
-        self.totals.downloaded.store(sums.downloaded, Relaxed);
+        let (uploaded, downloaded) = self.counted_before;
+        self.totals.uploaded.store(uploaded + sums.uploaded, Relaxed);
+        self.totals.downloaded.store(downloaded + sums.downloaded, Relaxed);
         self.totals.left.store(self.left, Relaxed);
         self.totals.peers.store(u64::from(stats.peers), Relaxed);
         self.totals.up_rate.store(stats.up_rate, Relaxed);
@@ -177,7 +196,9 @@ impl<D: Driver> Worker<D> {
         let finished = have.is_complete();
         let left = geometry.total_len()
             - have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum::<u64>();
+        let counted_before = (totals.uploaded.load(Relaxed), totals.downloaded.load(Relaxed));
         totals.set_state(if finished { TorrentState::Seeding } else { TorrentState::Downloading });
+        let fetches = options.fetch;
         let swarm = Swarm::new(geometry, have, options, Rc::clone(&self.budget));
         let mut torrent = Torrent {
             info_hash,
@@ -191,11 +212,16 @@ impl<D: Driver> Worker<D> {
             timer_at: None,
             files_timer: false,
             last_peer: self.now,
+            fetches,
             left,
             unsynced: false,
             syncs_pending: 0,
             finished,
+            is_confirmed: finished,
+            is_confirming: false,
             is_reported: finished,
+            read_error_count: 0,
+            counted_before,
             is_active: false,
             is_dirty: false,
             known,
@@ -216,6 +242,10 @@ impl<D: Driver> Worker<D> {
         self.drop_pieces(key);
         if let Some(mut torrent) = self.torrents.remove(key) {
             self.drop_files(&mut torrent);
+            for gauge in [&torrent.totals.peers, &torrent.totals.up_rate, &torrent.totals.down_rate]
+            {
+                gauge.store(0, Relaxed);
+            }
             let geometry = torrent.geometry();
             self.chunks.forget(key.slot, |chunk| chunk_len(geometry, chunk));
         }
@@ -293,12 +323,12 @@ impl<D: Driver> Worker<D> {
         self.touch_torrent(key);
     }
 
-    /// Every piece is on disk: flush, then say so.
+    /// Every piece is on disk: flush, look at the files once more, then say so.
     fn finish_torrent(&mut self, key: Key) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         torrent.finished = true;
+        torrent.is_confirmed = false;
         torrent.publish(self.now);
-        torrent.totals.set_state(TorrentState::Seeding);
         torrent.unsynced = true;
         self.sync_torrent(key);
     }
@@ -352,7 +382,8 @@ impl<D: Driver> Worker<D> {
             identity: file.identity,
         };
         let files = opened.files.into_iter().map(|file| file.map(serve)).collect();
-        torrent.store = Store::Open(OpenFiles { files, mapped_bytes: opened.mapped_bytes });
+        let (mapped_bytes, is_writable) = (opened.mapped_bytes, opened.is_writable);
+        torrent.store = Store::Open(OpenFiles { files, is_writable, mapped_bytes });
         self.core.mapped_bytes.add(opened.mapped_bytes);
         for conn in torrent.conns.clone().into_iter().flatten() {
             self.touch_conn(conn);
@@ -386,8 +417,7 @@ impl<D: Driver> Worker<D> {
         }
         // While pieces are written, the times of the files change by our own hand.
         let only_names = !torrent.finished || torrent.unsynced;
-        let identities: Vec<_> =
-            open.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
+        let identities = open.identities();
         let content = Arc::clone(&torrent.content);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
@@ -409,6 +439,7 @@ impl<D: Driver> Worker<D> {
         if self.now.saturating_duration_since(torrent.last_peer) < FILES_INTERVAL
             || writes
             || torrent.syncs_pending > 0
+            || (torrent.finished && !torrent.is_confirmed && !torrent.unsynced)
         {
             return;
         }
@@ -422,33 +453,13 @@ impl<D: Driver> Worker<D> {
             if !torrent.finished {
                 torrent.known = open.files.iter().map(|file| file.as_ref()?.now()).collect();
             } else {
-                torrent.known =
-                    open.files.iter().map(|file| file.as_ref().map(|it| it.identity)).collect();
+                torrent.known = open.identities();
             }
         }
         self.release_store(store);
     }
 
-    /// Stops a torrent because of its files: its peers go, the others' do not notice.
-    pub(super) fn fail_torrent(&mut self, key: Key, error: Error) {
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        if matches!(torrent.store, Store::Failed) {
-            return;
-        }
-        tracing::error!(torrent = %torrent.info_hash, %error, "torrent stopped");
-        torrent.totals.set_state(TorrentState::Error);
-        let store = std::mem::replace(&mut torrent.store, Store::Failed);
-        self.reports.push_back(Report::Failed(torrent.info_hash, error));
-        self.release_store(store);
-        self.close_peers(key, DisconnectReason::Storage);
-        self.drop_pieces(key);
-        if let Some(torrent) = self.torrents.get_mut(key) {
-            torrent.pieces = OpenPieces::new(torrent.geometry());
-            torrent.publish(self.now);
-        }
-    }
-
-    fn close_peers(&mut self, key: Key, reason: DisconnectReason) {
+    pub(super) fn close_peers(&mut self, key: Key, reason: DisconnectReason) {
         let Some(torrent) = self.torrents.get(key) else { return };
         for conn in torrent.conns.clone().into_iter().flatten() {
             self.close(conn, reason);
@@ -462,7 +473,7 @@ impl<D: Driver> Worker<D> {
 
     /// Lets go of open files. Unmapping a large file takes its time: a thread that may block does
     /// it, unless a send still holds on to the mapping.
-    fn release_store(&mut self, store: Store) {
+    pub(super) fn release_store(&mut self, store: Store) {
         let Store::Open(open) = store else { return };
         self.core.mapped_bytes.sub(open.mapped_bytes);
         let mappings: Vec<_> = open
@@ -528,15 +539,8 @@ impl<D: Driver> Worker<D> {
             // Written while the flush was under way.
             return self.sync_torrent(key);
         }
-        if torrent.finished && !torrent.is_reported {
-            torrent.is_reported = true;
-            // From now on a change of the files is somebody else's: remember who they are.
-            if let Store::Open(open) = &mut torrent.store {
-                for file in open.files.iter_mut().flatten() {
-                    file.identity = file.now().unwrap_or(file.identity);
-                }
-            }
-            self.reports.push_back(Report::Finished(torrent.info_hash));
+        if torrent.finished && !torrent.is_confirmed {
+            self.confirm(key);
         }
     }
 }

@@ -160,7 +160,25 @@ fn get_resumes_reports_in_json_and_goes_on_to_seed() {
     let (peer, _) = crate::support::server::addresses(&line).unwrap();
     crate::support::server::fetch_from(dir.path(), &content, peer);
     get.signal(libc::SIGTERM);
-    get.wait_ok(Duration::from_secs(10));
+    assert_eq!(get.wait(Duration::from_secs(10)), 143, "{}", get.tail());
+
+    // It serves what it has while the rest is missing, and says so; a signal ends it all the same.
+    let output = dir.path().join("part");
+    std::fs::create_dir(&output).unwrap();
+    let mut bytes = std::fs::read(content.path()).unwrap();
+    bytes[1 << 20..].fill(0);
+    std::fs::write(output.join("data"), bytes).unwrap();
+    let mut get = start_get("part", dir.path(), &content, &output, &[], &["--seed"]);
+    let line = get.wait_for("ready line", START, || get_line(&dir.path().join("part.err")));
+    let (peer, _) = crate::support::server::addresses(&line).unwrap();
+    let mut leech = crate::support::wire::RawPeer::handshaken(peer, &content.metainfo, 5);
+    leech.become_unchoked();
+    leech.request(crate::support::wire::block(&content.metainfo, 3, 0));
+    let is_block = |event: &_| matches!(event, crate::support::wire::Event::Block(..));
+    leech.expect("a block", is_block);
+    get.signal(libc::SIGINT);
+    assert_eq!(get.wait(Duration::from_secs(10)), 130, "{}", get.tail());
+    assert_eq!(get.stderr().matches("ready peer=").count(), 1, "{}", get.tail());
 }
 
 fn get_line(path: &std::path::Path) -> Option<String> {

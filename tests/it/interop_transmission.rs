@@ -94,7 +94,7 @@ fn fetches(dir: &Path, content: &Content) {
     }
     content.assert_same_in(&output);
     seed.signal(libc::SIGTERM);
-    seed.wait_ok(Duration::from_secs(10));
+    assert_eq!(seed.wait(Duration::from_secs(10)), 143, "{}", seed.tail());
 }
 
 #[test]

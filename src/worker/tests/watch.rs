@@ -26,6 +26,8 @@ pub(super) struct Seen {
     pub(super) writes: AtomicUsize,
     /// Reads that were begun.
     pub(super) reads: AtomicUsize,
+    /// Reads from now on that end in an error of the medium.
+    pub(super) bad_reads: AtomicUsize,
     /// While set, the ends of reads and writes of files are kept back.
     pub(super) holds_files: AtomicBool,
     /// Whether the worker has ended and the ring is gone.
@@ -85,7 +87,13 @@ impl<D: Driver> Driver for Watch<D> {
             // One per turn, so that the worker acts on each before it sees the next.
             events.extend(self.held.pop_front());
         }
-        for event in fresh {
+        for mut event in fresh {
+            if let Event::Read { result, .. } = &mut event
+                && self.seen.bad_reads.load(Relaxed) > 0
+            {
+                self.seen.bad_reads.fetch_sub(1, Relaxed);
+                *result = Err(io::Error::from_raw_os_error(libc::EIO));
+            }
             let is_of_file = matches!(event, Event::Read { .. } | Event::Written { .. });
             match &event {
                 Event::Received { tag, .. } | Event::Sent { tag, .. } => {

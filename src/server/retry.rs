@@ -1,0 +1,197 @@
+//! Torrents that their files failed: stopped here, and tried again until they can go on.
+//!
+//! Errors of files enter; a torrent leaves its worker and its trackers, and comes back once its
+//! files can be opened and its data was checked again. Invariant: a torrent in error is announced
+//! to nobody, and costs a look at its files now and then, on a thread that may block.
+
+use std::io::ErrorKind::NotFound;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::engine::{Engine, Event};
+use crate::storage::recovery::{self, Had};
+use crate::storage::{Error, files, verify};
+use crate::sys::{clock, file::Identity};
+use crate::units::{Bitfield, InfoHash};
+use crate::worker::mailbox::{Letter, TorrentState};
+
+/// A torrent whose checks take long is tried less often: they take at most one part in this many
+/// of the time.
+const CHECK_SHARE: u32 = 10;
+
+/// Torrents that are tried again per tick of the engine, so that their looks at the files do not
+/// keep the threads for files from everybody else.
+const TRIALS_PER_TICK: usize = 16;
+
+/// What a check found.
+pub(super) struct CheckResult {
+    pub(super) info_hash: InfoHash,
+    pub(super) have: Bitfield,
+    /// Every file is there, even the empty ones.
+    pub(super) is_whole: bool,
+    pub(super) known: Vec<Option<Identity>>,
+    pub(super) bytes_hashed: u64,
+    pub(super) hash_time: Duration,
+    /// What is missing cannot be made, or what is there must not be written to.
+    pub(super) error: Option<Error>,
+}
+
+/// Whether the files of a torrent in error could be used again.
+pub(super) type Probed = (InfoHash, Result<(), Error>);
+
+/// The way of one torrent through error and back.
+pub(super) struct Trial {
+    /// What it had before its files failed it.
+    had: Option<Arc<Had>>,
+    /// When it is tried again.
+    at: Option<Instant>,
+    check_begun: Option<Instant>,
+    check_took: Duration,
+}
+
+impl Trial {
+    /// Of a torrent that is well.
+    pub(super) fn new() -> Self {
+        Self { had: None, at: None, check_begun: None, check_took: Duration::ZERO }
+    }
+
+    /// What the torrent had before its files failed it.
+    pub(super) fn had(&self) -> Option<&Had> {
+        self.had.as_deref()
+    }
+
+    /// Notes how long the check took.
+    pub(super) fn end_check(&mut self) {
+        if let Some(begun) = self.check_begun.take() {
+            self.check_took = clock::now().saturating_duration_since(begun);
+        }
+    }
+}
+
+impl Engine {
+    /// Queues the check of a torrent's data; its result comes to `on_checked`.
+    pub(super) fn check(&mut self, info_hash: &InfoHash) -> Result<(), verify::QueueFull> {
+        let Some(torrent) = self.torrents.get_mut(info_hash) else { return Ok(()) };
+        torrent.trial.check_begun = Some(clock::now());
+        torrent.check = Arc::default();
+        let (fetch, had) = (torrent.fetch, torrent.trial.had.clone());
+        let (content, progress) = (Arc::clone(&torrent.content), Arc::clone(&torrent.check));
+        let (info_hash, root) = (*info_hash, content.save_path.clone());
+        let (results, data) = (self.checked.0.clone(), Arc::clone(&content));
+        let done = Box::new(move |checked: verify::Checked| {
+            // Where nothing is yet, nothing is wrong; what failed before need not be said again.
+            let is_absent =
+                |error: &verify::ReadError| had.is_some() || error.error.kind() == NotFound;
+            for error in checked.errors.iter().filter(|error| !is_absent(error)) {
+                tracing::warn!(torrent = %info_hash, %error, "while checking");
+            }
+            let judged = fetch.then(|| recovery::judge(&data, had.as_deref(), &checked)).flatten();
+            let is_there = checked.is_complete();
+            let known = checked.files.iter().map(|file| file.identity).collect();
+            let verify::Checked { have, bytes_hashed, hash_time, cancelled, .. } = checked;
+            // Pieces bring their files with them; those without bytes are made here.
+            let lacks_empty = fetch && have.is_complete() && !is_there && !cancelled;
+            let error =
+                judged.or_else(|| lacks_empty.then(|| files::make_empty(&data).err()).flatten());
+            let is_whole = is_there || (lacks_empty && error.is_none());
+            let result =
+                CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error };
+            // A hash thread may wait; if the engine has gone nobody wants the answer.
+            let _ = results.blocking_send(result);
+        });
+        self.checker.submit(verify::Job { content, root, progress, done })
+    }
+
+    /// A torrent stands still because of its files, until they can be used again. `had` is what it
+    /// had before, where that is news.
+    pub(super) fn fail(
+        &mut self,
+        info_hash: &InfoHash,
+        error: Error,
+        had: Option<Had>,
+    ) -> Option<Event> {
+        let retry = self.settings.retry;
+        let torrent = self.torrents.get_mut(info_hash)?;
+        let wait = retry.max(torrent.trial.check_took.saturating_mul(CHECK_SHARE));
+        if torrent.error.as_ref().is_none_or(|before| !before.is_like(&error)) {
+            tracing::error!(torrent = %info_hash, %error, "torrent stopped");
+        }
+        torrent.error = Some(error.clone());
+        torrent.totals.set_state(TorrentState::Error);
+        if let Some(had) = had {
+            torrent.trial.had = Some(Arc::new(had));
+        }
+        let at = clock::now() + wait;
+        torrent.trial.at = Some(at);
+        let home = torrent.home.take();
+        self.trials.entry(at).or_default().push(*info_hash);
+        self.take_home(info_hash, home);
+        Some(Event::Failed(*info_hash, error))
+    }
+
+    /// Takes a torrent from its worker and from its trackers, which hear that it stopped.
+    pub(super) fn take_home(&mut self, info_hash: &InfoHash, home: Option<usize>) {
+        let Some(home) = home else { return };
+        self.trackers.remove(*info_hash);
+        self.shared.directory.remove(info_hash);
+        self.loads[home] -= 1;
+        self.post(home, Letter::Remove(*info_hash));
+    }
+
+    /// Has the files of torrents looked at whose time has come.
+    pub(super) fn try_due(&mut self) {
+        let now = clock::now();
+        for _ in 0..TRIALS_PER_TICK {
+            let Some(mut due) = self.trials.first_entry().filter(|entry| *entry.key() <= now)
+            else {
+                return;
+            };
+            let at = *due.key();
+            let info_hash = due.get_mut().pop();
+            if due.get().is_empty() {
+                due.remove();
+            }
+            if let Some(info_hash) = info_hash {
+                self.probe(info_hash, at);
+            }
+        }
+    }
+
+    /// Has the files of a torrent looked at, if it is still to be tried again at that time.
+    fn probe(&mut self, info_hash: InfoHash, at: Instant) {
+        let Some(torrent) = self.torrents.get_mut(&info_hash) else { return };
+        if torrent.trial.at != Some(at) {
+            return;
+        }
+        let (content, fetch) = (Arc::clone(&torrent.content), torrent.fetch);
+        let Some(had) = torrent.trial.had.clone() else { return };
+        let results = self.probed.0.clone();
+        let job = Box::new(move || {
+            let result = recovery::probe(&content, &had, fetch);
+            // If the engine has gone nobody wants the answer.
+            let _ = results.blocking_send((info_hash, result));
+        });
+        if self.shared.blocking.run(job).is_err() {
+            self.try_later(info_hash);
+        }
+    }
+
+    fn try_later(&mut self, info_hash: InfoHash) {
+        let Some(torrent) = self.torrents.get_mut(&info_hash) else { return };
+        let at = clock::now() + self.settings.retry;
+        torrent.trial.at = Some(at);
+        self.trials.entry(at).or_default().push(info_hash);
+    }
+
+    /// The files of a torrent in error were looked at: its data is checked before it goes on.
+    pub(super) fn on_probed(&mut self, (info_hash, result): Probed) -> Option<Event> {
+        self.torrents.get(&info_hash).filter(|torrent| torrent.error.is_some())?;
+        if let Err(error) = result {
+            return self.fail(&info_hash, error, None);
+        }
+        if self.check(&info_hash).is_err() {
+            self.try_later(info_hash);
+        }
+        None
+    }
+}

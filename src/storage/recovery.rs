@@ -1,0 +1,174 @@
+//! Whether a torrent that its files failed may go on, and whether one may begin to write.
+//!
+//! What the torrent had and what lies on disk now enter; nothing, or the reason to stand still,
+//! leaves. [`probe`] asks the cheap questions before a check, [`judge`] those that a check has
+//! answered. Invariant: nothing that was complete is made anew or overwritten because it is
+//! missing or different now: it may be somebody's edit, or a disk that is not mounted.
+
+use std::io::ErrorKind::NotFound;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use super::verify::{Checked, FileState};
+use super::{Content, Error, Mode, files};
+use crate::metainfo::File;
+use crate::sys::file::{self, Identity};
+use crate::units::{Bitfield, Geometry, PieceIndex};
+
+/// Pieces of a torrent that may turn out unreadable before it stops.
+pub const READ_ERRORS_MAX: u32 = 8;
+
+/// How long a torrent that its files failed stands still before it is tried again, unless the
+/// configuration says otherwise.
+pub const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What a torrent had before its files failed it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Had {
+    /// Its pieces.
+    pub have: Bitfield,
+    /// Its files, in the order of the layout, as they were when they were last known to be right;
+    /// `None` or shorter where that is not known.
+    pub known: Vec<Option<Identity>>,
+}
+
+/// Whether the files of a torrent that failed could be used again: those it had are there, all can
+/// be opened, and there is room for what is missing. `fetch` is whether it may write at all.
+pub fn probe(content: &Content, had: &Had, fetch: bool) -> Result<(), Error> {
+    look(content, had)?;
+    let fetch = fetch && !had.have.is_complete();
+    let opened = files::open(content, fetch, Mode::Read, &[])?;
+    let fds = || opened.files.iter().flatten().map(|file| &file.fd);
+    // The page cache may hold what the disk refused to take: the check is to see the disk.
+    for (fd, entry) in opened.files.iter().zip(content.metainfo.layout.files()) {
+        let Some(open) = fd else { continue };
+        file::drop_cache(open.fd.as_fd(), 0..entry.len).map_err(|error| {
+            Error::from_io("flush", &content.save_path.join(entry.path()), &error)
+        })?;
+    }
+    let Some(first) = fds().next().filter(|_| fetch) else { return Ok(()) };
+    // Where space cannot be reserved, writes would fail one by one and torrents begin in vain.
+    let geometry = content.metainfo.geometry;
+    let verified: u64 = had.have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum();
+    let allocated: u64 = fds().filter_map(|fd| file::allocated_bytes(fd.as_fd()).ok()).sum();
+    let needed = geometry.total_len() - verified.max(allocated).min(geometry.total_len());
+    match file::free_bytes(first.as_fd()) {
+        Ok(free) if free < needed => {
+            Err(Error::NoSpace { path: content.save_path.display().to_string(), needed, free })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the files that were there still are. One that was not complete may have gone, unless the
+/// disk under it has gone too.
+fn look(content: &Content, had: &Had) -> Result<(), Error> {
+    if had.known.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    let save_path = &content.save_path;
+    let failed = |error| Error::from_io("open", save_path, &error);
+    let root_dev = std::fs::metadata(save_path).map_err(failed)?.dev();
+    let root = file::open_root(save_path).map_err(failed)?;
+    for (entry, known) in content.metainfo.layout.files().zip(&had.known) {
+        let Some(known) = known.filter(|_| entry.is_on_disk()) else { continue };
+        let path = save_path.join(entry.path());
+        let was_complete = is_within(&entry, content.metainfo.geometry, &had.have);
+        match file::identity_at(root.as_fd(), &entry.path()) {
+            Ok(found) if was_complete && found.size < entry.len => {
+                let path = path.display().to_string();
+                return Err(Error::Truncated { path, expected: entry.len, found: found.size });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == NotFound && !was_complete && known.dev == root_dev => {
+                tracing::warn!(
+                    torrent = %content.metainfo.info_hash, path = %path.display(),
+                    "the file has gone before it was complete: it is begun anew"
+                );
+            }
+            Err(error) => return Err(Error::from_io("stat", &path, &error)),
+        }
+    }
+    Ok(())
+}
+
+/// What a check found that keeps a torrent from writing to its files; `had` is what it had before
+/// they failed it, if they did.
+pub fn judge(content: &Content, had: Option<&Had>, checked: &Checked) -> Option<Error> {
+    if checked.cancelled {
+        return None;
+    }
+    let layout = &content.metainfo.layout;
+    let path = |index: usize| {
+        let below = layout.file(index).map(|entry| entry.path());
+        below.map_or_else(|| content.save_path.clone(), |below| content.save_path.join(below))
+    };
+    let mut unread = checked.errors.iter().filter(|error| error.error.kind() != NotFound);
+    if let Some(error) = unread.clone().next()
+        && unread.by_ref().count() >= READ_ERRORS_MAX as usize
+    {
+        let path = error.file.map_or_else(|| content.save_path.clone(), path);
+        return Some(Error::from_io("read", &path, &error.error));
+    }
+    let geometry = content.metainfo.geometry;
+    for (entry, report) in layout.files().zip(&checked.files) {
+        let Some(found) = report.identity else { continue };
+        if report.state == FileState::Long && !is_confirmed(&entry, geometry, &checked.have) {
+            let reason = format!(
+                "it has {} bytes where the torrent has {}, and not its data: \
+                 it is not overwritten",
+                found.size, entry.len
+            );
+            let path = path(entry.index).display().to_string();
+            return Some(Error::Refused { path, reason });
+        }
+        let Some(had) = had else { continue };
+        let Some(known) = had.known.get(entry.index).copied().flatten() else { continue };
+        let is_same = if is_within(&entry, geometry, &had.have) {
+            found == known
+        } else {
+            (found.dev, found.ino) == (known.dev, known.ino)
+        };
+        let is_lost = |&piece: &PieceIndex| had.have.has(piece) && !checked.have.has(piece);
+        if !is_same && pieces_of(&entry, geometry).any(|piece| is_lost(&piece)) {
+            return Some(Error::Replaced { path: path(entry.index).display().to_string() });
+        }
+    }
+    None
+}
+
+/// The pieces that a file has a part in.
+fn pieces_of(entry: &File<'_>, geometry: Geometry) -> impl Iterator<Item = PieceIndex> + use<> {
+    let nominal = u64::from(geometry.piece_len_nominal()).max(1);
+    let index = |offset: u64| u32::try_from(offset / nominal).unwrap_or(u32::MAX);
+    let range = if entry.len == 0 {
+        0..0
+    } else {
+        index(entry.start)..index(entry.start + entry.len - 1).saturating_add(1)
+    };
+    range.map(PieceIndex)
+}
+
+/// Whether all of a file lies in pieces of `have`.
+fn is_within(entry: &File<'_>, geometry: Geometry, have: &Bitfield) -> bool {
+    pieces_of(entry, geometry).all(|piece| have.has(piece))
+}
+
+/// Whether `have` shows that the file's first bytes are the torrent's: every piece that lies in it
+/// alone is there, or, of a file too short for one, every piece it has a part in.
+fn is_confirmed(entry: &File<'_>, geometry: Geometry, have: &Bitfield) -> bool {
+    let lies_inside = |piece: &PieceIndex| {
+        let start = geometry.piece_start(*piece);
+        let end = start + u64::from(geometry.piece_len(*piece));
+        start >= entry.start && end <= entry.start + entry.len
+    };
+    let mut inside = pieces_of(entry, geometry).filter(lies_inside).peekable();
+    if inside.peek().is_none() {
+        return is_within(entry, geometry, have);
+    }
+    inside.all(|piece| have.has(piece))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! Files that fail under a torrent: pieces that cannot be read, torrents that stop, and the last
+//! look at the files before a torrent is called complete.
+//!
+//! Errors of files enter; lost pieces, stopped torrents and reports leave. Invariant: an error of
+//! a file costs the pieces it touched or the torrent it belongs to, never a peer its good name and
+//! never another torrent anything.
+
+use std::io;
+use std::sync::Arc;
+
+use super::mailbox::{Letter, Report, TorrentState};
+use super::table::Key;
+use super::torrent::{FILES_RETRY, Store};
+use super::{Timer, Worker};
+use crate::metrics::DisconnectReason;
+use crate::ring::Driver;
+use crate::storage::pieces::OpenPieces;
+use crate::storage::recovery::{Had, READ_ERRORS_MAX};
+use crate::storage::{Error, files};
+use crate::units::PieceIndex;
+
+impl<D: Driver> Worker<D> {
+    /// A piece of ours cannot be read: it is not served any more, and fetched again by torrents
+    /// that fetch. The one that makes [`READ_ERRORS_MAX`] stops the torrent.
+    pub(super) fn lose_piece(&mut self, key: Key, piece: PieceIndex, error: Error) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if torrent.has_failed() || !torrent.swarm.bitfield().has(piece) {
+            return;
+        }
+        torrent.read_error_count += 1;
+        if torrent.read_error_count >= READ_ERRORS_MAX {
+            return self.fail_torrent(key, error);
+        }
+        let info_hash = torrent.info_hash;
+        tracing::warn!(torrent = %info_hash, %piece, %error, "a piece is lost: it cannot be read");
+        torrent.left += u64::from(torrent.geometry().piece_len(piece));
+        torrent.swarm.handle_lost(self.now, piece);
+        if torrent.fetches {
+            torrent.finished = false;
+            torrent.totals.set_state(TorrentState::Downloading);
+        }
+        torrent.publish(self.now);
+        self.touch_torrent(key);
+    }
+
+    /// Has the files opened anew if pieces cannot be written to those that are open. True if so.
+    pub(super) fn reopen_for_writing(&mut self, key: Key) -> bool {
+        let Some(torrent) = self.torrents.get_mut(key) else { return false };
+        let Store::Open(open) = &torrent.store else { return false };
+        if open.is_writable {
+            return false;
+        }
+        torrent.known = open.identities();
+        let store = std::mem::replace(&mut torrent.store, Store::Closed);
+        self.release_store(store);
+        self.need_files(key);
+        true
+    }
+
+    /// Has the files of a torrent that has every piece looked at, by a thread that may block: they
+    /// must still be those that were written.
+    pub(super) fn confirm(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        let Store::Open(open) = &torrent.store else { return };
+        if !torrent.finished || torrent.is_confirmed || torrent.is_confirming {
+            return;
+        }
+        let (identities, content) = (open.identities(), Arc::clone(&torrent.content));
+        let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
+        let job = Box::new(move || {
+            let result = files::all_there(&content, &identities);
+            if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
+                // A worker that takes no letters any more says nothing either.
+                let _ = mailbox.send_waiting(Letter::Confirmed { torrent: key, result });
+            }
+        });
+        if self.shared.blocking.run(job).is_ok() {
+            torrent.is_confirming = true;
+        } else {
+            self.timers.set(self.now + FILES_RETRY, Timer::Confirm(key));
+        }
+    }
+
+    pub(super) fn on_confirmed(&mut self, key: Key, result: Result<(), Error>) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if !std::mem::replace(&mut torrent.is_confirming, false) || torrent.has_failed() {
+            return;
+        }
+        if let Err(error) = result {
+            return self.fail_torrent(key, error);
+        }
+        if !torrent.finished || torrent.is_confirmed {
+            // A piece was lost meanwhile.
+            return;
+        }
+        torrent.is_confirmed = true;
+        torrent.totals.set_state(TorrentState::Seeding);
+        // From now on a change of the files is somebody else's: remember who they are.
+        if let Store::Open(open) = &mut torrent.store {
+            for file in open.files.iter_mut().flatten() {
+                file.identity = file.now().unwrap_or(file.identity);
+            }
+        }
+        if std::mem::replace(&mut torrent.is_reported, true) {
+            tracing::info!(torrent = %torrent.info_hash, "whole again: the lost pieces are back");
+        } else {
+            self.reports.push_back(Report::Finished(torrent.info_hash));
+        }
+    }
+
+    /// Stops a torrent because of its files: its peers go, the others' do not notice.
+    pub(super) fn fail_torrent(&mut self, key: Key, error: Error) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if matches!(torrent.store, Store::Failed) {
+            return;
+        }
+        torrent.totals.set_state(TorrentState::Error);
+        let store = std::mem::replace(&mut torrent.store, Store::Failed);
+        let known = match &store {
+            Store::Open(open) => open.identities(),
+            _ => torrent.known.clone(),
+        };
+        let had = Box::new(Had { have: torrent.swarm.bitfield().clone(), known });
+        self.reports.push_back(Report::Failed(torrent.info_hash, error, had));
+        self.release_store(store);
+        self.close_peers(key, DisconnectReason::Storage);
+        self.drop_pieces(key);
+        if let Some(torrent) = self.torrents.get_mut(key) {
+            torrent.pieces = OpenPieces::new(torrent.geometry());
+            torrent.publish(self.now);
+        }
+    }
+}
+
+/// Whether an error says that some bytes of a file cannot be read, rather than the file as such.
+pub(super) fn is_of_medium(error: &io::Error) -> bool {
+    let codes = [libc::EIO, libc::EREMOTEIO, libc::ENODATA, libc::EBADMSG, libc::EUCLEAN];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
