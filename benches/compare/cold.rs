@@ -25,8 +25,11 @@ use crate::stage::Stage;
 use crate::table::Table;
 
 /// What is asked of the hot torrent, and of the cold one.
-const HOT: Load = Load { connections: 4, depth: 128 };
+const HOT: Load = Load { connections: 4, depth: 64 };
 const COLD: Load = Load { connections: 16, depth: 32 };
+
+/// Bytes per second that each peer of the hot torrent wants: in all a tenth of what a core sends.
+const HOT_RATE: u64 = 64 << 20;
 
 /// Bytes of the hot torrent.
 const HOT_LEN: u64 = 256 << 20;
@@ -54,10 +57,11 @@ pub(crate) fn run(stage: &Stage, root: &Path, piece_len: u32) -> io::Result<Tabl
     wait_ready(&hot, scene.listen, &mut program)?;
     wait_ready(cold, scene.listen, &mut program)?;
 
-    let plan = |load: Load| Plan {
+    let plan = |load: Load, rate| Plan {
         target: scene.listen,
         connections: load.connections,
         depth: load.depth,
+        rate,
         window: Duration::from_secs(stage.seconds),
         spin: stage.spin,
         core: stage.load_core,
@@ -65,11 +69,11 @@ pub(crate) fn run(stage: &Stage, root: &Path, piece_len: u32) -> io::Result<Tabl
     let (mut alone, mut beside, mut cold_rates, mut kept) = (vec![], vec![], vec![], vec![]);
     for round in 1..=stage.repeat {
         stage.tell(&format!("cold, round {round}"));
-        let before = load::run(&hot, &plan(HOT), || program.cpu())?;
+        let before = load::run(&hot, &plan(HOT, Some(HOT_RATE)), || program.cpu())?;
         let evicted = File::open(cold.file())?;
         evicted.sync_all()?;
         file::drop_cache(evicted.as_fd(), 0..cold.geometry.total_len())?;
-        let (hot_plan, cold_plan) = (plan(HOT), plan(COLD));
+        let (hot_plan, cold_plan) = (plan(HOT, Some(HOT_RATE)), plan(COLD, None));
         let (with, of_cold) = std::thread::scope(|scope| {
             let of_cold = scope.spawn(|| load::run(cold, &cold_plan, || program.cpu()));
             let with = load::run(&hot, &hot_plan, || program.cpu())?;

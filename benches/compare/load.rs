@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seedring::sys::{clock, process};
 use seedring::units::{Block, Geometry, InfoHash, PeerId, PieceIndex};
@@ -63,6 +63,8 @@ pub(crate) struct Plan {
     pub(crate) connections: usize,
     /// Requests that each keeps in flight.
     pub(crate) depth: usize,
+    /// Bytes per second that each asks for at most.
+    pub(crate) rate: Option<u64>,
     /// How long is measured.
     pub(crate) window: Duration,
     /// Look for data without ever sleeping, so that the seeder need not wake this core.
@@ -228,6 +230,10 @@ async fn run_peer(shared: Rc<Shared>, index: usize) -> io::Result<()> {
         };
         let handle = |incoming: Incoming<'_>| peer.handle(incoming);
         decoder.decode_all(&shared.buffer.borrow()[..count], handle).map_err(io::Error::other)?;
+        let ahead = peer.ahead();
+        if ahead > Duration::ZERO {
+            time::sleep(ahead).await;
+        }
         peer.ask();
         stream.write_all(&peer.out).await?;
         peer.out.clear();
@@ -268,6 +274,9 @@ struct Peer {
     cursor: (PieceIndex, u32),
     /// Requests to send.
     out: Vec<u8>,
+    started: Instant,
+    /// Bytes asked for since then.
+    asked_len: u64,
 }
 
 impl Peer {
@@ -281,7 +290,16 @@ impl Peer {
             asked: VecDeque::new(),
             cursor: (PieceIndex(0), u32::MAX),
             out: Vec::new(),
+            started: clock::now(),
+            asked_len: 0,
         }
+    }
+
+    /// How far what was asked for is ahead of the plan's rate.
+    fn ahead(&self) -> Duration {
+        let Some(rate) = self.shared.plan.rate else { return Duration::ZERO };
+        let due = Duration::from_secs_f64(self.asked_len as f64 / rate as f64);
+        due.saturating_sub(clock::now() - self.started)
     }
 
     fn handle(&mut self, incoming: Incoming<'_>) {
@@ -337,6 +355,7 @@ impl Peer {
         while !self.is_choked && self.asked.len() < self.shared.plan.depth {
             if let Some(block) = self.shared.geometry.block(self.cursor.0, self.cursor.1) {
                 self.cursor.1 += 1;
+                self.asked_len += u64::from(block.len);
                 wire::encode(&Message::Request(block), &mut self.out);
                 self.asked.push_back(block);
             } else if !self.choose_piece() {

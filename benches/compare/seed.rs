@@ -102,6 +102,7 @@ fn plan(stage: &Stage, load: Load, scene: &Scene<'_>) -> Plan {
         target,
         connections: load.connections,
         depth: load.depth,
+        rate: None,
         window: Duration::from_secs(stage.seconds),
         spin: stage.spin,
         core: stage.load_core,
