@@ -15,6 +15,7 @@ mod choke;
 mod common;
 mod decode;
 mod hash;
+mod receive;
 mod swarm;
 mod timing;
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     swarm::run(&bench);
     choke::run(&bench);
     hash::run(&bench);
+    receive::run(&bench);
     bencode::run(&bench);
     ExitCode::SUCCESS
 }
