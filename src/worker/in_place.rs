@@ -87,7 +87,7 @@ pub(super) struct InPlace {
     /// The writes of each piece that has any, with where they begin, in the order they came.
     pieces: HashMap<(Key, PieceIndex), Vec<(u32, Key)>>,
     /// Writes that came since the last look.
-    fresh: Vec<Key>,
+    fresh: VecDeque<Key>,
     /// Connections that are not received from, the longest first.
     paused: VecDeque<Key>,
     /// Pieces to hash once their writes have ended.
@@ -104,7 +104,7 @@ impl Default for InPlace {
             spares: Spares::new(IN_PLACE_BYTES_MAX),
             writes: Table::default(),
             pieces: HashMap::new(),
-            fresh: Vec::new(),
+            fresh: VecDeque::new(),
             paused: VecDeque::new(),
             to_check: VecDeque::new(),
             checks: Table::default(),
@@ -139,7 +139,7 @@ impl InPlace {
             charge: buffer.charge,
         });
         self.pieces.entry((torrent, block.piece)).or_default().push((block.begin, key));
-        self.fresh.push(key);
+        self.fresh.push_back(key);
     }
 
     /// Bytes of memory held.
@@ -195,7 +195,7 @@ impl InPlace {
 impl<D: Driver> Worker<D> {
     /// Starts the writes of blocks that have arrived.
     pub(super) fn write_fresh_blocks(&mut self) {
-        while let Some(key) = self.in_place.fresh.pop() {
+        while let Some(key) = self.in_place.fresh.pop_front() {
             let Some(write) = self.in_place.writes.get(key) else { continue };
             if self.in_place.first_like(write) == Some(key) {
                 self.write_block(key);
@@ -208,7 +208,7 @@ impl<D: Driver> Worker<D> {
         for key in self.in_place.writes.keys() {
             let waits = |it: &BlockWrite| it.torrent == torrent && !it.is_in_flight;
             if self.in_place.writes.get(key).is_some_and(waits) {
-                self.in_place.fresh.push(key);
+                self.in_place.fresh.push_back(key);
             }
         }
         self.write_fresh_blocks();
