@@ -96,7 +96,12 @@ fn measure(way: Way, blocks: usize) -> io::Result<f64> {
 }
 
 fn frame() -> Vec<u8> {
-    (0..FRAME_LEN).map(|at| (at % 251) as u8).collect()
+    (0..=250).cycle().take(FRAME_LEN).collect()
+}
+
+/// A length for the kernel.
+fn narrow(len: usize) -> u32 {
+    u32::try_from(len).expect("lengths here are small")
 }
 
 struct Receiver {
@@ -158,7 +163,7 @@ impl Receiver {
                 let at = self.place(index);
                 let left = FRAME_LEN - self.received[index] % FRAME_LEN;
                 let place = &mut self.places[at..at + left];
-                opcode::Recv::new(fd, place.as_mut_ptr(), left as u32)
+                opcode::Recv::new(fd, place.as_mut_ptr(), narrow(left))
                     .flags(libc::MSG_WAITALL)
                     .build()
             }
@@ -176,14 +181,16 @@ impl Receiver {
     }
 
     fn complete(&mut self, completion: &cqueue::Entry) -> io::Result<()> {
-        let index = completion.user_data() as usize;
+        let index = usize::try_from(completion.user_data()).map_err(io::Error::other)?;
         let is_armed = cqueue::more(completion.flags());
         match completion.result() {
-            count @ 1.. if self.way == Way::Exact => self.received[index] += count as usize,
+            count @ 1.. if self.way == Way::Exact => {
+                self.received[index] += count.unsigned_abs() as usize;
+            }
             count @ 1.. => {
                 let id = cqueue::buffer_select(completion.flags())
                     .ok_or_else(|| io::Error::other("a receive without a buffer"))?;
-                self.copy(index, id, count as usize);
+                self.copy(index, id, count.unsigned_abs() as usize);
             }
             0 if self.received[index] == self.total => return Ok(()),
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -246,7 +253,7 @@ impl Buffers {
             // SAFETY: the index is in range, and the kernel does not look at it before the tail.
             let entry = unsafe { &mut *self.entries.add(index) };
             entry.set_addr(self.memory[usize::from(id) * BUFFER_LEN..].as_ptr().addr() as u64);
-            entry.set_len(BUFFER_LEN as u32);
+            entry.set_len(narrow(BUFFER_LEN));
             entry.set_bid(id);
             self.tail = self.tail.wrapping_add(1);
         }

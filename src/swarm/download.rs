@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::options::{REJECTS_MAX, REQUESTS_OUT_MAX, REQUESTS_OUT_MIN, UNREQUESTED_MAX};
-use super::partial::{Phase, Slot};
+use super::partial::{Partial, Phase, Slot};
 use super::peer::{Error, PeerKey, Pieces};
 use super::{Action, Payload, Swarm, Verdict};
 use crate::units::{Block, PieceIndex};
@@ -13,8 +13,8 @@ use crate::wire::Message;
 use std::time::Instant;
 
 impl Swarm {
-    /// A peer begins to send `block`: says what becomes of its bytes. After `Accept` the caller
-    /// calls `handle_block`, unless the connection ends before.
+    /// A peer begins to send `block`: says what becomes of its bytes. Unless that is `Discard`, the
+    /// caller calls `handle_block` once all are here, unless the connection ends before.
     ///
     /// # Errors
     /// The peer sent too many blocks that it was not asked for; the caller closes the connection.
@@ -51,6 +51,7 @@ impl Swarm {
         peer.last_block_at = now;
         let index = Self::block_index(block);
         let partial = self.partials.get(&block.piece).filter(|partial| partial.takes_from(key));
+        let is_in_place = partial.is_some_and(|partial| partial.is_in_place);
         let askers = match partial.and_then(|partial| partial.slot(index)) {
             Some(Slot::Asked(askers)) => Some(askers),
             Some(Slot::Free) => None,
@@ -68,7 +69,7 @@ impl Swarm {
             self.cancel(other, block);
         }
         self.settle(now);
-        Ok(Payload::Accept)
+        Ok(if is_in_place { Payload::AcceptInPlace } else { Payload::Accept })
     }
 
     /// A block that had begun to arrive will not be whole.
@@ -103,13 +104,30 @@ impl Swarm {
         }
     }
 
-    /// All bytes of an accepted block are stored.
-    pub fn handle_block(&mut self, now: Instant, key: PeerKey, block: Block) {
+    /// The caller had no room for an accepted block: it is asked for again.
+    pub fn handle_dropped(&mut self, now: Instant, key: PeerKey, block: Block) {
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return;
         };
         if peer.receiving.take_if(|(arriving, _)| *arriving == block).is_none() {
             return;
+        }
+        peer.last_heard_at = now;
+        peer.last_block_at = now;
+        self.totals.discarded += u64::from(block.len);
+        self.unreceive(key, block);
+        self.refill(now, key);
+        self.settle(now);
+    }
+
+    /// All bytes of an accepted block are here. Whether the block is taken: meanwhile its piece may
+    /// have begun anew, and then these bytes belong to nothing.
+    pub fn handle_block(&mut self, now: Instant, key: PeerKey, block: Block) -> bool {
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else {
+            return false;
+        };
+        if peer.receiving.take_if(|(arriving, _)| *arriving == block).is_none() {
+            return false;
         }
         peer.last_heard_at = now;
         peer.last_block_at = now;
@@ -125,15 +143,16 @@ impl Swarm {
         self.down_meter.add(now, u64::from(block.len));
         self.totals.downloaded += u64::from(block.len);
         let index = Self::block_index(block);
-        if let Some(partial) = self.partials.get_mut(&block.piece)
-            && partial.slot(index) == Some(Slot::Arriving(key))
-        {
-            let source = partial.origin(origin);
+        let arriving = |partial: &&mut Partial| partial.slot(index) == Some(Slot::Arriving(key));
+        let partial = self.partials.get_mut(&block.piece).filter(arriving);
+        let source = partial.map(|partial| partial.origin(origin));
+        if let Some(source) = source {
             self.set_slot(block.piece, index, Slot::Stored(source));
             self.complete_if_whole(block.piece);
         }
         self.refill(now, key);
         self.settle(now);
+        source.is_some()
     }
 
     fn complete_if_whole(&mut self, piece: PieceIndex) {
@@ -208,7 +227,10 @@ impl Swarm {
 
     /// A piece is under way no more.
     fn drop_partial(&mut self, piece: PieceIndex) {
-        if self.partials.remove(&piece).is_some() {
+        let partial = self.partials.remove(&piece);
+        if partial.as_ref().is_some_and(|partial| partial.is_in_place) {
+            self.in_place_count -= 1;
+        } else if partial.is_some() {
             let len = u64::from(self.geometry.piece_len(piece));
             let left = self.shared.piece_bytes.get().saturating_sub(len);
             self.shared.piece_bytes.set(left);

@@ -3,7 +3,7 @@
 //! Nothing enters or leaves; it panics where a promise is broken. Invariant: it changes nothing.
 #![forbid(unsafe_code)]
 
-use super::options::REQUESTS_OUT_MAX;
+use super::options::{IN_PLACE_PIECES_MAX, REQUESTS_OUT_MAX};
 use super::partial::{Phase, Slot};
 use super::peer::Pieces;
 use super::throttle::Wait;
@@ -75,6 +75,9 @@ impl Swarm {
     fn check_blocks(&self) {
         let mut asked = 0;
         let mut arriving = 0;
+        let in_place = self.partials.values().filter(|partial| partial.is_in_place).count();
+        assert_eq!(self.in_place_count, in_place, "pieces in place equal a recount");
+        assert!(in_place <= IN_PLACE_PIECES_MAX);
         for (&piece, partial) in &self.partials {
             partial.check_invariants();
             assert!(!self.have.has(piece), "a piece of ours is not under way");

@@ -8,8 +8,10 @@
 //! Serving: a request is judged once and queued ([`REQUEST_QUEUE_MAX`] per peer); `poll_transmit`
 //! hands out what is due to a peer, as much as fits. Fetching: a peer works through a piece of its
 //! own as long as the budget of partial pieces allows, joins others beyond that, and in the
-//! endgame doubles what is late. When the budget is used up no further piece is opened: a peer
-//! that has none of the open ones idles, or doubles late blocks, until one is done.
+//! endgame doubles what is late. When the budget of memory is used up, a peer that has none of the
+//! open pieces opens one *in place*: its blocks are written as they come, and it is hashed from
+//! disk. Of those there are few, too ([`IN_PLACE_PIECES_MAX`]); beyond them a peer idles, or doubles
+//! late blocks, until one is done.
 //!
 //! Invariants: no block is handed out of a piece that is not ours by `handle_stored`. The counters
 //! equal recounts ([`Swarm::check_invariants`]). No more peers are unchoked than there are slots
@@ -79,7 +81,8 @@ pub enum Action {
     Close(PeerKey, Error),
     /// Connect; then `handle_connected` or `handle_connect_failed`.
     Connect(SocketAddr),
-    /// All blocks of the piece are stored: hash it, then `handle_verified`.
+    /// All blocks of the piece are stored: hash it, then `handle_verified`. One that is fetched
+    /// in place ([`Swarm::is_in_place`]) is read back for that, once all its writes have ended.
     Verify {
         /// The piece.
         piece: PieceIndex,
@@ -97,8 +100,11 @@ pub enum Action {
 /// What becomes of the bytes of a block that a peer begins to send.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Payload {
-    /// Store them, then call `handle_block`.
+    /// Keep them in memory with the rest of their piece, then call `handle_block`.
     Accept,
+    /// Call `handle_block` when all of them are here; if it takes the block, write it to its place
+    /// on disk. Without room for them, call `handle_dropped` instead.
+    AcceptInPlace,
     /// Drop them.
     Discard,
 }
@@ -137,6 +143,8 @@ pub struct Swarm {
     /// Only while pieces are missing.
     availability: Option<Availability>,
     partials: BTreeMap<PieceIndex, Partial>,
+    /// How many of them are fetched in place.
+    in_place_count: usize,
     /// Partial pieces with free blocks.
     open: BTreeSet<PieceIndex>,
     serial: u64,
@@ -200,6 +208,7 @@ impl Swarm {
             bans: Bans::default(),
             recent: BTreeMap::new(),
             partials: BTreeMap::new(),
+            in_place_count: 0,
             open: BTreeSet::new(),
             serial: 0,
             suspects: Suspects::default(),
@@ -255,6 +264,16 @@ impl Swarm {
     /// Whether pieces are missing and to be fetched.
     fn wants_pieces(&self) -> bool {
         self.options.fetch && !self.have.is_complete()
+    }
+
+    /// Whether the blocks of `piece` are written as they come.
+    pub fn is_in_place(&self, piece: PieceIndex) -> bool {
+        self.partials.get(&piece).is_some_and(|partial| partial.is_in_place)
+    }
+
+    /// Pieces whose blocks are written as they come; at most [`IN_PLACE_PIECES_MAX`].
+    pub fn in_place_count(&self) -> usize {
+        self.in_place_count
     }
 
     /// Whether anybody is connected.
@@ -319,7 +338,8 @@ impl Drop for Swarm {
         self.shared.unchoked.set(left);
         self.shared.set_banned(self.bans.len(), 0);
         let len = |piece| u64::from(self.geometry.piece_len(piece));
-        let held: u64 = self.partials.keys().map(|&piece| len(piece)).sum();
+        let in_memory = self.partials.iter().filter(|(_, partial)| !partial.is_in_place);
+        let held: u64 = in_memory.map(|(&piece, _)| len(piece)).sum();
         self.shared.piece_bytes.set(self.shared.piece_bytes.get().saturating_sub(held));
     }
 }

@@ -68,6 +68,9 @@ pub const RECENT_MAX: usize = 1024;
 /// For how long it does.
 pub const RECENT_TTL: Duration = Duration::from_secs(600);
 
+/// Pieces of one swarm whose blocks are written as they come, for want of memory.
+pub const IN_PLACE_PIECES_MAX: usize = 16;
+
 /// Settings of one swarm.
 #[derive(Clone)]
 pub struct Options {
@@ -101,7 +104,8 @@ pub struct Options {
     pub connections_per_ip_max: usize,
     /// Loopback and private addresses are welcome, and told apart by address and port.
     pub allow_local: bool,
-    /// Pieces that may be under way, buffered or being written at once; at least 2.
+    /// Pieces that may be under way in memory, buffered or being written at once; at least 2.
+    /// Those that are fetched in place come on top.
     pub partial_pieces_max: usize,
     /// Without a block for this long a peer that owes us some is snubbed.
     pub snub_timeout: Duration,
@@ -161,10 +165,10 @@ pub struct Shared {
     pub down: RefCell<Bucket>,
     /// Upload slots of the worker.
     pub slots: Cell<Slots>,
-    /// Bytes of pieces that its swarms may have under way. A swarm that has none may always open
-    /// one, so that no torrent waits for ever.
+    /// Bytes of pieces that its swarms may have in memory. While they are used up, pieces are
+    /// fetched in place, [`IN_PLACE_PIECES_MAX`] per swarm, so that no torrent waits for ever.
     pub piece_bytes_max: Cell<u64>,
-    /// Bytes of pieces that its swarms have under way; the swarms keep it.
+    /// Bytes of pieces that its swarms have in memory; the swarms keep it.
     pub(super) piece_bytes: Cell<u64>,
     /// Peers that its swarms have unchoked; the swarms keep it.
     pub(super) unchoked: Cell<u32>,
@@ -227,7 +231,7 @@ impl Shared {
         self.counted.set(counted);
     }
 
-    /// Bytes of pieces that the worker's swarms have under way.
+    /// Bytes of pieces that the worker's swarms have in memory.
     pub fn piece_bytes(&self) -> u64 {
         self.piece_bytes.get()
     }

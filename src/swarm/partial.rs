@@ -83,6 +83,8 @@ pub(super) struct Partial {
     /// After a failure with several sources: the one peer that may fetch it.
     pub(super) exclusive: Option<PeerKey>,
     pub(super) is_suspect: bool,
+    /// Its blocks go to the disk as they come; none of it is charged to the memory for pieces.
+    pub(super) is_in_place: bool,
     /// Peers whose current piece this is.
     pub(super) users: u32,
     /// Tells it from an earlier attempt at the same piece.
@@ -92,7 +94,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    pub(super) fn new(block_count: u32, is_suspect: bool, serial: u64) -> Self {
+    pub(super) fn new(block_count: u32, is_in_place: bool, serial: u64) -> Self {
         Self {
             phase: Phase::Fetching,
             blocks: vec![Slot::Free; block_count as usize],
@@ -100,7 +102,8 @@ impl Partial {
             missing: block_count,
             origins: Vec::new(),
             exclusive: None,
-            is_suspect,
+            is_suspect: false,
+            is_in_place,
             users: 0,
             serial,
             cursor: 0,
@@ -149,7 +152,8 @@ impl Partial {
     /// to take back.
     pub(super) fn reset(&mut self, serial: u64) {
         let count = u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
-        *self = Self::new(count, self.is_suspect, serial);
+        let is_suspect = self.is_suspect;
+        *self = Self { is_suspect, ..Self::new(count, self.is_in_place, serial) };
     }
 
     pub(super) fn check_invariants(&self) {

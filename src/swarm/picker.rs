@@ -5,12 +5,14 @@
 //! others. When most of the budget is used, or while there is little to trade with, joining comes
 //! before opening. When no block is free any more, late ones are asked for twice: the endgame.
 //!
-//! Invariant: no more than `partial_pieces_max` pieces are under way, and a suspect piece is asked
-//! of one peer only.
+//! Invariant: no more than `partial_pieces_max` pieces are under way in memory and no more than
+//! [`IN_PLACE_PIECES_MAX`] in place, and a suspect piece is asked of one peer only.
 #![forbid(unsafe_code)]
 
 use super::Swarm;
-use super::options::{ENDGAME_AGE, ENDGAME_REQUESTS_MAX, RANDOM_FIRST_PIECES, REQUESTS_OUT_MAX};
+use super::options::{
+    ENDGAME_AGE, ENDGAME_REQUESTS_MAX, IN_PLACE_PIECES_MAX, RANDOM_FIRST_PIECES, REQUESTS_OUT_MAX,
+};
 use super::partial::{Askers, Partial, Phase, Slot};
 use super::peer::{Asked, Peer, PeerKey, Pieces};
 use super::throttle::Wait;
@@ -24,6 +26,15 @@ const ENDGAME_SCAN_MAX: usize = 4096;
 const KICK_MAX: usize = 16;
 /// Fewer pieces than this under way are never the limit.
 const PARTIALS_MIN: usize = 2;
+
+/// Where the blocks of a piece that is opened go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Opening {
+    /// To the memory for pieces.
+    InMemory,
+    /// To the disk, as they come.
+    InPlace,
+}
 
 impl Swarm {
     /// Asks the peer for as much as its pipeline takes.
@@ -185,10 +196,12 @@ impl Swarm {
     /// A piece with free blocks for the peer to work on; a new one becomes partial.
     fn choose_piece(&mut self, key: PeerKey) -> Option<PieceIndex> {
         let peer = self.peers.get(key.0 as usize)?;
-        let limit = self.options.partial_pieces_max.max(PARTIALS_MIN);
+        let opening = self.opening();
         let is_scarce = self.have.count() < RANDOM_FIRST_PIECES
             || self.options.sequential
-            || self.partials.len() * 2 >= limit;
+            // Reading a piece back costs more than several peers at one.
+            || opening != Some(Opening::InMemory)
+            || self.in_memory_count() * 2 >= self.partials_max();
         let mut joinable = self.open.iter().copied().filter(|piece| {
             peer.may_give(*piece) && self.partials.get(piece).is_some_and(|p| p.admits(key))
         });
@@ -200,9 +213,8 @@ impl Swarm {
         if joined.is_some() {
             return joined;
         }
-        if self.partials.len() < limit
-            && self.has_piece_memory()
-            && let Some(piece) = self.pick_new(key)
+        if let Some(opening) = opening
+            && let Some(piece) = self.pick_new(key, opening)
         {
             return Some(piece);
         }
@@ -212,14 +224,32 @@ impl Swarm {
         })
     }
 
-    /// Whether the worker's torrents leave memory for one more piece of this one.
-    fn has_piece_memory(&self) -> bool {
+    /// How one more piece may be opened now, if at all. While the worker's torrents leave no memory
+    /// for it, that is in place.
+    fn opening(&self) -> Option<Opening> {
         let len = u64::from(self.geometry.piece_len_nominal());
         let used = self.shared.piece_bytes.get();
-        self.partials.is_empty() || used.saturating_add(len) <= self.shared.piece_bytes_max.get()
+        if used.saturating_add(len) <= self.shared.piece_bytes_max.get() {
+            (self.in_memory_count() < self.partials_max()).then_some(Opening::InMemory)
+        } else {
+            (self.in_place_count < IN_PLACE_PIECES_MAX).then_some(Opening::InPlace)
+        }
     }
 
-    fn pick_new(&mut self, key: PeerKey) -> Option<PieceIndex> {
+    /// Whether one more piece may be opened.
+    pub(super) fn may_open(&self) -> bool {
+        self.opening().is_some()
+    }
+
+    fn in_memory_count(&self) -> usize {
+        self.partials.len() - self.in_place_count
+    }
+
+    fn partials_max(&self) -> usize {
+        self.options.partial_pieces_max.max(PARTIALS_MIN)
+    }
+
+    fn pick_new(&mut self, key: PeerKey, opening: Opening) -> Option<PieceIndex> {
         let peer = self.peers.get(key.0 as usize)?;
         let availability = self.availability.as_mut()?;
         let theirs = match &peer.pieces {
@@ -240,9 +270,14 @@ impl Swarm {
         availability.set_pickable(piece, false);
         self.serial += 1;
         let count = self.geometry.block_count(piece);
-        self.partials.insert(piece, Partial::new(count, false, self.serial));
-        let len = u64::from(self.geometry.piece_len(piece));
-        self.shared.piece_bytes.set(self.shared.piece_bytes.get() + len);
+        let is_in_place = opening == Opening::InPlace;
+        self.partials.insert(piece, Partial::new(count, is_in_place, self.serial));
+        if is_in_place {
+            self.in_place_count += 1;
+        } else {
+            let len = u64::from(self.geometry.piece_len(piece));
+            self.shared.piece_bytes.set(self.shared.piece_bytes.get() + len);
+        }
         self.open.insert(piece);
         Some(piece)
     }

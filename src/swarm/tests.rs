@@ -344,3 +344,86 @@ fn a_lost_piece_is_refused_and_fetched_only_by_who_fetches() {
         pair.swarm.check_invariants();
     }
 }
+
+#[test]
+fn pieces_beyond_the_memory_are_fetched_in_place() {
+    let mut pair = pair(Bitfield::none(PIECES), Options::default());
+    let shared = Rc::clone(&pair.swarm.shared);
+    let piece_len = u64::from(4 * BLOCK_LEN);
+    shared.piece_bytes_max.set(2 * piece_len - 1);
+    pair.say(Message::HaveAll).unwrap();
+    pair.say(Message::Unchoke).unwrap();
+    let asked: Vec<Block> = pair.swarm.peers[0].asked.iter().map(|a| a.block).collect();
+    assert_eq!(asked.len(), 32, "all of it is asked for");
+    assert_eq!(pair.swarm.in_place_count(), 7);
+    assert_eq!(shared.piece_bytes(), piece_len);
+    for &one in &asked {
+        let payload = pair.swarm.handle_payload(pair.now, pair.key, one).unwrap();
+        let in_place = pair.swarm.is_in_place(one.piece);
+        assert_eq!(payload == Payload::AcceptInPlace, in_place, "{one:?}");
+        assert_eq!(payload == Payload::Accept, !in_place, "{one:?}");
+        assert!(pair.swarm.handle_block(pair.now, pair.key, one));
+        assert!(!pair.swarm.handle_block(pair.now, pair.key, one), "it is here already");
+    }
+    while let Some(action) = pair.swarm.poll_action() {
+        if let Action::Verify { piece, .. } = action {
+            pair.swarm.handle_verified(pair.now, piece, Verdict::Good(Vec::new()));
+            pair.swarm.handle_stored(pair.now, piece);
+        }
+    }
+    assert!(pair.swarm.is_complete());
+    assert_eq!((pair.swarm.in_place_count(), shared.piece_bytes()), (0, 0));
+}
+
+#[test]
+fn a_piece_is_opened_in_memory_once_there_is_some_again() {
+    let mut pair = pair(Bitfield::none(PIECES), Options::default());
+    let shared = Rc::clone(&pair.swarm.shared);
+    shared.piece_bytes_max.set(0);
+    pair.swarm.peers[0].target = 4;
+    pair.swarm.peers[0].slow_start = false;
+    pair.say(Message::HaveAll).unwrap();
+    pair.say(Message::Unchoke).unwrap();
+    let asked: Vec<Block> = pair.swarm.peers[0].asked.iter().map(|a| a.block).collect();
+    assert_eq!((asked.len(), pair.swarm.in_place_count()), (4, 1));
+    shared.piece_bytes_max.set(1 << 20);
+    for &one in &asked {
+        assert_eq!(
+            pair.swarm.handle_payload(pair.now, pair.key, one),
+            Ok(Payload::AcceptInPlace),
+            "what was opened in place stays so"
+        );
+        pair.swarm.handle_block(pair.now, pair.key, one);
+    }
+    assert_eq!(pair.swarm.in_place_count(), 1);
+    assert_eq!(shared.piece_bytes(), u64::from(4 * BLOCK_LEN));
+    // Bad data: fetched again where it was.
+    let mut corrupter = pair;
+    corrupter.swarm.handle_verified(corrupter.now, asked[0].piece, Verdict::Bad(Vec::new()));
+    assert!(corrupter.swarm.is_in_place(asked[0].piece));
+    drop(corrupter);
+    assert_eq!(shared.piece_bytes(), 0);
+}
+
+#[test]
+fn pieces_in_place_are_few_and_a_block_without_room_is_asked_for_again() {
+    #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+    let now = Instant::now();
+    let geometry = Geometry::new(u64::from(40 * BLOCK_LEN), BLOCK_LEN).unwrap();
+    let shared = Shared::new(None, None, Slots::Unlimited);
+    shared.piece_bytes_max.set(0);
+    let mut swarm =
+        Swarm::new(geometry, Bitfield::none(40), Options::default(), Rc::clone(&shared));
+    let key = swarm.handle_connected(now, init(1, 2, false)).unwrap();
+    swarm.handle_message(now, key, Message::HaveAll).unwrap();
+    swarm.handle_message(now, key, Message::Unchoke).unwrap();
+    assert_eq!(swarm.peers[0].asked.len(), IN_PLACE_PIECES_MAX);
+    assert_eq!(swarm.in_place_count(), IN_PLACE_PIECES_MAX);
+    let one = swarm.peers[0].asked[0].block;
+    assert_eq!(swarm.handle_payload(now, key, one), Ok(Payload::AcceptInPlace));
+    swarm.handle_dropped(now, key, one);
+    assert!(!swarm.handle_block(now, key, one), "it was dropped");
+    swarm.handle_timeout(now);
+    assert!(swarm.peers[0].asked.iter().any(|asked| asked.block == one));
+    swarm.check_invariants();
+}

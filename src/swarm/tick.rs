@@ -181,10 +181,7 @@ impl Swarm {
     /// those who have nothing to do.
     fn evict_stalled(&mut self, now: Instant) {
         let pickable = self.availability.as_ref().map_or(0, |map| map.pickable_count());
-        if self.idle.is_empty()
-            || pickable == 0
-            || self.partials.len() < self.options.partial_pieces_max
-        {
+        if self.idle.is_empty() || pickable == 0 || self.may_open() {
             return;
         }
         let stalled = self

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::admission::Place;
+use super::in_place::BlockBuffer;
 use super::table::Key;
 use crate::ring::{Batch, Handle};
 use crate::swarm::PeerKey;
@@ -51,10 +52,21 @@ pub(super) struct Peer {
     pub(super) key: PeerKey,
     /// Finds messages in what arrives.
     pub(super) decoder: Decoder,
-    /// The block whose data is arriving, and whether we want it.
-    pub(super) arriving: Option<(Block, bool)>,
+    /// The block whose data is arriving, and where it goes.
+    pub(super) arriving: Option<(Block, Arrival)>,
     /// Blocks that are due to the peer and not in a batch yet, in its order.
     pub(super) due: VecDeque<Block>,
+}
+
+/// Where the data of an arriving block goes.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// Nowhere: we do not want it.
+    Unwanted,
+    /// To the rest of its piece.
+    InMemory,
+    /// Here, until it is whole; then to the disk.
+    InPlace(BlockBuffer),
 }
 
 /// A batch on its way out.
@@ -118,6 +130,10 @@ pub(super) struct Conn {
     pub(super) is_starved: bool,
     /// Whether a timer watches for progress inside a message.
     pub(super) is_watched: bool,
+    /// Whether we do not receive, because too much is on its way to the disk.
+    pub(super) is_paused: bool,
+    /// Whether it was so since that timer was set: then a lack of progress is ours.
+    pub(super) is_excused: bool,
 }
 
 impl Conn {
@@ -139,6 +155,8 @@ impl Conn {
             is_stall_watched: false,
             is_starved: false,
             is_watched: false,
+            is_paused: false,
+            is_excused: false,
         }
     }
 

@@ -4,19 +4,22 @@
 //! piece with the right digest to the disk, in runs as large as its files allow. Invariant: a
 //! piece is announced only after its write has ended, and written only after its digest was right.
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::connection::Phase;
+use super::connection::{Arrival, Phase};
+use super::in_place::InPlace;
 use super::table::Key;
-use super::torrent::Store;
+use super::torrent::{Store, Torrent};
 use super::{Target, Timer, Worker};
 use crate::metrics::{Direction, DisconnectReason, DiskOp};
 use crate::ring::{Driver, Op, Tag};
 use crate::storage::Error;
-use crate::swarm::{self, Payload, Verdict};
-use crate::units::{PieceIndex, to_usize};
+use crate::storage::pieces::Spares;
+use crate::swarm::{self, Payload, PeerKey, Verdict};
+use crate::units::{Block, PieceIndex, to_usize};
 use crate::wire::{self, Incoming};
 
 /// How often a message that has begun must have grown by [`wire::PROGRESS_LEN_MIN`].
@@ -77,38 +80,31 @@ impl<D: Driver> Worker<D> {
         let Some(peer) = conn.peer() else { return };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return };
-        let (now, spares) = (self.now, &mut self.spares);
+        let now = self.now;
         let mut payload_bytes = 0;
+        let mut intake = Intake {
+            now,
+            torrent_key,
+            peer_key,
+            torrent,
+            spares: &mut self.spares,
+            fresh: &mut self.fresh,
+            in_place: &mut self.in_place,
+        };
         let failed = loop {
             match peer.decoder.decode(&mut input) {
                 Ok(None) => break None,
                 Ok(Some(Incoming::Message(message))) => {
-                    if let Err(error) = torrent.swarm.handle_message(now, peer_key, message) {
+                    let swarm = &mut intake.torrent.swarm;
+                    if let Err(error) = swarm.handle_message(now, peer_key, message) {
                         break Some(why_closed(&error));
                     }
                 }
                 Ok(Some(Incoming::Payload { block, offset, data })) => {
-                    let wanted = match peer.arriving {
-                        Some((_, wanted)) => wanted,
-                        None => match torrent.swarm.handle_payload(now, peer_key, block) {
-                            Ok(verdict) => verdict == Payload::Accept,
-                            Err(error) => break Some(why_closed(&error)),
-                        },
-                    };
-                    peer.arriving = Some((block, wanted));
-                    payload_bytes += data.len() as u64;
-                    let stored =
-                        wanted && torrent.pieces.store(block, offset, data, |len| spares.take(len));
-                    // The decoder never hands out more than the block has.
-                    if u64::from(offset) + data.len() as u64 == u64::from(block.len) {
-                        peer.arriving = None;
-                        if stored {
-                            if torrent.pieces.complete(block) {
-                                self.fresh.push_back((torrent_key, block.piece));
-                            }
-                            torrent.swarm.handle_block(now, peer_key, block);
-                        }
+                    if let Err(error) = intake.take(&mut peer.arriving, block, offset, data) {
+                        break Some(why_closed(&error));
                     }
+                    payload_bytes += data.len() as u64;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the peer broke the protocol");
@@ -120,6 +116,7 @@ impl<D: Driver> Worker<D> {
         self.core.received_payload_bytes.add(payload_bytes);
         self.core.protocol_bytes[Direction::Incoming]
             .add((bytes.len() as u64).saturating_sub(payload_bytes));
+        self.write_fresh_blocks();
         self.touch_torrent(torrent_key);
         if let Some(reason) = failed {
             return self.close(key, reason);
@@ -130,36 +127,46 @@ impl<D: Driver> Worker<D> {
             }
             self.timers.set(now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
         }
-        self.receive(key);
+        self.receive_in_turn(key, torrent_key);
     }
 
     /// A message had begun: unless it is over, enough of it must have come meanwhile.
     pub(super) fn on_progress_timer(&mut self, key: Key, before: &wire::Progress) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.is_watched = false;
+        let is_excused = std::mem::replace(&mut conn.is_excused, conn.is_paused);
         let Some(progress) = conn.peer().and_then(|peer| peer.decoder.progress()) else { return };
-        if progress.is_stalled_since(before) {
+        if progress.is_stalled_since(before) && !is_excused {
             return self.close(key, DisconnectReason::Timeout);
         }
         conn.is_watched = true;
         self.timers.set(self.now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
     }
 
-    /// Tells the swarm whether a piece is good, and writes a good one.
-    pub(super) fn judge(&mut self, key: Key, piece: PieceIndex, good: bool, digests: bool) {
-        self.touch_torrent(key);
+    /// Tells the swarm whether a piece is good.
+    pub(super) fn pronounce(&mut self, key: Key, piece: PieceIndex, verdict: Verdict) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
-        if !good {
+        if matches!(verdict, Verdict::Bad(_)) {
             self.core.piece_hash_failures.add(1);
             tracing::info!(torrent = %torrent.info_hash, %piece, "a piece failed its hash");
-            let block_hashes = torrent.pieces.block_digests(piece);
-            torrent.swarm.handle_verified(self.now, piece, Verdict::Bad(block_hashes));
-            return;
+        } else {
+            self.core.pieces_verified.add(1);
         }
-        self.core.pieces_verified.add(1);
-        let block_hashes = if digests { torrent.pieces.block_digests(piece) } else { Vec::new() };
-        torrent.swarm.handle_verified(self.now, piece, Verdict::Good(block_hashes));
-        let Some(data) = torrent.pieces.remove(piece) else { return };
+        torrent.swarm.handle_verified(self.now, piece, verdict);
+        self.touch_torrent(key);
+    }
+
+    /// Judges a piece in memory, and writes it if it is good.
+    pub(super) fn judge(&mut self, key: Key, piece: PieceIndex, good: bool, digests: bool) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        let is_wanted = digests || !good;
+        let blocks = if is_wanted { torrent.pieces.block_digests(piece) } else { Vec::new() };
+        if !good {
+            return self.pronounce(key, piece, Verdict::Bad(blocks));
+        }
+        let data = torrent.pieces.remove(piece);
+        self.pronounce(key, piece, Verdict::Good(blocks));
+        let Some(data) = data else { return };
         let write = PieceWrite { torrent: key, piece, data: Rc::new(data), pending: None };
         let write_key = self.piece_writes.insert(write);
         self.write_piece(write_key);
@@ -168,7 +175,11 @@ impl<D: Driver> Worker<D> {
     /// Writes a piece to the files it lies in, if they are open.
     fn write_piece(&mut self, write_key: Key) {
         let Some(write) = self.piece_writes.get_mut(write_key) else { return };
-        let torrent_key = write.torrent;
+        let (torrent_key, piece) = (write.torrent, write.piece);
+        if self.in_place.is_writing(torrent_key, piece) {
+            // Blocks of an earlier attempt: the last of them to end starts this.
+            return;
+        }
         if self.reopen_for_writing(torrent_key) {
             // The write begins once they are open.
             return;
@@ -215,7 +226,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// Starts the writes of pieces that waited for the files to be open.
+    /// Starts the writes of pieces that waited for the files to be open, or for earlier writes.
     pub(super) fn write_waiting(&mut self, torrent: Key) {
         for write_key in self.piece_writes.keys() {
             let waits = self
@@ -294,10 +305,19 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// Bytes of pieces in memory, whatever becomes of them.
+    pub(super) fn piece_bytes(&self) -> u64 {
+        let torrents = self.active.iter().filter_map(|&key| self.torrents.get(key));
+        let keys = self.piece_writes.keys().into_iter();
+        let writes = keys.filter_map(|key| Some(self.piece_writes.get(key)?.data.len() as u64));
+        torrents.map(|torrent| torrent.pieces.bytes()).chain(writes).sum()
+    }
+
     /// Whether pieces of a torrent are on their way to the disk.
     pub(super) fn has_writes(&self, torrent: Key) -> bool {
         let of_it = |key| self.piece_writes.get(key).is_some_and(|it| it.torrent == torrent);
         self.to_hash.iter().any(|entry| entry.torrent == torrent)
+            || self.in_place.has_any_of(torrent)
             || self.piece_writes.keys().into_iter().any(of_it)
     }
 
@@ -311,21 +331,96 @@ impl<D: Driver> Worker<D> {
                 self.piece_writes.remove(write_key);
             }
         }
+        self.drop_in_place(torrent_key);
     }
 
-    /// All of a piece is in its files: from now on it is ours.
+    /// A piece is verified and in its files: from now on it is ours.
+    pub(super) fn piece_stored(&mut self, key: Key, piece: PieceIndex) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        let len = u64::from(torrent.geometry().piece_len(piece));
+        torrent.left = torrent.left.saturating_sub(len);
+        // A flush that began while this was being written did not cover it.
+        torrent.unsynced = true;
+        torrent.swarm.handle_stored(self.now, piece);
+        self.touch_torrent(key);
+    }
+
+    /// All of a piece is written.
     fn piece_written(&mut self, write_key: Key) {
         let Some(write) = self.piece_writes.remove(write_key) else { return };
-        if let Some(torrent) = self.torrents.get_mut(write.torrent) {
-            let len = u64::from(torrent.geometry().piece_len(write.piece));
-            torrent.left = torrent.left.saturating_sub(len);
-            // A flush that began while this was being written did not cover it.
-            torrent.unsynced = true;
-            torrent.swarm.handle_stored(self.now, write.piece);
-            self.touch_torrent(write.torrent);
-        }
+        self.piece_stored(write.torrent, write.piece);
         if let Ok(data) = Rc::try_unwrap(write.data) {
             self.spares.give(data);
+        }
+    }
+}
+
+/// What receives the block data of one peer.
+struct Intake<'a> {
+    now: Instant,
+    torrent_key: Key,
+    peer_key: PeerKey,
+    torrent: &'a mut Torrent,
+    spares: &'a mut Spares,
+    fresh: &'a mut VecDeque<(Key, PieceIndex)>,
+    in_place: &'a mut InPlace,
+}
+
+impl Intake<'_> {
+    /// Takes a part of a block, `offset` bytes into it; `arriving` is what had come of it before.
+    fn take(
+        &mut self,
+        arriving: &mut Option<(Block, Arrival)>,
+        block: Block,
+        offset: u32,
+        data: &[u8],
+    ) -> Result<(), swarm::Error> {
+        let mut arrival = match arriving.take() {
+            Some((_, arrival)) => arrival,
+            None => self.begin(block)?,
+        };
+        let stored = match &mut arrival {
+            Arrival::Unwanted => false,
+            Arrival::InMemory => {
+                self.torrent.pieces.store(block, offset, data, |len| self.spares.take(len))
+            }
+            Arrival::InPlace(buffer) => buffer.fill(offset, data),
+        };
+        // The decoder never hands out more than the block has.
+        if u64::from(offset) + (data.len() as u64) < u64::from(block.len) {
+            *arriving = Some((block, arrival));
+        } else if stored {
+            self.complete(block, arrival);
+        }
+        Ok(())
+    }
+
+    /// Finds out where the data of a block goes.
+    fn begin(&mut self, block: Block) -> Result<Arrival, swarm::Error> {
+        let swarm = &mut self.torrent.swarm;
+        Ok(match swarm.handle_payload(self.now, self.peer_key, block)? {
+            Payload::Discard => Arrival::Unwanted,
+            Payload::Accept => Arrival::InMemory,
+            Payload::AcceptInPlace => match self.in_place.buffer() {
+                Some(buffer) => Arrival::InPlace(buffer),
+                None => {
+                    swarm.handle_dropped(self.now, self.peer_key, block);
+                    Arrival::Unwanted
+                }
+            },
+        })
+    }
+
+    /// All of a block is here.
+    fn complete(&mut self, block: Block, arrival: Arrival) {
+        if matches!(arrival, Arrival::InMemory) && self.torrent.pieces.complete(block) {
+            self.fresh.push_back((self.torrent_key, block.piece));
+        }
+        let is_taken = self.torrent.swarm.handle_block(self.now, self.peer_key, block);
+        if let Arrival::InPlace(buffer) = arrival
+            && is_taken
+        {
+            self.in_place.add(self.torrent_key, block, buffer);
         }
     }
 }

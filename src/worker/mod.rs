@@ -12,7 +12,9 @@ mod connection;
 mod fetch;
 mod hash;
 mod health;
+mod in_place;
 pub mod mailbox;
+mod read_back;
 mod serve;
 mod table;
 #[cfg(test)]
@@ -32,6 +34,7 @@ use self::admission::{Admission, Pause};
 use self::connection::{Conn, Phase};
 use self::fetch::{PieceWrite, WriteOp};
 use self::hash::ToHash;
+use self::in_place::InPlace;
 use self::mailbox::{Letter, Report, Shared};
 use self::serve::ChunkRead;
 use self::table::{GENERATION_BITS, Key, Table};
@@ -128,6 +131,8 @@ pub struct Worker<D: Driver> {
     to_hash: VecDeque<ToHash>,
     /// Pieces of which something can be hashed; some more than once.
     fresh: VecDeque<(Key, PieceIndex)>,
+    /// Pieces for which there was no memory.
+    in_place: InPlace,
     engine: Engine,
     syncs_in_flight: usize,
     spares: Spares,
@@ -178,6 +183,8 @@ enum Target {
     Read(Key),
     Write(Key),
     Sync(Key),
+    WriteBlock(Key),
+    Check(Key),
 }
 
 impl Target {
@@ -195,6 +202,8 @@ impl Target {
             Self::Read(key) => pack(5, key),
             Self::Write(key) => pack(6, key),
             Self::Sync(key) => pack(7, key),
+            Self::WriteBlock(key) => pack(8, key),
+            Self::Check(key) => pack(9, key),
         }
     }
 
@@ -210,6 +219,8 @@ impl Target {
             5 => Self::Read(key),
             6 => Self::Write(key),
             7 => Self::Sync(key),
+            8 => Self::WriteBlock(key),
+            9 => Self::Check(key),
             _ => return None,
         })
     }
@@ -259,6 +270,7 @@ impl<D: Driver> Worker<D> {
             piece_writes: Table::default(),
             to_hash: VecDeque::new(),
             fresh: VecDeque::new(),
+            in_place: InPlace::default(),
             engine: Engine::best(),
             syncs_in_flight: 0,
             options,
@@ -327,6 +339,7 @@ impl<D: Driver> Worker<D> {
         self.scratch.due = due;
         self.hash_some();
         self.settle();
+        debug_assert!(self.piece_bytes() <= self.options.piece_bytes_max, "pieces overflow");
         self.send_reports();
     }
 
@@ -354,8 +367,14 @@ impl<D: Driver> Worker<D> {
             Event::Received { tag, result } => self.on_received(tag, result),
             Event::Sent { tag, result, held } => self.on_sent(tag, result, held),
             Event::Released { tag, copied } => self.on_released(tag, copied),
-            Event::Read { tag, result, buffer } => self.on_read(tag, result, buffer),
-            Event::Written { tag, result } => self.on_written(tag, result),
+            Event::Read { tag, result, buffer } => match Target::of(tag) {
+                Some(Target::Check(key)) => self.on_check_read(key, result, buffer),
+                _ => self.on_read(tag, result, buffer),
+            },
+            Event::Written { tag, result } => match Target::of(tag) {
+                Some(Target::WriteBlock(key)) => self.on_block_written(key, result),
+                _ => self.on_written(tag, result),
+            },
             Event::Synced { tag, result } => self.on_synced(tag, result),
             // The letters are looked at in every turn.
             Event::Woken => {}
@@ -469,7 +488,9 @@ impl<D: Driver> Worker<D> {
         self.core.peers[PeerState::Unchoked].set(unchoked);
         self.core.peers[PeerState::Snubbed].set(snubbed);
         self.spares.tidy();
-        self.core.piece_buffers_bytes.set(piece_bytes + self.spares.bytes());
+        self.in_place.tidy();
+        let bytes = piece_bytes + self.spares.bytes() + self.in_place.bytes();
+        self.core.piece_buffers_bytes.set(bytes);
     }
 
     /// Copies the ring's totals to the core's cells.
@@ -527,7 +548,8 @@ impl<D: Driver> Worker<D> {
 
     fn has_stopped(&mut self) -> bool {
         let Some(deadline) = self.stopping else { return false };
-        let writes = !self.to_hash.is_empty() || !self.piece_writes.is_empty();
+        let writes =
+            !self.to_hash.is_empty() || !self.piece_writes.is_empty() || !self.in_place.is_idle();
         if !writes && self.syncs_in_flight == 0 {
             // Whatever the last writes were, and however they ended: nothing stays unflushed.
             for key in self.torrents.keys() {

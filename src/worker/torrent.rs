@@ -287,13 +287,18 @@ impl<D: Driver> Worker<D> {
                 }
                 Action::Connect(addr) => self.connect(key, addr),
                 Action::Verify { piece, digests } => {
-                    let since = self.now;
-                    self.to_hash.push_back(ToHash { torrent: key, piece, digests, since });
+                    let entry = ToHash { torrent: key, piece, digests, since: self.now };
+                    if torrent.swarm.is_in_place(piece) {
+                        self.check_in_place(entry);
+                    } else {
+                        self.to_hash.push_back(entry);
+                    }
                 }
                 Action::Discard(piece) => {
                     if let Some(data) = torrent.pieces.remove(piece) {
                         self.spares.give(data);
                     }
+                    self.discard_in_place(key, piece);
                 }
                 Action::Ban(offender) => {
                     tracing::warn!(?offender, torrent = %torrent.info_hash, "peer banned: it sent bad data");
@@ -389,6 +394,7 @@ impl<D: Driver> Worker<D> {
             self.touch_conn(conn);
         }
         self.write_waiting(key);
+        self.write_waiting_blocks(key);
         self.touch_torrent(key);
     }
 

@@ -255,3 +255,20 @@ fn an_idle_server_ends_at_either_signal() {
         server.process.wait_ok(Duration::from_secs(10));
     }
 }
+
+#[test]
+fn what_finds_no_memory_for_a_piece_is_fetched_all_the_same() {
+    let dir = dir();
+    let dir = dir.path();
+    let content = single(dir, "large", 9_000_001, 56, &Shape::pieces_of(2 << 20));
+    let seed = Server::seed(dir, &content, "127.0.0.1:0", &[]);
+    let output = dir.join("fetched");
+    std::fs::create_dir(&output).unwrap();
+    let peer = seed.peer.to_string();
+    let mut get = seedring(&["get", "--timeout", "60", "--listen", "127.0.0.1:0", "--peer", &peer]);
+    get.arg(&content.torrent).arg("-o").arg(&output);
+    get.env("SEEDRING__ENGINE__PIECE_MEMORY", "1MiB");
+    Process::start("get", dir, &mut get).wait_ok(TRANSFER);
+    content.assert_same_in(&output);
+    seed.stop();
+}

@@ -219,7 +219,13 @@ impl World {
                 if offset == 0 && self.ends[end].arriving.is_none() {
                     let payload = self.nodes[number].swarm.handle_payload(now, key, block);
                     result = payload.map(|payload| {
-                        self.ends[end].arriving = Some((payload == Payload::Accept, Vec::new()));
+                        let mut accepted = payload != Payload::Discard;
+                        if payload == Payload::AcceptInPlace && self.rng.u32(..50) == 0 {
+                            // No room for it just now.
+                            self.nodes[number].swarm.handle_dropped(now, key, block);
+                            accepted = false;
+                        }
+                        self.ends[end].arriving = Some((accepted, Vec::new()));
                     });
                 }
                 if let Some((accepted, buffer)) = &mut self.ends[end].arriving {

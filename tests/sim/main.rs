@@ -50,6 +50,7 @@ fn plan(seed: u64) -> Plan {
         partial_pieces_max: [2, 3, 100][rng.usize(..3)],
         down: (rng.u32(..6) == 0).then_some(200_000),
         up: (rng.u32(..6) == 0).then_some(200_000),
+        piece_bytes_max: [u64::MAX, 0, 100_000][rng.usize(..3)],
         defect: Defect::None,
         stop_when_done: true,
     }
@@ -74,6 +75,7 @@ fn quiet(seed: u64) -> Plan {
         sequential: false,
         fast: true,
         partial_pieces_max: 16,
+        piece_bytes_max: u64::MAX,
         down: None,
         up: None,
         defect: Defect::None,

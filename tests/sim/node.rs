@@ -3,7 +3,7 @@
 //! A character bends what leaves the node on its way to the wire; the state machine behind it is
 //! always the product's own. Invariant: an honest node's bytes leave as its swarm said them.
 
-use seedring::swarm::{BlockDigest, Offender, Swarm};
+use seedring::swarm::{BlockDigest, Offender, Shared, Swarm};
 use seedring::units::{Block, PieceIndex};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +35,7 @@ impl Character {
 
 pub(crate) struct Node {
     pub(crate) swarm: Swarm,
+    pub(crate) shared: std::rc::Rc<Shared>,
     pub(crate) character: Character,
     pub(crate) addr: SocketAddr,
     /// Pieces on disk.

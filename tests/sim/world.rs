@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) sequential: bool,
     pub(crate) fast: bool,
     pub(crate) partial_pieces_max: usize,
+    /// Bytes of pieces that a node may have in memory; beyond it they are fetched in place.
+    pub(crate) piece_bytes_max: u64,
     pub(crate) down: Option<u64>,
     pub(crate) up: Option<u64>,
     pub(crate) defect: Defect,
@@ -182,10 +184,12 @@ impl World {
             ..Options::default()
         };
         let shared = Shared::new(None, None, Slots::Unlimited);
+        shared.piece_bytes_max.set(self.plan.piece_bytes_max);
         let disk = have.iter().map(|piece| (piece.0, self.truth(piece).to_vec())).collect();
-        let swarm = Swarm::new(self.geometry, have, options, shared);
+        let swarm = Swarm::new(self.geometry, have, options, std::rc::Rc::clone(&shared));
         self.nodes.push(Node {
             swarm,
+            shared,
             character,
             addr: SocketAddr::from(([20, 0, 0, number], 6881)),
             disk,
@@ -347,6 +351,7 @@ impl World {
             }
         }
         self.check_slots(number);
+        self.check_memory(number);
         let now = self.now();
         if let Some(at) = self.nodes[number].swarm.poll_timeout() {
             let wait = at.saturating_duration_since(now).as_nanos().div_ceil(1_000_000).max(1);
@@ -362,6 +367,13 @@ impl World {
         let unchoked = node.swarm.stats(now).unchoked;
         if node.slots.is_some_and(|slots| unchoked > slots) {
             self.violation(format!("S4: node {number} unchoked {unchoked}"));
+        }
+    }
+
+    fn check_memory(&mut self, number: usize) {
+        let used = self.nodes[number].shared.piece_bytes();
+        if used > self.plan.piece_bytes_max {
+            self.violation(format!("node {number} has {used} bytes of pieces in memory"));
         }
     }
 

@@ -8,6 +8,7 @@ mod data;
 mod fleet;
 mod handover;
 mod hostile;
+mod in_place;
 mod limits;
 mod losses;
 mod peer;
@@ -77,6 +78,8 @@ fn targets_survive_their_tags() {
         Target::Read(key),
         Target::Write(key),
         Target::Sync(key),
+        Target::WriteBlock(key),
+        Target::Check(key),
     ] {
         assert_eq!(Target::of(target.tag()), Some(target));
     }

@@ -9,9 +9,13 @@ use crate::worker::mailbox::TorrentState;
 
 /// Fetches `torrent` from one worker to another and checks what both say about it.
 fn transfer(ring: Ring, torrent: &Torrent, mode: Mode, is_cold: bool) {
-    let options = Options { mode, ..options() };
-    let seeder = Fleet::start(1, 1, ring, &options);
-    let mut leecher = Fleet::start(2, 1, ring, &options);
+    transfer_with(ring, torrent, &Options { mode, ..options() }, is_cold);
+}
+
+/// The same with any options.
+pub(super) fn transfer_with(ring: Ring, torrent: &Torrent, options: &Options, is_cold: bool) {
+    let seeder = Fleet::start(1, 1, ring, options);
+    let mut leecher = Fleet::start(2, 1, ring, options);
     if is_cold {
         torrent.make_cold();
     }
@@ -54,7 +58,7 @@ fn one_file_arrives_whole() {
 }
 
 /// Files that share pieces, tiny and empty ones, padding, and one long enough to be mapped.
-fn many_files() -> Torrent {
+pub(super) fn many_files() -> Torrent {
     let files = [
         ("0 empty", 0),
         ("1 tiny", 3),

@@ -1,10 +1,12 @@
 //! A driver that passes everything on and notes what must hold of it.
 //!
-//! Invariant checked on every push: one receive and one send in flight per connection. At the
+//! Invariants checked on every push: one receive and one send in flight per connection, and no two
+//! writes to one place of a file, for either may end first. At the
 //! end it tells which files were written to behind their last flush.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -42,14 +44,23 @@ pub(super) struct Watch<D> {
     /// The file of each write in flight, by the address of its handle.
     writes: BTreeMap<u64, usize>,
     unflushed: BTreeSet<usize>,
+    /// File and range of each write of whose end the worker does not know.
+    ranges: BTreeMap<u64, (usize, Range<u64>)>,
     /// Events that are kept back.
     held: VecDeque<Event>,
 }
 
 impl<D: Driver> Watch<D> {
     pub(super) fn new(inner: D, seen: Arc<Seen>) -> Self {
-        let (streams, writes) = (BTreeSet::new(), BTreeMap::new());
-        Self { inner, seen, streams, writes, unflushed: BTreeSet::new(), held: VecDeque::new() }
+        Self {
+            inner,
+            seen,
+            streams: BTreeSet::new(),
+            writes: BTreeMap::new(),
+            unflushed: BTreeSet::new(),
+            ranges: BTreeMap::new(),
+            held: VecDeque::new(),
+        }
     }
 }
 
@@ -62,9 +73,15 @@ impl<D: Driver> Driver for Watch<D> {
             Op::Read { .. } => {
                 self.seen.reads.fetch_add(1, Relaxed);
             }
-            Op::Write { file, .. } => {
+            Op::Write { file, offset, len, .. } => {
                 self.seen.writes.fetch_add(1, Relaxed);
-                self.writes.insert(tag.0, Rc::as_ptr(file).addr());
+                let (file, range) = (Rc::as_ptr(file).addr(), *offset..*offset + *len as u64);
+                let overlaps = |(other, it): &(usize, Range<u64>)| {
+                    *other == file && it.start < range.end && range.start < it.end
+                };
+                assert!(!self.ranges.values().any(overlaps), "two writes to {range:?}");
+                self.ranges.insert(tag.0, (file, range));
+                self.writes.insert(tag.0, file);
             }
             Op::Sync { file } => {
                 self.unflushed.remove(&Rc::as_ptr(file).addr());
@@ -105,6 +122,11 @@ impl<D: Driver> Driver for Watch<D> {
             let is_held = self.seen.holds_files.load(Relaxed) || !self.held.is_empty();
             let is_held = is_of_file && is_held;
             if is_held { &mut self.held } else { &mut *events }.push_back(event);
+        }
+        for event in &*events {
+            if let Event::Written { tag, .. } = event {
+                self.ranges.remove(&tag.0);
+            }
         }
         Ok(())
     }
