@@ -66,8 +66,6 @@ fn fetch_from_a_corrupter(ring: Ring, good: &Torrent, bad: &Torrent, at_once: bo
     let report = leecher.report();
     assert!(matches!(report, Report::Finished(_)), "{report:?}");
     assert!(core.piece_hash_failures.get() > 0, "nothing was found");
-    // It may be found guilty of several attempts.
-    assert!(core.banned_peers.get() > 0);
     assert_eq!(core.disconnects[DisconnectReason::Banned].get(), 1, "the right one");
     assert!(good.is_same_at(leecher.save_path.path()));
     assert!(leecher.stop().is_empty());
