@@ -72,10 +72,7 @@ struct FileLine {
 pub fn execute(args: &CheckArgs) -> Exit {
     let metainfo = match source::read_torrent(&args.torrent) {
         Ok(metainfo) => metainfo,
-        Err(sentence) => {
-            let exit = if args.torrent.exists() { Exit::Failure } else { Exit::NotFound };
-            return super::fail(exit, sentence);
-        }
+        Err(unreadable) => return unreadable.fail(),
     };
     let content = Arc::new(Content { metainfo, save_path: args.data.clone() });
     let checked = check_with_bar(&content);

@@ -95,7 +95,10 @@ pub fn execute(args: GetArgs) -> Exit {
 async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     let mut signals = session::Signals::new()?;
     let metainfo = tokio::select! {
-        metainfo = source::read(&args.source) => metainfo?,
+        metainfo = source::read(&args.source) => match metainfo {
+            Ok(metainfo) => metainfo,
+            Err(unreadable) => return Ok(unreadable.fail()),
+        },
         exit = signals.next() => return Ok(exit),
     };
     for warning in &metainfo.warnings {

@@ -58,7 +58,10 @@ pub fn execute(args: SeedArgs) -> Exit {
 }
 
 async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
-    let metainfo = source::read_torrent(&args.torrent)?;
+    let metainfo = match source::read_torrent(&args.torrent) {
+        Ok(metainfo) => metainfo,
+        Err(unreadable) => return Ok(unreadable.fail()),
+    };
     let mut signals = session::Signals::new()?;
     let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
     let verify = if args.trust { Verify::Trust } else { Verify::Full };

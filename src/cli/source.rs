@@ -1,8 +1,10 @@
 //! Where a torrent comes from: a file, a URL; and whether its data may be put where it should go.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::Exit;
 use crate::metainfo::Metainfo;
 
 /// Longest `.torrent` that is taken.
@@ -11,50 +13,97 @@ const TORRENT_LEN_MAX: usize = 10 * 1024 * 1024;
 /// How long a URL may take in all.
 const URL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Why there is no torrent to work with.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    exit: Exit,
+    sentence: String,
+}
+
+impl Unreadable {
+    fn new(exit: Exit, sentence: String) -> Self {
+        Self { exit, sentence }
+    }
+
+    /// Says so, and how to exit.
+    pub(super) fn fail(self) -> Exit {
+        super::fail(self.exit, self.sentence)
+    }
+}
+
 /// Reads a torrent from wherever `source` says.
-pub(super) async fn read(source: &str) -> Result<Metainfo, String> {
+pub(super) async fn read(source: &str) -> Result<Metainfo, Unreadable> {
     if source.starts_with("magnet:") {
-        return Err("magnet links are not built yet: give a .torrent file or its URL".into());
+        let sentence = "magnet links are not built yet: give a .torrent file or its URL";
+        return Err(Unreadable::new(Exit::Failure, sentence.into()));
     }
     if source.starts_with("http://") || source.starts_with("https://") {
-        let bytes =
-            fetch(source).await.map_err(|error| format!("cannot fetch {source}: {error}"))?;
-        return Metainfo::parse(&bytes).map_err(|error| format!("{source}: {error}"));
+        let bytes = fetch(source).await.map_err(|(exit, why)| {
+            Unreadable::new(exit, format!("cannot fetch {source}: {why}"))
+        })?;
+        return parse(source, &bytes);
     }
     read_torrent(Path::new(source))
 }
 
 /// Reads a `.torrent` file.
-pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, String> {
+pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unreadable> {
     let shown = path.display();
-    let len =
-        std::fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?.len();
+    let unreadable = |error: io::Error| {
+        let is_absent = error.kind() == io::ErrorKind::NotFound;
+        let exit = if is_absent { Exit::NotFound } else { Exit::Failure };
+        Unreadable::new(exit, format!("cannot read {shown}: {error}"))
+    };
+    let len = std::fs::metadata(path).map_err(unreadable)?.len();
     if len > TORRENT_LEN_MAX as u64 {
-        return Err(format!("{shown} has {len} bytes; a torrent has at most {TORRENT_LEN_MAX}"));
+        let sentence = format!("{shown} has {len} bytes; a torrent has at most {TORRENT_LEN_MAX}");
+        return Err(Unreadable::new(Exit::Failure, sentence));
     }
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    Metainfo::parse(&bytes).map_err(|error| format!("{shown}: {error}"))
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    parse(&shown.to_string(), &bytes)
+}
+
+fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unreadable> {
+    Metainfo::parse(bytes)
+        .map_err(|error| Unreadable::new(Exit::Failure, format!("{source}: {error}")))
 }
 
 /// Fetches what a URL names, up to the length of a torrent.
-async fn fetch(url: &str) -> Result<Vec<u8>, String> {
+async fn fetch(url: &str) -> Result<Vec<u8>, (Exit, String)> {
     // Somebody may have been first; which one it was makes no difference.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .user_agent(concat!("seedring/", env!("CARGO_PKG_VERSION")))
         .timeout(URL_TIMEOUT)
         .build()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| explain(&error))?;
     let request = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
-    let mut response = request.map_err(|error| error.to_string())?;
+    let mut response = request.map_err(|error| explain(&error))?;
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| explain(&error))? {
         if bytes.len() + chunk.len() > TORRENT_LEN_MAX {
-            return Err(format!("it is longer than the {TORRENT_LEN_MAX} bytes of a torrent"));
+            let sentence = format!("it is longer than the {TORRENT_LEN_MAX} bytes of a torrent");
+            return Err((Exit::Failure, sentence));
         }
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
+}
+
+/// The exit code for an error of HTTP, and its innermost cause.
+fn explain(error: &reqwest::Error) -> (Exit, String) {
+    let exit = match error.status().map(|status| status.as_u16()) {
+        Some(404 | 410) => Exit::NotFound,
+        Some(401 | 403) => Exit::Auth,
+        Some(_) => Exit::Failure,
+        None if error.is_connect() || error.is_timeout() => Exit::Unreachable,
+        None => Exit::Failure,
+    };
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    (exit, cause.to_string())
 }
 
 /// Looks at what lies where the torrent's files will be: a file of another size is another file,
@@ -125,8 +174,8 @@ mod tests {
     fn what_is_no_torrent_is_refused_with_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.torrent");
-        assert!(read_torrent(&path).unwrap_err().contains("x.torrent"));
+        assert!(read_torrent(&path).unwrap_err().sentence.contains("x.torrent"));
         std::fs::write(&path, b"hello").unwrap();
-        assert!(read_torrent(&path).unwrap_err().contains("x.torrent"));
+        assert!(read_torrent(&path).unwrap_err().sentence.contains("x.torrent"));
     }
 }

@@ -22,7 +22,7 @@ pub fn settings(config: &Config) -> Settings {
     let mut torrent = swarm::Options {
         slots: limit(config.limits.slots_per_torrent).map_or(Slots::Unlimited, Slots::Limited),
         connections_max: config.net.connections_per_torrent as usize,
-        allow_local: listen.iter().any(|&ip| swarm::is_local(ip)) || !allow.is_empty(),
+        local: Some(policy.clone()),
         ..swarm::Options::default()
     };
     let named = |choker: &&&dyn choker::Choker| choker.name() == config.engine.choker;

@@ -9,7 +9,7 @@ use super::options::{CONTACTS_MAX, RECENT_MAX, RECENT_TTL};
 use super::peer::{Error, Peer, PeerInit, PeerKey, Pieces, Refused};
 use super::{Action, Source, Swarm, key_of};
 use crate::wire::Message;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Two connections made towards each other at the same time: both sides keep the one that the
@@ -51,6 +51,11 @@ impl Swarm {
         Ok(key)
     }
 
+    /// Whether a local address is one of those that are welcome.
+    fn welcomes(&self, ip: IpAddr) -> bool {
+        self.options.local.as_ref().is_none_or(|policy| policy.permits(ip).is_ok())
+    }
+
     fn admit(&mut self, now: Instant, init: &PeerInit) -> Result<(), Refused> {
         let local = is_local(init.addr.ip());
         if init.peer_id == self.options.peer_id {
@@ -59,7 +64,7 @@ impl Swarm {
         if self.bans.holds(now, init.addr) {
             return Err(Refused::Banned);
         }
-        if local && !self.options.allow_local && !init.outgoing {
+        if local && !init.outgoing && !self.welcomes(init.addr.ip()) {
             return Err(Refused::LocalAddress);
         }
         if self.by_addr.contains_key(&init.addr) {
@@ -169,7 +174,7 @@ impl Swarm {
             let local = is_local(addr.ip());
             // What the operator names is meant; a neighbour found locally has a local address.
             let trusted = matches!(source, Source::Operator | Source::Lsd);
-            let welcome = !local || self.options.allow_local || trusted;
+            let welcome = !local || trusted || self.welcomes(addr.ip());
             if welcome && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie);

@@ -6,6 +6,7 @@
 
 use super::choker::{Choker, Phase, Slots, default_of};
 use crate::rate::Bucket;
+use crate::tracker::AddressPolicy;
 use crate::units::{InfoHash, PeerId};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -102,8 +103,9 @@ pub struct Options {
     pub connections_max: usize,
     /// Connected peers of one public address.
     pub connections_per_ip_max: usize,
-    /// Loopback and private addresses are welcome, and told apart by address and port.
-    pub allow_local: bool,
+    /// Which loopback and private addresses are welcome; `None` for all. They are told apart by
+    /// address and port.
+    pub local: Option<AddressPolicy>,
     /// Pieces that may be under way in memory, buffered or being written at once; at least 2.
     /// Those that are fetched in place come on top.
     pub partial_pieces_max: usize,
@@ -141,7 +143,7 @@ impl Default for Options {
             down: None,
             connections_max: 10_000,
             connections_per_ip_max: 8,
-            allow_local: true,
+            local: None,
             partial_pieces_max: 64,
             snub_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(60),
