@@ -420,13 +420,17 @@ impl Engine {
         if let Some(error) = error {
             // What a torrent had when its files failed it first is what counts.
             let is_first = self.torrents.get(&info_hash)?.trial.had().is_none();
-            return self.fail(&info_hash, error, is_first.then_some(Had { have, known }));
+            return self.fail(
+                &info_hash,
+                error,
+                is_first.then_some(Had { have, known, is_settled: true }),
+            );
         }
         let torrent = self.torrents.get_mut(&info_hash)?;
         if torrent.error.take().is_some() {
             tracing::info!(torrent = %info_hash, "its files can be used again: the torrent goes on");
         }
-        torrent.trial = Trial::new();
+        torrent.trial.succeed();
         let home = (0..self.loads.len()).min_by_key(|&worker| self.loads[worker]).unwrap_or(0);
         torrent.home = Some(home);
         let totals = Arc::clone(&torrent.totals);

@@ -60,6 +60,12 @@ impl Trial {
         self.had.as_deref()
     }
 
+    /// Its files can be used again. How long the check took still counts: they may fail anew at
+    /// the first write.
+    pub(super) fn succeed(&mut self) {
+        *self = Self { check_took: self.check_took, ..Self::new() };
+    }
+
     /// Notes how long the check took.
     pub(super) fn end_check(&mut self) {
         if let Some(begun) = self.check_begun.take() {

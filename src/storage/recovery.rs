@@ -31,6 +31,8 @@ pub struct Had {
     /// Its files, in the order of the layout, as they were when they were last known to be right;
     /// `None` or shorter where that is not known.
     pub known: Vec<Option<Identity>>,
+    /// Their times count: we have not written to them since.
+    pub is_settled: bool,
 }
 
 /// Whether the files of a torrent that failed could be used again: those it had are there, all can
@@ -113,7 +115,15 @@ pub fn judge(content: &Content, had: Option<&Had>, checked: &Checked) -> Option<
     }
     let geometry = content.metainfo.geometry;
     for (entry, report) in layout.files().zip(&checked.files) {
-        let Some(found) = report.identity else { continue };
+        let known = had.and_then(|had| Some((had, had.known.get(entry.index).copied().flatten()?)));
+        let was_complete = known.is_some_and(|(had, _)| is_within(&entry, geometry, &had.have));
+        let Some(found) = report.identity else {
+            if was_complete {
+                // It has gone since the probe: the disk may have, too.
+                return Some(Error::Missing { path: path(entry.index).display().to_string() });
+            }
+            continue;
+        };
         if report.state == FileState::Long && !is_confirmed(&entry, geometry, &checked.have) {
             let reason = format!(
                 "it has {} bytes where the torrent has {}, and not its data: \
@@ -123,13 +133,10 @@ pub fn judge(content: &Content, had: Option<&Had>, checked: &Checked) -> Option<
             let path = path(entry.index).display().to_string();
             return Some(Error::Refused { path, reason });
         }
-        let Some(had) = had else { continue };
-        let Some(known) = had.known.get(entry.index).copied().flatten() else { continue };
-        let is_same = if is_within(&entry, geometry, &had.have) {
-            found == known
-        } else {
-            (found.dev, found.ino) == (known.dev, known.ino)
-        };
+        let Some((had, known)) = known else { continue };
+        let is_same = (found.dev, found.ino) == (known.dev, known.ino)
+            && (!was_complete || found.size == known.size)
+            && (!was_complete || !had.is_settled || found == known);
         let is_lost = |&piece: &PieceIndex| had.have.has(piece) && !checked.have.has(piece);
         if !is_same && pieces_of(&entry, geometry).any(|piece| is_lost(&piece)) {
             return Some(Error::Replaced { path: path(entry.index).display().to_string() });

@@ -120,7 +120,9 @@ impl<D: Driver> Worker<D> {
             Store::Open(open) => open.identities(),
             _ => torrent.known.clone(),
         };
-        let had = Box::new(Had { have: torrent.swarm.bitfield().clone(), known });
+        let have = torrent.swarm.bitfield().clone();
+        let is_settled = torrent.finished && torrent.is_confirmed && !torrent.unsynced;
+        let had = Box::new(Had { have, known, is_settled });
         self.reports.push_back(Report::Failed(torrent.info_hash, error, had));
         self.release_store(store);
         self.close_peers(key, DisconnectReason::Storage);

@@ -163,7 +163,6 @@ impl<D: Driver> Worker<D> {
     fn refuse(&mut self, conn: Key, torrent_key: Key, peer_key: PeerKey, block: Block) {
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return };
         torrent.swarm.handle_unsendable(self.now, peer_key, block);
-        self.core.requests[RequestResult::Rejected].add(1);
         self.touch_torrent(torrent_key);
         // What it asked for behind this one is still due.
         self.touch_conn(conn);
@@ -393,7 +392,7 @@ impl<D: Driver> Worker<D> {
 
     /// Memory for cold reads may be free: some of those that found none try again, in the order in
     /// which they came. Each one that gets on ends in a send or a read, which wakes the next.
-    fn wake_starved(&mut self) {
+    pub(super) fn wake_starved(&mut self) {
         let mut left = STARVED_WAKES_MAX;
         while left > 0
             && let Some(key) = self.starved.pop_front()

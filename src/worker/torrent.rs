@@ -248,6 +248,8 @@ impl<D: Driver> Worker<D> {
             }
             let geometry = torrent.geometry();
             self.chunks.forget(key.slot, |chunk| chunk_len(geometry, chunk));
+            // What waits for memory may have it now.
+            self.wake_starved();
         }
     }
 
@@ -422,7 +424,7 @@ impl<D: Driver> Worker<D> {
             return self.close_idle_files(key);
         }
         // While pieces are written, the times of the files change by our own hand.
-        let only_names = !torrent.finished || torrent.unsynced;
+        let only_names = !torrent.finished || !torrent.is_confirmed || torrent.unsynced;
         let identities = open.identities();
         let content = Arc::clone(&torrent.content);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);

@@ -31,7 +31,7 @@ fn case() -> (Case, Had) {
     let checked = case.check();
     assert!(checked.is_complete());
     let known = checked.files.iter().map(|file| file.identity).collect();
-    (case, Had { have: checked.have, known })
+    (case, Had { have: checked.have, known, is_settled: true })
 }
 
 impl Case {
