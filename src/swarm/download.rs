@@ -72,6 +72,13 @@ impl Swarm {
         Ok(if is_in_place { Payload::AcceptInPlace } else { Payload::Accept })
     }
 
+    /// Whether `block` is still the one that the peer brings.
+    pub fn awaits(&self, key: PeerKey, block: Block) -> bool {
+        let partial = self.partials.get(&block.piece);
+        let slot = partial.and_then(|partial| partial.slot(Self::block_index(block)));
+        slot == Some(Slot::Arriving(key))
+    }
+
     /// A block that had begun to arrive will not be whole.
     pub(super) fn unreceive(&mut self, key: PeerKey, block: Block) {
         let index = Self::block_index(block);

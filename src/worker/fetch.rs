@@ -376,6 +376,8 @@ impl Intake<'_> {
         data: &[u8],
     ) -> Result<(), swarm::Error> {
         let mut arrival = match arriving.take() {
+            // Its piece may have been begun anew, and the block be somebody else's by now.
+            Some(_) if !self.torrent.swarm.awaits(self.peer_key, block) => Arrival::Unwanted,
             Some((_, arrival)) => arrival,
             None => self.begin(block)?,
         };
@@ -413,14 +415,17 @@ impl Intake<'_> {
 
     /// All of a block is here.
     fn complete(&mut self, block: Block, arrival: Arrival) {
-        if matches!(arrival, Arrival::InMemory) && self.torrent.pieces.complete(block) {
-            self.fresh.push_back((self.torrent_key, block.piece));
+        if !self.torrent.swarm.handle_block(self.now, self.peer_key, block) {
+            return;
         }
-        let is_taken = self.torrent.swarm.handle_block(self.now, self.peer_key, block);
-        if let Arrival::InPlace(buffer) = arrival
-            && is_taken
-        {
-            self.in_place.add(self.torrent_key, block, buffer);
+        match arrival {
+            Arrival::InMemory => {
+                if self.torrent.pieces.complete(block) {
+                    self.fresh.push_back((self.torrent_key, block.piece));
+                }
+            }
+            Arrival::InPlace(buffer) => self.in_place.add(self.torrent_key, block, buffer),
+            Arrival::Unwanted => {}
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Pieces with bytes to hash enter, verdicts leave for the swarm. As many pieces as the processor
 //! takes at once are hashed in step, of whatever torrents, best while their blocks are in its
 //! cache; with fewer, a whole piece waits a moment for others. Invariant: a turn hashes a bounded
-//! number of bytes, and a whole piece is judged however few others there are.
+//! number of bytes, the blocks of a bad piece aside, and a whole piece is judged however few others
+//! there are.
 
 use std::time::{Duration, Instant};
 
