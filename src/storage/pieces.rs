@@ -239,13 +239,12 @@ pub fn hash_together(engine: Engine, pieces: &mut [OpenPiece], len_max: usize) -
     let pieces = &mut pieces[..count];
     let len = pieces.iter().map(|piece| piece.hashable().map_or(0, <[u8]>::len)).min();
     let len = len.unwrap_or(0).min(len_max.next_multiple_of(STEP_LEN));
-    let (mut streams, mut chunks) = (Vec::with_capacity(count), Vec::with_capacity(count));
-    for piece in pieces {
-        chunks.push(&piece.data[piece.hashed_len..][..len]);
-        streams.push(&mut piece.stream);
+    let mut lanes = [const { None }; STREAMS_MAX];
+    for (lane, piece) in lanes.iter_mut().zip(pieces) {
+        *lane = Some((&mut piece.stream, &piece.data[piece.hashed_len..][..len]));
         piece.hashed_len += len;
     }
-    sha1::update_together(engine, &mut streams, &chunks);
+    sha1::update_together(engine, &mut lanes);
     len * count
 }
 

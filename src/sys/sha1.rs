@@ -241,23 +241,22 @@ impl Stream {
     }
 }
 
-/// Appends `chunks[i]` to `streams[i]`, all of them in step.
+/// Appends its bytes to each stream, all of them in step.
 ///
 /// # Panics
-/// Unless there is one chunk for each of at most [`STREAMS_MAX`] streams, all of one length that is
-/// a multiple of 64.
-pub fn update_together(engine: Engine, streams: &mut [&mut Stream], chunks: &[&[u8]]) {
-    let len = chunks.first().map_or(0, |chunk| chunk.len());
-    assert!(streams.len() == chunks.len() && chunks.len() <= STREAMS_MAX, "one chunk for each");
-    assert!(len.is_multiple_of(STEP_LEN) && chunks.iter().all(|chunk| chunk.len() == len));
+/// Unless all have the same number of bytes, a multiple of 64.
+pub fn update_together(engine: Engine, lanes: &mut [Option<(&mut Stream, &[u8])>; STREAMS_MAX]) {
     let mut states = [START; STREAMS_MAX];
     let mut steps: [&[Step]; STREAMS_MAX] = [&[]; STREAMS_MAX];
-    for (at, (stream, chunk)) in streams.iter().zip(chunks).enumerate() {
-        states[at] = stream.state;
-        steps[at] = chunk.as_chunks().0;
+    let (mut count, mut len) = (0, 0);
+    for (stream, bytes) in lanes.iter().flatten() {
+        assert!(count == 0 || bytes.len() == len, "lanes of one length");
+        assert!(bytes.len().is_multiple_of(STEP_LEN), "whole steps");
+        (states[count], steps[count]) = (stream.state, bytes.as_chunks().0);
+        (count, len) = (count + 1, bytes.len());
     }
-    engine.compress(&mut states[..streams.len()], &steps[..streams.len()]);
-    for (stream, state) in streams.iter_mut().zip(states) {
+    engine.compress(&mut states[..count], &steps[..count]);
+    for ((stream, _), state) in lanes.iter_mut().flatten().zip(states) {
         stream.state = state;
         stream.len += len as u64;
     }

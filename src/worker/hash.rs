@@ -73,7 +73,8 @@ impl<D: Driver> Worker<D> {
         if !is_due && !self.can_fill_lanes() {
             return 0;
         }
-        let (mut group, mut lent) = (Vec::with_capacity(width), Vec::with_capacity(width));
+        let mut group = std::mem::take(&mut self.scratch.hash_group);
+        let mut lent = std::mem::take(&mut self.scratch.hash_lent);
         if is_due {
             for at in 0..self.to_hash.len() {
                 if lent.len() == width {
@@ -95,7 +96,7 @@ impl<D: Driver> Worker<D> {
         } else {
             0
         };
-        for ((key, piece), open) in group.into_iter().zip(lent) {
+        for ((key, piece), open) in group.drain(..).zip(lent.drain(..)) {
             if open.has_more() {
                 self.fresh.push_back((key, piece));
             }
@@ -103,6 +104,7 @@ impl<D: Driver> Worker<D> {
                 torrent.pieces.take_back(piece, open);
             }
         }
+        (self.scratch.hash_group, self.scratch.hash_lent) = (group, lent);
         hashed
     }
 

@@ -46,7 +46,7 @@ use crate::metrics::{
 use crate::ring::{Driver, Event, Handle, Op, OpKind, Tag};
 use crate::storage::Mode;
 use crate::storage::chunks::Chunks;
-use crate::storage::pieces::Spares;
+use crate::storage::pieces::{OpenPiece, Spares};
 use crate::storage::residency::Residency;
 use crate::swarm;
 use crate::swarm::choker::Slots;
@@ -150,6 +150,8 @@ struct Scratch {
     blocks: Vec<crate::units::Block>,
     due: Vec<Timer>,
     dirty: Vec<Key>,
+    hash_group: Vec<(Key, PieceIndex)>,
+    hash_lent: Vec<OpenPiece>,
 }
 
 /// What a timer of the wheel is for.
