@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::ports::{self, Ports};
-use super::retry::{CheckResult, Probed, Trial};
+use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
 use super::start::{choose_cores, fitting_connections, new_peer_id, start_workers};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, HashReason, Registry};
@@ -34,8 +34,8 @@ const REPORTS_MAX: usize = 4096;
 /// Letters that may wait for workers before further addresses of peers are dropped.
 const UNSENT_MAX: usize = 16 * 1024;
 
-/// Threads for opening, reserving and comparing files.
-const FILE_THREADS: usize = 2;
+/// Threads for opening, reserving and comparing the files of torrents that are well.
+pub(super) const FILE_THREADS: usize = 2;
 
 /// How long `shutdown` gives the trackers and the workers, together within the 10 s promised.
 const TRACKERS_STOP: Duration = Duration::from_secs(5);
@@ -191,6 +191,8 @@ pub struct Engine {
     pub(super) checker: Checker,
     pub(super) checked: (mpsc::Sender<CheckResult>, mpsc::Receiver<CheckResult>),
     pub(super) probed: (mpsc::Sender<Probed>, mpsc::Receiver<Probed>),
+    /// Threads that look at the files of torrents in error, and at no others.
+    pub(super) probes: Blocking,
     /// Torrents that their files failed, by when they are tried again.
     pub(super) trials: BTreeMap<Instant, Vec<InfoHash>>,
     /// The cells of this thread.
@@ -217,7 +219,7 @@ impl Engine {
             directory: Arc::new(Directory::default()),
             mailboxes: Arc::new(OnceLock::new()),
             reports: reports_in,
-            blocking: Blocking::start(FILE_THREADS).map_err(StartError::Thread)?,
+            blocking: Blocking::start("files", FILE_THREADS).map_err(StartError::Thread)?,
         };
         let listeners = std::mem::take(&mut ports.listeners);
         start_workers(&settings, &shared, &registry, &cores, listeners)?;
@@ -243,6 +245,7 @@ impl Engine {
             checker,
             checked: mpsc::channel(REPORTS_MAX),
             probed: mpsc::channel(REPORTS_MAX),
+            probes: Blocking::start("probe", PROBE_THREADS).map_err(StartError::Thread)?,
             trials: BTreeMap::new(),
             trackers,
             found,

@@ -14,3 +14,6 @@ mod retry;
 pub mod run;
 pub mod settings;
 mod start;
+
+#[cfg(test)]
+mod tests;

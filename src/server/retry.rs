@@ -2,7 +2,8 @@
 //!
 //! Errors of files enter; a torrent leaves its worker and its trackers, and comes back once its
 //! files can be opened and its data was checked again. Invariant: a torrent in error is announced
-//! to nobody, and costs a look at its files now and then, on a thread that may block.
+//! to nobody, and costs a look at its files now and then, on a thread that may block and that no
+//! torrent without an error waits for.
 
 use std::io::ErrorKind::NotFound;
 use std::sync::Arc;
@@ -19,9 +20,13 @@ use crate::worker::mailbox::{Letter, TorrentState};
 /// of the time.
 const CHECK_SHARE: u32 = 10;
 
-/// Torrents that are tried again per tick of the engine, so that their looks at the files do not
-/// keep the threads for files from everybody else.
+/// Torrents that are tried again per tick of the engine, so that their looks at the files come to
+/// the disks a few at a time.
 const TRIALS_PER_TICK: usize = 16;
+
+/// Threads for looking at the files of torrents in error. A mount that does not answer may hold all
+/// of them: then the others in error wait too, but nobody who is well.
+pub(super) const PROBE_THREADS: usize = 2;
 
 /// What a check found.
 pub(super) struct CheckResult {
@@ -177,7 +182,7 @@ impl Engine {
             // If the engine has gone nobody wants the answer.
             let _ = results.blocking_send((info_hash, result));
         });
-        if self.shared.blocking.run(job).is_err() {
+        if self.probes.run(job).is_err() {
             self.try_later(info_hash);
         }
     }

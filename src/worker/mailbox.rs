@@ -263,7 +263,8 @@ pub struct Shared {
 /// Work that may block, run elsewhere.
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// The door to the threads that open, reserve, stat and close files.
+/// The door to a few threads that may block on a disk: those that open, reserve, stat and close
+/// files, or those that look at the files of torrents in error.
 #[derive(Clone, Debug)]
 pub struct Blocking {
     jobs: SyncSender<Job>,
@@ -273,13 +274,13 @@ pub struct Blocking {
 pub const JOBS_MAX: usize = 1024;
 
 impl Blocking {
-    /// Starts `thread_count` threads; they end when every door is gone.
-    pub fn start(thread_count: usize) -> std::io::Result<Self> {
+    /// Starts `thread_count` threads, called `name` and a number; they end when every door is gone.
+    pub fn start(name: &str, thread_count: usize) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel::<Job>(JOBS_MAX);
         let queue = Arc::new(std::sync::Mutex::new(queue));
         for number in 0..thread_count {
             let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("files-{number}")).spawn(move || {
+            std::thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
                 loop {
                     let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     match job {

@@ -63,7 +63,7 @@ impl Fleet {
             directory: Arc::new(Directory::default()),
             mailboxes: Arc::new(OnceLock::new()),
             reports: reports_in,
-            blocking: Blocking::start(1).unwrap(),
+            blocking: Blocking::start("files", 1).unwrap(),
         };
         let mut mailboxes = Vec::new();
         let mut members = Vec::new();
