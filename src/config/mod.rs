@@ -126,8 +126,8 @@ pub struct Storage {
     /// `auto`: map large files where mapping works; `map`: map all; `read`: map none. Default:
     /// `auto`.
     pub mode: StorageMode,
-    /// After how many seconds a torrent that stopped because of its files is tried again. Default:
-    /// 60.
+    /// After how many seconds a torrent that stopped because of its files is tried again; each
+    /// trial in a row that fails doubles the wait, up to an hour or so. Default: 60.
     pub retry_seconds: u32,
 }
 

@@ -16,9 +16,15 @@ use crate::sys::{clock, file::Identity};
 use crate::units::{Bitfield, InfoHash};
 use crate::worker::mailbox::{Letter, TorrentState};
 
-/// A torrent whose checks take long is tried less often: they take at most one part in this many
-/// of the time.
+/// The longest wait that failures in a row lead to, unless the first wait or the checks are longer.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// A torrent whose checks take long and are in vain is tried less often: they take at most one part
+/// in this many of the time, and after many in a row one in [`CHECK_SHARE_LATE`].
 const CHECK_SHARE: u32 = 10;
+
+/// See [`CHECK_SHARE`].
+const CHECK_SHARE_LATE: u32 = 100;
 
 /// Torrents that are tried again per tick of the engine, so that their looks at the files come to
 /// the disks a few at a time.
@@ -51,13 +57,66 @@ pub(super) struct Trial {
     /// When it is tried again.
     at: Option<Instant>,
     check_begun: Option<Instant>,
+    /// How long the check of the last trial took; nothing if it did not get that far.
     check_took: Duration,
+    pub(super) patience: Patience,
+}
+
+/// How long a torrent in error is left alone: twice as long after every failure in a row.
+#[derive(Default)]
+pub(super) struct Patience {
+    /// Failures since it was last well for good.
+    failure_count: u32,
+    /// The last wait.
+    pub(super) wait: Duration,
+    /// Since when its files can be used again.
+    well_since: Option<Instant>,
+}
+
+impl Patience {
+    /// How long to wait after one more failure: `first`, and longer if it is not the first in a
+    /// row. `check_took` is what the check before it cost. One that fails again sooner than its
+    /// last trial was worth was never well: it may fail at the first write each time.
+    pub(super) fn handle_failure(
+        &mut self,
+        now: Instant,
+        first: Duration,
+        check_took: Duration,
+    ) -> Duration {
+        let check_share = check_took.saturating_mul(CHECK_SHARE);
+        let was_well = self.well_since.take().is_some_and(|since| {
+            now.saturating_duration_since(since) >= self.wait.max(check_share)
+        });
+        if was_well {
+            self.failure_count = 0;
+        }
+        self.wait = if self.failure_count == 0 {
+            first
+        } else {
+            let least = first.max(check_share);
+            let most = least.max(RETRY_MAX).max(check_took.saturating_mul(CHECK_SHARE_LATE));
+            least.saturating_mul(2_u32.saturating_pow(self.failure_count)).min(most)
+        };
+        self.failure_count = self.failure_count.saturating_add(1);
+        self.wait
+    }
+
+    /// Its files can be used again.
+    pub(super) fn handle_success(&mut self, now: Instant) {
+        self.well_since = Some(now);
+    }
 }
 
 impl Trial {
     /// Of a torrent that is well.
     pub(super) fn new() -> Self {
-        Self { had: None, at: None, check_begun: None, check_took: Duration::ZERO }
+        Self {
+            had: None,
+            at: None,
+            check_begun: None,
+            check_took: Duration::ZERO,
+            patience: Patience::default(),
+        }
     }
 
     /// What the torrent had before its files failed it.
@@ -65,10 +124,11 @@ impl Trial {
         self.had.as_deref()
     }
 
-    /// Its files can be used again. How long the check took still counts: they may fail anew at
-    /// the first write.
+    /// Its files can be used again. What that took still counts: they may fail anew at the first
+    /// write.
     pub(super) fn succeed(&mut self) {
-        *self = Self { check_took: self.check_took, ..Self::new() };
+        (self.had, self.at, self.check_begun) = (None, None, None);
+        self.patience.handle_success(clock::now());
     }
 
     /// Notes how long the check took.
@@ -123,7 +183,9 @@ impl Engine {
     ) -> Option<Event> {
         let retry = self.settings.retry;
         let torrent = self.torrents.get_mut(info_hash)?;
-        let wait = retry.max(torrent.trial.check_took.saturating_mul(CHECK_SHARE));
+        let now = clock::now();
+        let check_took = torrent.trial.check_took;
+        let wait = torrent.trial.patience.handle_failure(now, retry, check_took);
         if torrent.error.as_ref().is_none_or(|before| !before.is_like(&error)) {
             tracing::error!(torrent = %info_hash, %error, "torrent stopped");
         }
@@ -132,7 +194,7 @@ impl Engine {
         if let Some(had) = had {
             torrent.trial.had = Some(Arc::new(had));
         }
-        let at = clock::now() + wait;
+        let at = now + wait;
         torrent.trial.at = Some(at);
         let home = torrent.home.take();
         self.trials.entry(at).or_default().push(*info_hash);
@@ -176,6 +238,7 @@ impl Engine {
         }
         let (content, fetch) = (Arc::clone(&torrent.content), torrent.fetch);
         let Some(had) = torrent.trial.had.clone() else { return };
+        torrent.trial.check_took = Duration::ZERO;
         let results = self.probed.0.clone();
         let job = Box::new(move || {
             let result = recovery::probe(&content, &had, fetch);

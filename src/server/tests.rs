@@ -6,12 +6,13 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use super::engine::{Add, Engine, Event, Settings, Verify};
+use super::retry::Patience;
 use super::settings::settings;
 use crate::config::Config;
 use crate::metainfo::{CreateOptions, Metainfo, create};
 use crate::storage::Error;
 use crate::storage::recovery::Had;
-use crate::sys::process;
+use crate::sys::{clock, process};
 use crate::units::{Bitfield, InfoHash};
 
 /// How long anything may take here before it counts as never.
@@ -83,6 +84,65 @@ fn looks_at_failed_files_do_not_take_the_threads_of_others() {
         assert!(matches!(next(&mut engine).await, Event::Checked { is_complete: true, .. }));
         assert!(engine.torrent(&info_hash).unwrap().error.is_none());
         drop(until);
+        engine.shutdown().await;
+    });
+}
+
+#[test]
+fn failures_in_a_row_double_the_wait_up_to_a_limit() {
+    let seconds = Duration::from_secs;
+    let (mut now, first, none) = (clock::now(), seconds(60), Duration::ZERO);
+    let mut patience = Patience::default();
+    // The first wait is as promised, however long the check that brought it took.
+    let mut fail = |patience: &mut Patience, check_took| {
+        let wait = patience.handle_failure(now, first, check_took);
+        now += wait;
+        (wait.as_secs(), now)
+    };
+    assert_eq!(fail(&mut patience, seconds(600)).0, 60);
+    for wait in [120, 240, 480, 960, 1920, 3600, 3600] {
+        assert_eq!(fail(&mut patience, none).0, wait);
+    }
+    let (_, then) = fail(&mut patience, none);
+    // Well for a moment only: it is as it was.
+    patience.handle_success(then);
+    assert_eq!(patience.handle_failure(then + seconds(9), first, none).as_secs(), 3600);
+    // Well for as long as it had waited: it is forgotten.
+    patience.handle_success(then);
+    assert_eq!(patience.handle_failure(then + seconds(3600), first, none).as_secs(), 60);
+    // Long checks in vain take a tenth of the time, and less and less.
+    for wait in [2 * 6000, 4 * 6000, 8 * 6000, 60_000, 60_000] {
+        assert_eq!(patience.handle_failure(then, first, seconds(600)).as_secs(), wait);
+    }
+    // One that can be told to wait longer than the limit does so.
+    let mut patience = Patience::default();
+    for _ in 0..70 {
+        assert_eq!(patience.handle_failure(now, seconds(7200), none).as_secs(), 7200);
+    }
+}
+
+#[test]
+fn a_torrent_that_is_refused_for_good_is_tried_less_and_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let (metainfo, path) = torrent(dir.path(), "one", 2);
+    block_on(async {
+        let mut engine = Engine::start(impatient()).unwrap();
+        let info_hash = seed(&mut engine, metainfo, dir.path()).await;
+        let aside = dir.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        let wait = |engine: &Engine| engine.torrent(&info_hash).unwrap().trial.patience.wait;
+        fail(&mut engine, &info_hash, error());
+        let mut waits = vec![wait(&engine).as_millis()];
+        for _ in 0..3 {
+            assert!(matches!(next(&mut engine).await, Event::Failed(..)));
+            waits.push(wait(&engine).as_millis());
+        }
+        assert_eq!(waits, [10, 20, 40, 80]);
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        while !matches!(next(&mut engine).await, Event::Checked { is_complete: true, .. }) {}
+        assert!(engine.torrent(&info_hash).unwrap().error.is_none());
         engine.shutdown().await;
     });
 }
