@@ -408,7 +408,10 @@ impl Engine {
         let (have_count, piece_count) = (have.count(), have.len());
         let is_complete = have.is_complete() && is_whole;
         let event = Event::Checked { info_hash, have_count, piece_count, is_complete };
-        if !is_complete && !torrent.fetch && error.is_none() {
+        let is_short = !is_complete && !torrent.fetch;
+        // Its files failed it and the data is not back: there is nobody who could fetch it.
+        let error = error.or_else(|| torrent.error.clone().filter(|_| is_short));
+        if is_short && error.is_none() {
             return Some(event);
         }
         let content = Arc::clone(&torrent.content);

@@ -156,7 +156,9 @@ impl Engine {
             for error in checked.errors.iter().filter(|error| !is_absent(error)) {
                 tracing::warn!(torrent = %info_hash, %error, "while checking");
             }
-            let judged = fetch.then(|| recovery::judge(&data, had.as_deref(), &checked)).flatten();
+            // One that only serves has nothing to lose here, until it had something.
+            let judges = fetch || had.is_some();
+            let judged = judges.then(|| recovery::judge(&data, had.as_deref(), &checked)).flatten();
             let is_there = checked.is_complete();
             let known = checked.files.iter().map(|file| file.identity).collect();
             let verify::Checked { have, bytes_hashed, hash_time, cancelled, .. } = checked;

@@ -146,3 +146,27 @@ fn a_torrent_that_is_refused_for_good_is_tried_less_and_less() {
         engine.shutdown().await;
     });
 }
+
+#[test]
+fn a_torrent_that_only_serves_waits_until_its_data_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (metainfo, path) = torrent(dir.path(), "one", 3);
+    let right = fs::read(&path).unwrap();
+    block_on(async {
+        let mut engine = Engine::start(impatient()).unwrap();
+        let info_hash = seed(&mut engine, metainfo, dir.path()).await;
+        // The file is there again, can be opened, and holds something else.
+        fs::write(&path, vec![0; right.len()]).unwrap();
+        fail(&mut engine, &info_hash, error());
+        for _ in 0..2 {
+            let event = next(&mut engine).await;
+            assert!(matches!(event, Event::Failed(..)), "{event:?}");
+            assert_eq!(engine.torrent(&info_hash).unwrap().home, None);
+        }
+        fs::write(&path, right).unwrap();
+        while !matches!(next(&mut engine).await, Event::Checked { is_complete: true, .. }) {}
+        let torrent = engine.torrent(&info_hash).unwrap();
+        assert!(torrent.error.is_none() && torrent.home.is_some());
+        engine.shutdown().await;
+    });
+}
