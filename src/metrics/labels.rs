@@ -172,7 +172,7 @@ labels! {
         PrefixRate "prefix_rate",
         /// It was closed at once, there is no descriptor for it.
         NoDescriptor "no_descriptor",
-        /// The kernel could not give it to us; accepting pauses.
+        /// The kernel could not give it to us, and accepting pauses; or it was dead on arrival.
         Error "error",
     }
 

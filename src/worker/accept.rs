@@ -93,7 +93,10 @@ impl<D: Driver> Worker<D> {
             return;
         }
         // A peer that is gone already has no address: nothing is lost with it.
-        let Ok(addr) = net::peer_addr(socket.as_fd()) else { return };
+        let Ok(addr) = net::peer_addr(socket.as_fd()) else {
+            self.core.accepts[AcceptResult::Error].add(1);
+            return;
+        };
         if let Err(refusal) = self.admission.judge(self.now, addr.ip()) {
             let result = match refusal {
                 Refusal::Handshakes => AcceptResult::PrefixLimit,
@@ -108,6 +111,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         if net::set_nodelay(socket.as_fd()).is_err() {
+            self.core.accepts[AcceptResult::Error].add(1);
             return;
         }
         self.core.accepts[AcceptResult::Ok].add(1);

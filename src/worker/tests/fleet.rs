@@ -54,17 +54,32 @@ pub(super) fn options() -> Options {
     }
 }
 
+/// What workers share that nobody has posted a letter to yet, and where their reports come out.
+fn new_shared(name: u8) -> (Shared, mpsc::Receiver<Report>) {
+    let (reports_in, reports) = mpsc::channel(64);
+    let shared = Shared {
+        peer_id: PeerId([name; 20]),
+        directory: Arc::new(Directory::default()),
+        mailboxes: Arc::new(OnceLock::new()),
+        reports: reports_in,
+        blocking: Blocking::start("files", 1).unwrap(),
+    };
+    (shared, reports)
+}
+
+/// A worker that nobody runs and that listens nowhere, to be called by hand, and its cells.
+pub(super) fn idle_worker() -> (Worker<Uring>, Arc<Core>) {
+    let core = Arc::<Core>::default();
+    let driver = Uring::new(&ring::Config::default()).unwrap_or_else(|reason| panic!("{reason}"));
+    let (_, letters) = mailbox::letters();
+    let (shared, _) = new_shared(1);
+    (Worker::new(driver, options(), shared, letters, Vec::new(), Arc::clone(&core)), core)
+}
+
 impl Fleet {
     /// Starts `count` workers, named by `name` towards peers.
     pub(super) fn start(name: u8, count: usize, ring: Ring, options: &Options) -> Self {
-        let (reports_in, reports) = mpsc::channel(64);
-        let shared = Shared {
-            peer_id: PeerId([name; 20]),
-            directory: Arc::new(Directory::default()),
-            mailboxes: Arc::new(OnceLock::new()),
-            reports: reports_in,
-            blocking: Blocking::start("files", 1).unwrap(),
-        };
+        let (shared, reports) = new_shared(name);
         let mut mailboxes = Vec::new();
         let mut members = Vec::new();
         for number in 0..count {

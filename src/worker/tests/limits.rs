@@ -1,7 +1,10 @@
 //! Slots and rates.
 
-use super::fleet::options;
+use std::net::{TcpListener, UdpSocket};
+
+use super::fleet::{idle_worker, options};
 use super::*;
+use crate::metrics::AcceptResult;
 
 #[test]
 fn one_slot_serves_one_peer_at_a_time() {
@@ -48,4 +51,20 @@ fn an_upload_limit_holds() {
         fleet.wait_until_idle();
         assert!(fleet.stop().is_empty());
     });
+}
+
+#[test]
+fn connections_that_are_dead_on_arrival_are_counted() {
+    let (mut worker, core) = idle_worker();
+    let counts = || [AcceptResult::Ok, AcceptResult::Error].map(|it| core.accepts[it].get());
+    // A socket without another side has no address of it, and one that is not TCP has no delay to
+    // be taken away: so it is with connections that died meanwhile.
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    worker.on_accepted(Target::Listener(0).tag(), Ok(deaf.into()), false);
+    assert_eq!(counts(), [0, 1]);
+    let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let odd = UdpSocket::bind("127.0.0.1:0").unwrap();
+    odd.connect(other.local_addr().unwrap()).unwrap();
+    worker.on_accepted(Target::Listener(0).tag(), Ok(odd.into()), false);
+    assert_eq!(counts(), [0, 2]);
 }
