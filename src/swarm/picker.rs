@@ -348,7 +348,7 @@ impl Swarm {
     }
 
     /// Suspect pieces that only this peer may fetch begin anew with another one.
-    pub(super) fn release_exclusive(&mut self, key: PeerKey) {
+    fn release_exclusive(&mut self, key: PeerKey) {
         let held: Vec<PieceIndex> = self
             .partials
             .iter()

@@ -288,6 +288,40 @@ fn a_lone_corrupter_is_banned_at_once() {
 }
 
 #[test]
+fn a_suspect_piece_that_stands_still_costs_its_peer_no_other_piece() {
+    let mut pair = Pair::fetching();
+    pair.hear();
+    let asked = |pair: &Pair| -> Vec<Block> {
+        pair.swarm.peers[0].asked.iter().map(|asked| asked.block).collect()
+    };
+    let bring = |pair: &mut Pair, one: Block| {
+        assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, one), Ok(Payload::Accept));
+        assert!(pair.swarm.handle_block(pair.now, pair.key, one));
+    };
+    // One block of each of two pieces, and the rest of the first is refused.
+    let first = asked(&pair)[0];
+    bring(&mut pair, first);
+    for other in asked(&pair).into_iter().filter(|block| block.piece == first.piece) {
+        pair.say(Message::Reject(other)).unwrap();
+    }
+    let second = asked(&pair)[0];
+    bring(&mut pair, second);
+    let rest = asked(&pair);
+    assert!(rest.iter().any(|block| block.piece == second.piece));
+    assert!(rest.iter().all(|block| block.piece != first.piece));
+    for piece in [first.piece, second.piece] {
+        let partial = pair.swarm.partials.get_mut(&piece).unwrap();
+        (partial.is_suspect, partial.exclusive) = (true, Some(pair.key));
+    }
+    while pair.swarm.poll_action().is_some() {}
+    pair.swarm.handle_timeout(pair.now + Duration::from_secs(1));
+    let missing = |piece| pair.swarm.partials.get(&piece).map(|partial| partial.missing);
+    assert_eq!((missing(first.piece), missing(second.piece)), (Some(4), Some(3)));
+    let exclusive = |piece| pair.swarm.partials[&piece].exclusive;
+    assert_eq!((exclusive(first.piece), exclusive(second.piece)), (None, Some(pair.key)));
+}
+
+#[test]
 fn a_silent_peer_is_snubbed_then_closed() {
     let mut pair = Pair::fetching();
     let start = pair.now;

@@ -9,7 +9,7 @@ use super::partial::Phase;
 use super::peer::{Error, Peer, PeerKey};
 use super::throttle::Wait;
 use super::{Swarm, choker};
-use crate::units::Block;
+use crate::units::{Block, PieceIndex};
 use crate::wire::Message;
 use std::time::{Duration, Instant};
 
@@ -157,9 +157,10 @@ impl Swarm {
         self.wake(key);
     }
 
-    /// A suspect piece whose only peer does not get on is given to another one.
+    /// A suspect piece whose only peer does not get on with it begins anew with another one; the
+    /// peer keeps those that it works on.
     fn free_suspects(&mut self) {
-        let holders: Vec<PeerKey> = self
+        let stuck: Vec<PieceIndex> = self
             .partials
             .iter()
             .filter(|(_, partial)| partial.phase == Phase::Fetching)
@@ -169,11 +170,11 @@ impl Swarm {
                     peer.receiving.is_some_and(|(block, _)| block.piece == piece)
                         || peer.asked.iter().any(|asked| asked.block.piece == piece)
                 });
-                (!works).then_some(key)
+                (!works).then_some(piece)
             })
             .collect();
-        for key in holders {
-            self.release_exclusive(key);
+        for piece in stuck {
+            self.restart(piece);
         }
     }
 
