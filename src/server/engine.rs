@@ -4,7 +4,7 @@
 //! and is driven by polling [`Engine::event`]. Invariant: nothing here blocks; a letter that does
 //! not fit into a worker's box waits here and is tried again.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::outbox::Outbox;
 use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
 use super::start::{choose_cores, fitting_connections, new_peer_id, start_workers};
@@ -30,9 +31,6 @@ use crate::worker::mailbox::{Blocking, Directory, Letter, NewTorrent, Report, Sh
 
 /// Reports that may wait for the control thread.
 const REPORTS_MAX: usize = 4096;
-
-/// Letters that may wait for workers before further addresses of peers are dropped.
-const UNSENT_MAX: usize = 16 * 1024;
 
 /// Threads for opening, reserving and comparing the files of torrents that are well.
 pub(super) const FILE_THREADS: usize = 2;
@@ -200,7 +198,7 @@ pub struct Engine {
     pub(super) trackers: tracker::Handle,
     found: mpsc::Receiver<tracker::Found>,
     reports: mpsc::Receiver<Report>,
-    unsent: VecDeque<(usize, Letter)>,
+    outbox: Outbox,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     gone_count: usize,
@@ -250,7 +248,7 @@ impl Engine {
             trackers,
             found,
             reports,
-            unsent: VecDeque::new(),
+            outbox: Outbox::new(cores.len()),
             retry,
             gone_count: 0,
         };
@@ -392,7 +390,7 @@ impl Engine {
     pub fn add_peers(&mut self, info_hash: &InfoHash, source: Source, addrs: Vec<SocketAddr>) {
         if let Some(home) = self.torrents.get(info_hash).and_then(|torrent| torrent.home)
             && !addrs.is_empty()
-            && (self.unsent.len() < UNSENT_MAX || source == Source::Operator)
+            && (self.outbox.has_room(home) || source == Source::Operator)
         {
             self.post(home, Letter::Contacts { info_hash: *info_hash, source, addrs });
         }
@@ -514,20 +512,16 @@ impl Engine {
     }
 
     pub(super) fn post(&mut self, worker: usize, letter: Letter) {
-        self.unsent.push_back((worker, letter));
+        self.outbox.push(worker, letter);
         self.post_unsent();
     }
 
     fn post_unsent(&mut self) {
         let Some(mailboxes) = self.shared.mailboxes.get() else { return };
-        while let Some((worker, letter)) = self.unsent.pop_front() {
-            let Some(mailbox) = mailboxes.get(worker) else { continue };
-            if let Err(letter) = mailbox.send(letter) {
-                // Order matters between letters: nothing overtakes this one.
-                self.unsent.push_front((worker, letter));
-                return;
-            }
-        }
+        self.outbox.flush(|worker, letter| match mailboxes.get(worker) {
+            Some(mailbox) => mailbox.send(letter),
+            None => Ok(()),
+        });
     }
 
     /// Announces `stopped`, lets the workers write and flush, and ends within the promised time.

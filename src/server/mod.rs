@@ -3,12 +3,14 @@
 //! - [`engine`]: workers, checker and trackers as one thing that torrents are added to.
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
+//! - `outbox`: letters on their way to workers, one queue for each.
 //! - `retry`: torrents that their files failed, until they can go on.
 //! - [`run`]: the server: engine, state, watch folders and HTTP together.
 //!
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
 pub mod engine;
+mod outbox;
 pub mod ports;
 mod retry;
 pub mod run;
