@@ -3,6 +3,7 @@
 //! - [`engine`]: workers, checker and trackers as one thing that torrents are added to.
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
+//! - `ledger`: totals of torrents over all runs.
 //! - `outbox`: letters on their way to workers, one queue for each.
 //! - `retry`: torrents that their files failed, until they can go on.
 //! - [`run`]: the server: engine, state, watch folders and HTTP together.
@@ -10,6 +11,7 @@
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
 pub mod engine;
+mod ledger;
 mod outbox;
 pub mod ports;
 mod retry;

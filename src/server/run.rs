@@ -4,7 +4,6 @@
 //! directory at start and from watch folders later. Invariant: a torrent is remembered on disk
 //! before its file in the watch folder is renamed, so that none is lost between the two.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,10 +16,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::engine::{Add, AddError, Engine, Event, StartError, Verify};
+use super::ledger::Ledger;
 use super::settings::settings;
 use crate::config::Config;
 use crate::control::http::{Http, Service};
-use crate::control::state::{NewTorrent, OpenError, State, StoredTorrent, Totals};
+use crate::control::state::{NewTorrent, OpenError, State, StoredTorrent};
 use crate::control::watch::{Found, Watch};
 use crate::metainfo::Metainfo;
 use crate::metrics::{AnnounceResult, Registry, TorrentState, WatchResult};
@@ -81,10 +81,7 @@ struct Server {
     registry: Registry,
     watch: Option<Watch>,
     remembering: JoinSet<Remembered>,
-    /// Totals of earlier runs, which those of the workers are added to.
-    before: HashMap<InfoHash, (u64, u64)>,
-    /// Totals as the database has them.
-    written: HashMap<InfoHash, (u64, u64)>,
+    ledger: Ledger,
 }
 
 /// Runs the server until `stop` is done. `ready` is told the addresses of peers and HTTP once it
@@ -138,8 +135,7 @@ pub async fn run(
         registry,
         watch,
         remembering: JoinSet::new(),
-        before: HashMap::new(),
-        written: HashMap::new(),
+        ledger: Ledger::default(),
     };
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
@@ -238,13 +234,20 @@ impl Server {
     /// Adds a torrent of an earlier run.
     fn restore(&mut self, stored: StoredTorrent, metainfo: Metainfo) {
         let save_path = stored.save_path.unwrap_or_else(|| self.downloads.clone());
-        let counted = (stored.uploaded, stored.downloaded);
-        self.before.insert(stored.info_hash, counted);
-        self.written.insert(stored.info_hash, counted);
+        self.ledger.remember(stored.info_hash, (stored.uploaded, stored.downloaded));
         let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
-        if let Err(error) = self.engine.add(add) {
+        if let Err(error) = self.add(add) {
             tracing::warn!(torrent = %stored.info_hash, %error, "not added again");
         }
+    }
+
+    /// Adds a torrent and counts what it moves.
+    fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
+        let info_hash = self.engine.add(add)?;
+        if let Some(torrent) = self.engine.torrent(&info_hash) {
+            self.ledger.open(info_hash, Arc::clone(&torrent.totals));
+        }
+        Ok(info_hash)
     }
 
     /// Judges a file of a watch folder, and remembers a good one on disk.
@@ -289,7 +292,7 @@ impl Server {
             let save_path = self.downloads.clone();
             let add =
                 Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
-            match self.engine.add(add) {
+            match self.add(add) {
                 Ok(info_hash) => {
                     tracing::info!(torrent = %info_hash, file = %found.path.display(), "added");
                     Ok(WatchResult::Added)
@@ -315,16 +318,7 @@ impl Server {
 
     /// Writes the totals that have changed since they were last written.
     async fn write_totals(&mut self) {
-        let mut changed = Vec::new();
-        for (&info_hash, torrent) in self.engine.torrents() {
-            let (up, down) = self.before.get(&info_hash).copied().unwrap_or_default();
-            let uploaded = up + torrent.totals.uploaded.load(Relaxed);
-            let downloaded = down + torrent.totals.downloaded.load(Relaxed);
-            let now = (uploaded, downloaded);
-            if self.written.insert(info_hash, now).unwrap_or_default() != now {
-                changed.push(Totals { info_hash, uploaded, downloaded });
-            }
-        }
+        let changed = self.ledger.take_changed();
         if !changed.is_empty()
             && let Err(error) = self.state.update_totals(changed).await
         {

@@ -1,0 +1,88 @@
+//! Totals of torrents over all runs, and which of them the database has yet to hear of.
+//!
+//! Totals of earlier runs and those that workers count now enter; sums that have changed leave.
+//! Invariant: to find them costs one look per torrent and no search, for all are looked at every
+//! few seconds on the control thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::control::state::Totals;
+use crate::units::InfoHash;
+use crate::worker::mailbox;
+
+/// Bytes that were uploaded and downloaded.
+type Counted = (u64, u64);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Ledger {
+    /// What torrents counted in earlier runs that have no account yet.
+    before: HashMap<InfoHash, Counted>,
+    accounts: Vec<Account>,
+}
+
+struct Account {
+    info_hash: InfoHash,
+    /// What its worker counts in this run.
+    now: Arc<mailbox::Totals>,
+    before: Counted,
+    /// As the database has it.
+    written: Counted,
+}
+
+impl Ledger {
+    /// Notes what a torrent counted in earlier runs, before its account is opened.
+    pub(super) fn remember(&mut self, info_hash: InfoHash, counted: Counted) {
+        self.before.insert(info_hash, counted);
+    }
+
+    /// Counts a torrent from now on; once for each.
+    pub(super) fn open(&mut self, info_hash: InfoHash, now: Arc<mailbox::Totals>) {
+        let before = self.before.remove(&info_hash).unwrap_or_default();
+        self.accounts.push(Account { info_hash, now, before, written: before });
+    }
+
+    /// The sums that are others than when this was last asked.
+    pub(super) fn take_changed(&mut self) -> Vec<Totals> {
+        let mut changed = Vec::new();
+        for Account { info_hash, now, before, written } in &mut self.accounts {
+            let uploaded = before.0 + now.uploaded.load(Relaxed);
+            let downloaded = before.1 + now.downloaded.load(Relaxed);
+            if std::mem::replace(written, (uploaded, downloaded)) != (uploaded, downloaded) {
+                changed.push(Totals { info_hash: *info_hash, uploaded, downloaded });
+            }
+        }
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(ledger: &mut Ledger) -> Vec<(u8, u64, u64)> {
+        let changed = ledger.take_changed();
+        changed.iter().map(|it| (it.info_hash.0[0], it.uploaded, it.downloaded)).collect()
+    }
+
+    #[test]
+    fn sums_go_over_all_runs_and_leave_once_when_they_change() {
+        let mut ledger = Ledger::default();
+        let totals: [Arc<mailbox::Totals>; 3] =
+            std::array::from_fn(|_| Arc::new(mailbox::Totals::new(0)));
+        ledger.remember(InfoHash([0; 20]), (100, 10));
+        ledger.remember(InfoHash([2; 20]), (300, 30));
+        for (number, totals) in (0u8..).zip(&totals) {
+            ledger.open(InfoHash([number; 20]), Arc::clone(totals));
+        }
+        assert_eq!(take(&mut ledger), []);
+        totals[0].uploaded.store(5, Relaxed);
+        totals[1].downloaded.store(7, Relaxed);
+        assert_eq!(take(&mut ledger), [(0, 105, 10), (1, 0, 7)]);
+        assert_eq!(take(&mut ledger), []);
+        totals[2].uploaded.store(1, Relaxed);
+        assert_eq!(take(&mut ledger), [(2, 301, 30)]);
+    }
+}
