@@ -1,6 +1,7 @@
 //! Boot, dealing torrents to workers, shutdown.
 //!
 //! - [`engine`]: workers, checker and trackers as one thing that torrents are added to.
+//! - [`folders`]: the folders of the settings, looked at before anything starts.
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
 //! - `retry`: torrents that their files failed, until they can go on.
@@ -9,6 +10,7 @@
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
 pub mod engine;
+pub mod folders;
 pub mod ports;
 mod retry;
 pub mod run;
