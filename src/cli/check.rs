@@ -74,6 +74,10 @@ pub fn execute(args: &CheckArgs) -> Exit {
         Ok(metainfo) => metainfo,
         Err(unreadable) => return unreadable.fail(),
     };
+    // Said at once; what it comes to is in the report.
+    if let Some(sentence) = source::missing(&metainfo, &args.data) {
+        eprintln!("seedring: {sentence}");
+    }
     let content = Arc::new(Content { metainfo, save_path: args.data.clone() });
     let checked = check_with_bar(&content);
     let report = Report::new(&content.metainfo, &checked);
@@ -178,6 +182,7 @@ mod tests {
         let create = CreateArgs {
             path: dir.path().join("top"),
             output: dir.path().join("top.torrent"),
+            force: false,
             piece_length: Some(crate::config::Size(16 * 1024)),
             tracker: vec!["http://tracker.example/announce".parse().unwrap()],
             web_seed: Vec::new(),

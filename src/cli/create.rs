@@ -1,4 +1,6 @@
 //! `seedring create`: a file or folder in, a `.torrent` out, its info-hash and magnet link shown.
+//!
+//! Invariant: a file that is there already is replaced only when that was asked for.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -18,6 +20,9 @@ pub struct CreateArgs {
     /// The .torrent file to write.
     #[arg(short = 'o', long = "output", value_name = "FILE")]
     pub output: PathBuf,
+    /// Replace FILE if it is there already.
+    #[arg(long)]
+    pub force: bool,
     /// Length of a piece, as in 1MiB; a power of two [default: by the size of the data].
     #[arg(long, value_name = "SIZE")]
     pub piece_length: Option<Size>,
@@ -37,6 +42,10 @@ pub struct CreateArgs {
 
 /// Runs the command.
 pub fn execute(args: &CreateArgs) -> Exit {
+    // Said before hours of hashing, not after.
+    if let Err(sentence) = args.check_free() {
+        return super::fail(Exit::Failure, sentence);
+    }
     let bar = super::progress_bar(0, "hash");
     let result = args.options().and_then(|options| {
         create(&args.path, &options, &|done, total| {
@@ -52,16 +61,15 @@ pub fn execute(args: &CreateArgs) -> Exit {
     for warning in &created.warnings {
         eprintln!("seedring: {warning}");
     }
-    if let Err(error) = write(&args.output, &created.bytes) {
-        let sentence = format_args!("cannot write {}: {error}", args.output.display());
+    if let Err(sentence) = args.check_free().and_then(|()| write(&args.output, &created.bytes)) {
         return super::fail(Exit::Failure, sentence);
     }
     eprintln!(
-        "{}: {} in {} files, {} pieces of {}",
+        "{}: {} in {}, {} of {}",
         created.name,
         human::size(created.total_len),
-        created.file_count,
-        created.piece_count,
+        human::counted(created.file_count as u64, "file"),
+        human::counted(u64::from(created.piece_count), "piece"),
         human::size(u64::from(created.piece_len)),
     );
     println!("info-hash {}", created.info_hash);
@@ -70,6 +78,15 @@ pub fn execute(args: &CreateArgs) -> Exit {
 }
 
 impl CreateArgs {
+    /// A sentence if there is something in the place of the new torrent that must stay.
+    fn check_free(&self) -> Result<(), String> {
+        if self.force || fs::symlink_metadata(&self.output).is_err() {
+            return Ok(());
+        }
+        let shown = self.output.display();
+        Err(format!("{shown} is there already: use --force to replace it, or another name"))
+    }
+
     /// What the flags ask for.
     ///
     /// # Errors
@@ -102,9 +119,13 @@ fn exit_of(error: &CreateError) -> Exit {
 }
 
 /// Whoever watches for the name sees a whole file.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".part");
-    fs::write(&fresh, bytes)?;
-    fs::rename(&fresh, path)
+    let written = fs::write(&fresh, bytes).and_then(|()| fs::rename(&fresh, path));
+    written.map_err(|error| {
+        // A part of a torrent is of no use; the error that counts is the first one.
+        let _ = fs::remove_file(&fresh);
+        format!("cannot write {}: {error}", path.display())
+    })
 }

@@ -15,13 +15,14 @@ use crate::config::{Config, Error, HttpListen, LogLevel};
 use crate::server::engine::{Add, Engine, Event, Verify};
 use crate::server::settings::settings;
 use crate::sys::clock;
+use crate::tracker;
 use crate::units::InfoHash;
 use crate::worker::mailbox::Totals;
 
 /// Flags of `seedring get`.
 #[derive(Args, Clone, PartialEq, Debug)]
 pub struct GetArgs {
-    /// A .torrent file, an http(s) URL of one, or a magnet link.
+    /// A .torrent file, or an http(s) URL of one.
     #[arg(value_name = "SOURCE")]
     pub source: String,
     /// Folder that holds the torrent's top name; what lies there is kept and completed.
@@ -82,13 +83,13 @@ pub(super) fn for_one_torrent(
 pub fn execute(args: GetArgs) -> Exit {
     let mut config = match args.to_config(std::env::vars_os()) {
         Ok(config) => config,
-        Err(error) => return super::fail(Exit::Failure, error),
+        Err(error) => return super::fail_config(&error),
     };
     // Logs would tear the bar apart: on a terminal only what is wrong is said.
     if std::io::stderr().is_terminal() {
         config.log.level = LogLevel::Warn;
     }
-    super::start_logging(config.log.level);
+    super::start_logging(config.log.level, super::LogStops::No);
     session::block_on(get(args, config))
 }
 
@@ -120,6 +121,8 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         is_checked: false,
         is_complete: false,
         best: (u64::MAX, clock::now()),
+        lonely_since: None,
+        peers: args.peer.clone(),
         timeout: args.timeout.map(Duration::from_secs),
         go_on: args.seed,
     };
@@ -144,6 +147,12 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     result
 }
 
+/// How long nobody may be connected before it is said.
+const LONELY_AFTER: Duration = Duration::from_secs(5);
+
+/// Trackers and peers that are named when nobody is connected.
+const NAMED_MAX: usize = 5;
+
 /// One torrent on its way.
 struct Fetch {
     engine: Engine,
@@ -154,6 +163,9 @@ struct Fetch {
     is_complete: bool,
     /// The bytes that had come when last something came, and when that was.
     best: (u64, Instant),
+    /// When the wait for a first peer began, until there was one or it was said.
+    lonely_since: Option<Instant>,
+    peers: Vec<SocketAddr>,
     timeout: Option<Duration>,
     go_on: bool,
 }
@@ -171,6 +183,7 @@ impl Fetch {
                 exit = signals.next() => return Ok(exit),
                 _ = ticks.tick() => {
                     self.show();
+                    self.tell_lonely();
                     if self.is_stuck() {
                         return Err("no progress within the time-out".into());
                     }
@@ -181,6 +194,7 @@ impl Fetch {
                 Event::Checked { is_complete, .. } => {
                     self.is_checked = true;
                     self.best = (u64::MAX, clock::now());
+                    self.lonely_since = (!is_complete).then(clock::now);
                     // From now on peers are served, if only with what is here.
                     if self.go_on
                         && let Some(&peer) = self.engine.peer_addrs().first()
@@ -216,8 +230,46 @@ impl Fetch {
         self.bar.set_prefix(if self.is_complete { "seed" } else { "get" });
         self.bar.set_position(self.total - left.min(self.total));
         let time_left = human::time(human::time_left(left, rate));
-        let message = format!("{}, {peers} peers, {time_left} left", human::rate(rate));
+        let peers = human::counted(peers, "peer");
+        let message = format!("{}, {peers}, {time_left} left", human::rate(rate));
         self.bar.set_message(message);
+    }
+
+    /// Says once that nobody is connected, what was tried, and what can be done.
+    fn tell_lonely(&mut self) {
+        let Some(since) = self.lonely_since else { return };
+        let has_met =
+            |totals: &Totals| totals.peers.load(Relaxed) > 0 || totals.downloaded.load(Relaxed) > 0;
+        if self.is_complete || self.totals().is_some_and(has_met) {
+            self.lonely_since = None;
+        } else if clock::now() - since >= LONELY_AFTER {
+            self.lonely_since = None;
+            let lines = self.loneliness();
+            self.bar.suspend(|| lines.iter().for_each(|line| eprintln!("seedring: {line}")));
+        }
+    }
+
+    fn loneliness(&self) -> Vec<String> {
+        let mut lines = vec!["no peers yet, looking on".to_owned()];
+        let status = self.engine.tracker_status(&self.info_hash);
+        let trackers = status.map(|status| lines_of(&status)).unwrap_or_default();
+        if trackers.is_empty() {
+            lines.push(
+                "the torrent names no trackers, and nothing else that finds peers is built yet"
+                    .to_owned(),
+            );
+        }
+        lines.extend(trackers);
+        let given = self.peers.iter().take(NAMED_MAX);
+        lines.extend(given.map(|peer| format!("--peer {peer}: not connected")));
+        lines.push("a peer that you know is connected to with --peer ADDR:PORT".to_owned());
+        if lines.iter().any(|line| line.contains("net.allow_local")) {
+            let name = crate::config::ENV_PREFIX;
+            lines.push(format!(
+                "net.allow_local is set by {name}NET__ALLOW_LOCAL=RANGE, as 10.0.0.0/8"
+            ));
+        }
+        lines
     }
 
     /// Whether nothing has come for longer than was allowed.
@@ -229,4 +281,33 @@ impl Fetch {
         }
         self.timeout.is_some_and(|timeout| now - self.best.1 >= timeout)
     }
+}
+
+/// A line for each tracker: what came of it.
+fn lines_of(status: &tracker::Status) -> Vec<String> {
+    let asked = status.trackers.iter().map(|tracker| {
+        let result = match &tracker.last {
+            None if tracker.is_announcing => "no answer yet".to_owned(),
+            None => "not asked yet".to_owned(),
+            Some(last) => match (&last.result, last.refused) {
+                (Err(failure), _) => failure.clone(),
+                (Ok(count), None) => format!("it names {}", human::counted(*count as u64, "peer")),
+                (Ok(count), Some((ip, reason))) => format!(
+                    "it names {} and others that are refused, as {ip}: {reason}",
+                    human::counted(*count as u64, "peer")
+                ),
+            },
+        };
+        // Neither path nor query is shown: they hold keys.
+        format!("tracker {}: {result}", tracker.url)
+    });
+    let skipped = status.skipped.iter();
+    let skipped =
+        skipped.map(|skipped| format!("tracker {}: {}", skipped.position + 1, skipped.why));
+    let mut lines: Vec<_> = asked.chain(skipped).take(NAMED_MAX).collect();
+    let more = (status.trackers.len() + status.skipped.len()).saturating_sub(lines.len());
+    if more > 0 {
+        lines.push(format!("and {more} trackers more"));
+    }
+    lines
 }

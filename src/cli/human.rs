@@ -27,6 +27,12 @@ pub fn rate(bytes_per_second: u64) -> String {
     format!("{}/s", size(bytes_per_second))
 }
 
+/// `1 file`, `2 files`: a count and the name of what is counted.
+pub fn counted(count: u64, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
 /// A time in its two largest units, `3d 4h`, `4h 5m`, `5m 6s` or `6s`; `-` if it is not known.
 pub fn time(time: Option<Duration>) -> String {
     let Some(seconds) = time.map(|time| time.as_secs()) else { return "-".to_owned() };
@@ -70,6 +76,12 @@ mod tests {
             assert_eq!(size(bytes), text);
         }
         assert_eq!(rate(12_897_485), "12.3 MiB/s");
+    }
+
+    #[test]
+    fn one_is_singular() {
+        let counts = [0, 1, 2].map(|count| counted(count, "file"));
+        assert_eq!(counts, ["0 files", "1 file", "2 files"]);
     }
 
     #[test]

@@ -20,8 +20,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::fmt::writer::MakeWriterExt as _;
 
-use crate::config::LogLevel;
+use crate::config::{Error, LogLevel};
 
 /// How a command ended; the numbers are part of the contract with scripts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +32,7 @@ pub enum Exit {
     Ok = 0,
     /// Failed, with a sentence on stderr.
     Failure = 1,
-    /// The command line was wrong.
+    /// The command line or the configuration was wrong.
     Usage = 2,
     /// What was named does not exist.
     NotFound = 3,
@@ -152,6 +153,16 @@ fn main_with(words: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
+/// Ends because there are no settings to work with.
+fn fail_config(error: &Error) -> Exit {
+    let exit = match error {
+        Error::Read { error, .. } if error.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+        Error::Read { .. } => Exit::Failure,
+        _ => Exit::Usage,
+    };
+    fail(exit, error)
+}
+
 /// Ends with one sentence on stderr.
 pub fn fail(exit: Exit, sentence: impl std::fmt::Display) -> Exit {
     eprintln!("seedring: {sentence}");
@@ -162,8 +173,20 @@ fn not_built(command: &str) -> Exit {
     fail(Exit::Failure, format_args!("the command \"{command}\" is not built yet"))
 }
 
+/// Where it is logged that a torrent stopped.
+const STOPS: &str = "seedring::server::retry";
+
+/// Whether an error that stops a torrent is logged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogStops {
+    /// As every other error.
+    Yes,
+    /// No: it ends the command, whose last sentence it is.
+    No,
+}
+
 /// Sends logs of `level` and above to stderr, in colour only on a terminal and without `NO_COLOR`.
-pub fn start_logging(level: LogLevel) {
+pub fn start_logging(level: LogLevel, stops: LogStops) {
     let level = match level {
         LogLevel::Error => tracing::Level::ERROR,
         LogLevel::Warn => tracing::Level::WARN,
@@ -173,7 +196,10 @@ pub fn start_logging(level: LogLevel) {
     };
     let colour = std::io::stderr().is_terminal() && !no_color();
     let logs = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(std::io::stderr.with_filter(move |event| {
+            let is_stop = event.target() == STOPS && *event.level() == tracing::Level::ERROR;
+            stops == LogStops::Yes || !is_stop
+        }))
         .with_max_level(level)
         .with_ansi(colour)
         .try_init();

@@ -28,7 +28,7 @@ pub struct TorrentArgs {
 /// Flags of `seedring add`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct AddArgs {
-    /// .torrent files, http(s) URLs of them, or magnet links.
+    /// .torrent files, or http(s) URLs of them.
     #[arg(value_name = "SOURCE", required = true)]
     pub sources: Vec<String>,
     /// Which server.

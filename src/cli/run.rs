@@ -17,13 +17,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Directory of the database and of copies of all torrents
-    /// [default: $XDG_STATE_HOME/seedring].
+    /// [default: $XDG_STATE_HOME/seedring, or ~/.local/state/seedring].
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// Folder that new torrents are saved in [default: ./downloads].
     #[arg(long, value_name = "DIR")]
     pub downloads: Option<PathBuf>,
-    /// Folder in which .torrent and .magnet files are taken; may be given several times.
+    /// Folder in which .torrent files are taken; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub watch: Vec<PathBuf>,
     /// Address for peers; may be given several times [default: port 51413 on all addresses].
@@ -64,6 +64,9 @@ impl RunArgs {
         replace(&mut config.net.bind, self.bind);
         replace(&mut config.engine.cores, self.cores);
         replace(&mut config.log.level, self.log_level);
+        if config.paths.state.as_os_str().is_empty() {
+            return Err(Error::NoState);
+        }
         config.check()?;
         Ok(config)
     }
@@ -86,9 +89,9 @@ pub(super) fn replace_list<T>(setting: &mut Vec<T>, flags: Vec<T>) {
 pub fn execute(args: RunArgs) -> Exit {
     let config = match args.into_config(std::env::vars_os()) {
         Ok(config) => config,
-        Err(error) => return super::fail(Exit::Failure, error),
+        Err(error) => return super::fail_config(&error),
     };
-    super::start_logging(config.log.level);
+    super::start_logging(config.log.level, super::LogStops::Yes);
     session::block_on(async {
         let mut signals = session::Signals::new()?;
         let stop = async move {
@@ -96,9 +99,11 @@ pub fn execute(args: RunArgs) -> Exit {
             let _ = signals.next().await;
             signals.end_at_next();
         };
-        server::run(config, |peer, http| println!("{}", session::ready_line(peer, http)), stop)
-            .await
-            .map_err(|error| error.to_string())?;
-        Ok(Exit::Ok)
+        let ready = |peer, http| println!("{}", session::ready_line(peer, http));
+        match server::run(config, ready, stop).await {
+            Ok(()) => Ok(Exit::Ok),
+            Err(error @ server::Error::Folder(_)) => Ok(super::fail(Exit::Usage, error)),
+            Err(error) => Err(error.to_string()),
+        }
     })
 }

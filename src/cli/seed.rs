@@ -51,9 +51,9 @@ impl SeedArgs {
 pub fn execute(args: SeedArgs) -> Exit {
     let config = match args.to_config(std::env::vars_os()) {
         Ok(config) => config,
-        Err(error) => return super::fail(Exit::Failure, error),
+        Err(error) => return super::fail_config(&error),
     };
-    super::start_logging(config.log.level);
+    super::start_logging(config.log.level, super::LogStops::No);
     session::block_on(seed(args, config))
 }
 
@@ -62,6 +62,9 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
         Ok(metainfo) => metainfo,
         Err(unreadable) => return Ok(unreadable.fail()),
     };
+    if let Some(sentence) = source::missing(&metainfo, &args.data) {
+        return Ok(super::fail(Exit::Partial, sentence));
+    }
     let mut signals = session::Signals::new()?;
     let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
     let verify = if args.trust { Verify::Trust } else { Verify::Full };
@@ -77,7 +80,9 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
             Event::Checked { have_count, piece_count, is_complete: false, .. } => {
                 let files = if have_count == piece_count { ", but a file is missing" } else { "" };
                 eprintln!(
-                    "seedring: {have_count} of {piece_count} pieces are here{files}: not seeding"
+                    "seedring: {have_count} of {piece_count} pieces are in {}{files}: not seeding; \
+                     seedring check says what is missing",
+                    args.data.display()
                 );
                 break Ok(Exit::Partial);
             }

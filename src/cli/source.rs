@@ -33,10 +33,6 @@ impl Unreadable {
 
 /// Reads a torrent from wherever `source` says.
 pub(super) async fn read(source: &str) -> Result<Metainfo, Unreadable> {
-    if source.starts_with("magnet:") {
-        let sentence = "magnet links are not built yet: give a .torrent file or its URL";
-        return Err(Unreadable::new(Exit::Failure, sentence.into()));
-    }
     if source.starts_with("http://") || source.starts_with("https://") {
         let bytes = fetch(source).await.map_err(|(exit, why)| {
             Unreadable::new(exit, format!("cannot fetch {source}: {why}"))
@@ -48,6 +44,11 @@ pub(super) async fn read(source: &str) -> Result<Metainfo, Unreadable> {
 
 /// Reads a `.torrent` file.
 pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unreadable> {
+    let scheme = path.as_os_str().as_encoded_bytes().get(..7);
+    if scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"magnet:")) {
+        let sentence = "magnet links are not built yet: give a .torrent file instead";
+        return Err(Unreadable::new(Exit::Failure, sentence.into()));
+    }
     let shown = path.display();
     let unreadable = |error: io::Error| {
         let is_absent = error.kind() == io::ErrorKind::NotFound;
@@ -138,6 +139,32 @@ pub(super) fn prepare(
     Ok(())
 }
 
+/// A sentence if nothing of the torrent is in `save_path`, which then is the wrong folder.
+pub(super) fn missing(metainfo: &Metainfo, save_path: &Path) -> Option<String> {
+    let path = metainfo.layout.file(0)?.path();
+    let top = Path::new(path.components().next()?.as_os_str());
+    let wanted = save_path.join(top);
+    let error = std::fs::symlink_metadata(&wanted).err()?;
+    // Whatever else is wrong is said by those who read the data.
+    if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+        return None;
+    }
+    let sentence = format!(
+        "{} is not there: --data must be the folder that holds {}",
+        wanted.display(),
+        top.display()
+    );
+    // Who names the torrent's own folder or file means the one that it is in.
+    let named = std::path::absolute(save_path).ok();
+    let above = named.as_deref().and_then(Path::parent);
+    let above =
+        above.filter(|above| named.as_deref() == Some(&above.join(top)) && save_path.exists());
+    Some(match above {
+        Some(above) => format!("{sentence}; here that is --data {}", above.display()),
+        None => sentence,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +195,27 @@ mod tests {
         assert_eq!(prepare(&metainfo, dir.path(), false), Ok(()));
         std::fs::create_dir(&path).unwrap();
         assert!(prepare(&metainfo, dir.path(), true).is_err());
+    }
+
+    #[test]
+    fn a_wrong_folder_is_named_and_the_right_one_if_it_shows() {
+        let (dir, metainfo) = torrent_of(&[7; 1000]);
+        assert_eq!(missing(&metainfo, dir.path()), None);
+        let wrong = dir.path().join("elsewhere");
+        let sentence = missing(&metainfo, &wrong).unwrap();
+        assert!(sentence.contains("elsewhere/data is not there"), "{sentence}");
+        assert!(!sentence.contains("here that is"), "{sentence}");
+        let sentence = missing(&metainfo, &dir.path().join("data")).unwrap();
+        let right = format!("here that is --data {}", dir.path().display());
+        assert!(sentence.ends_with(&right), "{sentence}");
+    }
+
+    #[test]
+    fn magnet_links_are_said_not_to_be_built() {
+        for link in ["magnet:?xt=urn:btih:0", "MAGNET:?xt=x"] {
+            let refused = read_torrent(Path::new(link)).unwrap_err();
+            assert!(refused.sentence.contains("not built yet"), "{}", refused.sentence);
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ fn every_documented_line_parses() {
         ),
         "get a.torrent".to_owned(),
         "seed a.torrent --data d --listen 127.0.0.1:0 --listen [::1]:0 --trust".to_owned(),
-        "create p -o f.torrent --piece-length 256KiB --tracker http://a.example/announce \
+        "create p -o f.torrent --force --piece-length 256KiB --tracker http://a.example/announce \
          --tracker udp://b.example:1 --web-seed http://c.example/ --private --comment hello"
             .to_owned(),
         "check a.torrent --data d --json".to_owned(),
@@ -92,6 +92,9 @@ fn help_succeeds_and_says_what_is_not_built() {
     assert!(help("run --help").contains("no effect"));
     assert!(help("--help").contains("not built yet"));
     assert_eq!(main_with(["seedring", "--version"].map(OsString::from)), Exit::Ok);
+    for line in ["run --help", "get --help", "add --help"] {
+        assert!(!help(line).contains("magnet"), "magnet links are not built yet: {line}");
+    }
 }
 
 #[test]

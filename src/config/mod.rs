@@ -54,11 +54,12 @@ pub struct Config {
 #[serde(default, deny_unknown_fields)]
 pub struct Paths {
     /// Directory of the database and of copies of all torrents; only one server may use it.
-    /// Default: `$XDG_STATE_HOME/seedring`, or `~/.local/state/seedring`.
+    /// Default: `$XDG_STATE_HOME/seedring`, or `~/.local/state/seedring`; empty, which no server
+    /// starts with, where there is neither.
     pub state: PathBuf,
     /// Save path of torrents that do not name one. Default: `./downloads`.
     pub downloads: PathBuf,
-    /// Folders in which `.torrent` and `.magnet` files are taken. Default: none.
+    /// Folders in which `.torrent` files are taken. Default: none.
     pub watch: Vec<PathBuf>,
 }
 
@@ -201,13 +202,14 @@ impl Default for Storage {
     }
 }
 
-/// The XDG base directory rules: a relative path in the variable is ignored.
+/// The XDG base directory rules: a relative path in the variable is ignored. Empty if there is
+/// nothing to go by: the folder that the server happens to be started in is nobody's choice.
 fn default_state() -> PathBuf {
     let absolute = |name| {
         std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute())
     };
     let home = || absolute("HOME").map(|home| home.join(".local/state"));
-    absolute("XDG_STATE_HOME").or_else(home).unwrap_or_default().join("seedring")
+    absolute("XDG_STATE_HOME").or_else(home).map(|dir| dir.join("seedring")).unwrap_or_default()
 }
 
 /// Why there is no configuration, so that the program does not start.
@@ -248,6 +250,12 @@ pub enum Error {
         /// What is wrong with its value.
         reason: String,
     },
+    /// No directory for the state: none was named, and the system names none.
+    #[error(
+        "there is no state directory: name one with --state DIR (paths.state), \
+         or set XDG_STATE_HOME or HOME to an absolute path"
+    )]
+    NoState,
     /// Settings that contradict each other.
     #[error("{0}")]
     Contradiction(&'static str),

@@ -293,6 +293,11 @@ impl Engine {
         self.trackers.counters()
     }
 
+    /// How the trackers of a torrent do.
+    pub fn tracker_status(&self, info_hash: &InfoHash) -> Option<tracker::Status> {
+        self.trackers.status(*info_hash)
+    }
+
     /// A torrent that was added.
     pub fn torrent(&self, info_hash: &InfoHash) -> Option<&Torrent> {
         self.torrents.get(info_hash)

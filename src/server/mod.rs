@@ -1,6 +1,7 @@
 //! Boot, dealing torrents to workers, shutdown.
 //!
 //! - [`engine`]: workers, checker and trackers as one thing that torrents are added to.
+//! - [`folders`]: the folders of the settings, looked at before anything starts.
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
 //! - `ledger`: totals of torrents over all runs.
@@ -11,6 +12,7 @@
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
 pub mod engine;
+pub mod folders;
 mod ledger;
 mod outbox;
 pub mod ports;

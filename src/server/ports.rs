@@ -12,7 +12,7 @@ use crate::sys::net::{self, PortError, PortLock};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Somebody has it.
-    #[error(transparent)]
+    #[error("{0}; name another address for peers with --listen ADDR:PORT (net.listen)")]
     Port(#[from] PortError),
     /// The system refuses.
     #[error("cannot listen on {addr}: {reason}")]

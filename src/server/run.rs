@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::engine::{Add, AddError, Engine, Event, StartError, Verify};
+use super::folders;
 use super::ledger::Ledger;
 use super::settings::settings;
 use crate::config::Config;
@@ -52,11 +53,17 @@ pub enum Error {
     /// Workers, ports or trackers.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// A folder of the settings.
+    #[error(transparent)]
+    Folder(#[from] folders::Error),
     /// The state directory.
     #[error(transparent)]
     State(#[from] OpenError),
     /// The HTTP address.
-    #[error("cannot listen on {addr} for HTTP: {reason}")]
+    #[error(
+        "cannot listen on {addr} for HTTP: {reason}; name another address with --http ADDR:PORT \
+         (http.listen), or - for none"
+    )]
     Http {
         /// The address.
         addr: SocketAddr,
@@ -91,9 +98,12 @@ pub async fn run(
     ready: impl FnOnce(SocketAddr, Option<SocketAddr>),
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let dir = config.paths.state.clone();
+    let paths = config.paths.clone();
     tokio::pin!(stop);
-    let opened = tokio::task::spawn_blocking(move || State::open(&dir));
+    let opened = tokio::task::spawn_blocking(move || {
+        folders::prepare(&paths)?;
+        Ok::<_, Error>(State::open(&paths.state)?)
+    });
     let opened = tokio::select! {
         opened = opened => opened,
         // A disk that hangs from the start.
@@ -297,7 +307,11 @@ impl Server {
                     tracing::info!(torrent = %info_hash, file = %found.path.display(), "added");
                     Ok(WatchResult::Added)
                 }
-                Err(AddError::Duplicate(_)) => Ok(WatchResult::Duplicate),
+                Err(AddError::Duplicate(info_hash)) => {
+                    let file = found.path.display();
+                    tracing::info!(torrent = %info_hash, %file, "it is here already: nothing to add");
+                    Ok(WatchResult::Duplicate)
+                }
                 Err(error) => Err(error.to_string()),
             }
         });

@@ -54,7 +54,7 @@ pub enum Refused {
     #[error("the address has as many connections as it may have")]
     FullForAddress,
     /// Loopback and private addresses are not welcome here.
-    #[error("the address is local, and local addresses are not allowed")]
+    #[error("the address is local, and net.allow_local does not open it")]
     LocalAddress,
 }
 

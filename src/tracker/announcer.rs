@@ -7,9 +7,11 @@
 //! that it set itself.
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::policy::Reason;
 use super::tracker_url::{TrackerUrl, UrlError};
 use super::{Announce, Event, Failure, Reply, Retry};
 
@@ -112,6 +114,8 @@ pub struct Outcome {
     pub event: Event,
     /// Peers in the reply, or the sentence that says why there is none.
     pub result: Result<usize, String>,
+    /// A peer in the reply that the address policy closed, and why.
+    pub refused: Option<(IpAddr, Reason)>,
     /// The reply's `warning message`, cut and escaped.
     pub warning: Option<String>,
 }
@@ -510,8 +514,9 @@ impl Tracker {
 impl Outcome {
     fn new(at: Instant, event: Event, result: &Result<Reply, Failure>) -> Self {
         let warning = result.as_ref().ok().and_then(|reply| reply.warning.clone());
+        let refused = result.as_ref().ok().and_then(|reply| reply.refused);
         let result = result.as_ref().map(|reply| reply.peers.len()).map_err(Failure::to_string);
-        Self { at, event, result, warning }
+        Self { at, event, result, refused, warning }
     }
 }
 

@@ -241,9 +241,13 @@ impl HttpExecutor {
     /// Drops the peers that the policy closes.
     fn keep_permitted(&self, reply: &mut Reply) {
         let policy = self.names.policy();
-        let dropped = reply.peers.extract_if(.., |peer| policy.permits(peer.ip()).is_err());
-        let dropped_count = u32::try_from(dropped.count()).unwrap_or(u32::MAX);
-        reply.dropped_count = reply.dropped_count.saturating_add(dropped_count);
+        let Reply { peers, dropped_count, refused, .. } = reply;
+        peers.retain(|peer| {
+            let Err(reason) = policy.permits(peer.ip()) else { return true };
+            *dropped_count = dropped_count.saturating_add(1);
+            refused.get_or_insert((peer.ip(), reason));
+            false
+        });
     }
 
     fn is_family_resting(&self, host: &Arc<str>, family: Family) -> bool {
@@ -385,6 +389,7 @@ fn merge(mut one: Reply, two: Reply) -> Reply {
         }
     }
     one.dropped_count = one.dropped_count.saturating_add(two.dropped_count);
+    one.refused = one.refused.or(two.refused);
     one
 }
 

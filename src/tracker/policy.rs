@@ -35,16 +35,16 @@ pub enum Reason {
     #[error("it is a multicast or broadcast address")]
     Multicast,
     /// 127.0.0.0/8 or `::1`.
-    #[error("it is a loopback address")]
+    #[error("it is a loopback address, and net.allow_local does not open it")]
     Loopback,
     /// 169.254.0.0/16 or `fe80::/10`.
-    #[error("it is a link-local address")]
+    #[error("it is a link-local address, and net.allow_local does not open it")]
     LinkLocal,
     /// RFC 1918, RFC 6598 (carrier NAT), RFC 2544, RFC 4193 (`fc00::/7`), `fec0::/10`.
-    #[error("it is a private address")]
+    #[error("it is a private address, and net.allow_local does not open it")]
     Private,
     /// 192.0.0.0/24, 240.0.0.0/4 and what else no host on the Internet has.
-    #[error("it is a reserved address")]
+    #[error("it is a reserved address, and net.allow_local does not open it")]
     Reserved,
 }
 

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::policy::Reason;
 use super::{Failure, Retry, display_text};
 use crate::bencode::{self, Dict, Value};
 
@@ -42,6 +43,8 @@ pub struct Reply {
     /// Entries that were dropped: port 0, no address, a torn tail, over [`PEERS_MAX`], repeated,
     /// or closed by the address policy.
     pub dropped_count: u32,
+    /// One of those that the address policy closed, and why.
+    pub refused: Option<(IpAddr, Reason)>,
 }
 
 /// Reads the body of an answer. What follows the dictionary is ignored, as some trackers append a
@@ -84,6 +87,7 @@ pub fn parse(body: &[u8]) -> Result<Reply, Failure> {
         warning: text(&root, b"warning message"),
         peers: peers.taken,
         dropped_count: peers.dropped_count,
+        refused: None,
     })
 }
 
@@ -193,6 +197,7 @@ mod tests {
             warning: Some("hi\\u{7}".into()),
             peers: vec!["1.1.1.1:6881".parse().unwrap(), "[2a00::1]:6881".parse().unwrap()],
             dropped_count: 0,
+            refused: None,
         };
         assert_eq!(parse(body), Ok(expected));
     }

@@ -5,6 +5,7 @@
 //! the peers they are dropped and counted, never piled up.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,9 @@ use crate::units::{InfoHash, PeerId};
 
 /// Answers with peers that wait to be taken.
 pub const FOUND_MAX: usize = 1024;
+
+/// Torrents of which it is remembered that peers were refused, so that each is said once.
+const TOLD_MAX: usize = 1024;
 
 /// Everything the service needs to know. [`Config::new`] fills in what a server uses.
 #[derive(Clone, Debug)]
@@ -155,6 +159,7 @@ impl Service {
             found,
             announce_wall: config.announce_wall,
             stop_wall: config.stop_wall,
+            told: Mutex::default(),
         };
         tokio::spawn(worker.run());
         Ok((Handle { shared }, receiver))
@@ -257,6 +262,8 @@ struct Worker {
     found: mpsc::Sender<Found>,
     announce_wall: Duration,
     stop_wall: Duration,
+    /// Torrents of which was said that peers were refused.
+    told: Mutex<BTreeSet<InfoHash>>,
 }
 
 type Ended = (Job, Result<Reply, Failure>);
@@ -321,6 +328,7 @@ impl Worker {
         };
         let Ok(reply) = result else { return };
         counters.peers_refused.fetch_add(u64::from(reply.dropped_count), Relaxed);
+        self.tell_refused(&job.info_hash, &reply);
         if !is_wanted || (reply.peers.is_empty() && reply.external_ip.is_none()) {
             return;
         }
@@ -332,5 +340,14 @@ impl Worker {
             Err(_) => &counters.peers_dropped,
         };
         cell.fetch_add(peer_count, Relaxed);
+    }
+
+    /// Says once for each torrent that its trackers name peers that may not be connected to.
+    fn tell_refused(&self, info_hash: &InfoHash, reply: &Reply) {
+        let Some((ip, reason)) = reply.refused else { return };
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < TOLD_MAX && told.insert(*info_hash) {
+            tracing::info!(torrent = %info_hash, %ip, %reason, "a tracker names peers that are refused");
+        }
     }
 }

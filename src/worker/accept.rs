@@ -299,7 +299,14 @@ impl<D: Driver> Worker<D> {
         let peer_key = match torrent.swarm.handle_connected(self.now, init) {
             Ok(peer_key) => peer_key,
             Err(refused) => {
-                tracing::debug!(addr = %conn.addr, %refused, "peer not taken");
+                let (addr, info_hash) = (conn.addr, torrent.info_hash);
+                // Only this one is for the operator to change.
+                let is_local = refused == Refused::LocalAddress;
+                if is_local && torrent.is_refusal_news(addr.ip()) {
+                    tracing::warn!(torrent = %info_hash, %addr, %refused, "peer refused");
+                } else {
+                    tracing::debug!(%addr, %refused, "peer not taken");
+                }
                 self.core.handshakes[(direction, refusal(&refused))].add(1);
                 if outgoing {
                     // The swarm knows already what became of the address.

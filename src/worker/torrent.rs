@@ -4,7 +4,7 @@
 //! and closed when nobody needs them. Invariant: a torrent in error talks to nobody, and what
 //! stops one torrent touches no other.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +32,9 @@ const FILES_INTERVAL: Duration = Duration::from_secs(25);
 
 /// When to ask again for files that no thread was free to open.
 pub(super) const FILES_RETRY: Duration = Duration::from_secs(1);
+
+/// Refused addresses that are said for one torrent; the log is not theirs to fill.
+const REFUSALS_TOLD_MAX: usize = 8;
 
 /// One torrent.
 pub(super) struct Torrent {
@@ -70,6 +73,8 @@ pub(super) struct Torrent {
     pub(super) is_dirty: bool,
     /// The files as they were when they were last known to be right; empty if that is unknown.
     pub(super) known: Vec<Option<Identity>>,
+    /// Addresses of which was said that they are refused.
+    refusals_told: Vec<IpAddr>,
 }
 
 /// The files of a torrent as its worker holds them.
@@ -169,6 +174,16 @@ impl Torrent {
         }
     }
 
+    /// Notes that an address is refused; true if the operator should hear of it: once.
+    pub(super) fn is_refusal_news(&mut self, ip: IpAddr) -> bool {
+        let told = &mut self.refusals_told;
+        let is_news = told.len() < REFUSALS_TOLD_MAX && !told.contains(&ip);
+        if is_news {
+            told.push(ip);
+        }
+        is_news
+    }
+
     /// Writes the totals that others read.
     pub(super) fn publish(&mut self, now: Instant) -> Stats {
         let (stats, sums) = (self.swarm.stats(now), self.swarm.totals());
@@ -225,6 +240,7 @@ impl<D: Driver> Worker<D> {
             is_active: false,
             is_dirty: false,
             known,
+            refusals_told: Vec::new(),
         };
         torrent.publish(self.now);
         let key = self.torrents.insert(torrent);

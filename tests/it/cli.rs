@@ -1,12 +1,15 @@
 //! The contract with scripts: exit codes, the ready line, JSON, signals, ports.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::support::data::{Shape, single};
-use crate::support::dir;
 use crate::support::process::Process;
 use crate::support::server::{Home, START, Server, TRANSFER, seedring, start_get};
+use crate::support::tracker::Listener;
+use crate::support::wire::{RawPeer, connect_from, handshake};
+use crate::support::{dir, free_addr, network, wait};
 
 /// Runs a command to its end; returns exit code, stdout and stderr.
 fn end_of(command: &mut Command) -> (i32, String, String) {
@@ -48,7 +51,7 @@ fn every_documented_flag_parses() {
     let get = "get /nowhere.torrent -o d --seed --peer 127.0.0.1:1 --peer [::1]:2 --listen 127.0.0.1:0 \
         --timeout 5 --overwrite --json --no-dht --no-lsd --no-pex --dht-bootstrap h:1";
     let seed = "seed /nowhere.torrent --data d --listen 127.0.0.1:0 --trust";
-    for (line, expected) in [(run, 1), (get, 3), (seed, 3)] {
+    for (line, expected) in [(run, 3), (get, 3), (seed, 3)] {
         let words: Vec<_> = line.split_whitespace().collect();
         let (code, _, stderr) = end_of(&mut seedring(&words));
         assert_eq!(code, expected, "{line}: {stderr}");
@@ -67,6 +70,7 @@ fn create_and_check_agree_and_tell_complete_from_incomplete() {
     let (code, stdout, stderr) = end_of(&mut create);
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.contains(&content.info_hash()) && stdout.contains("magnet:?"), "{stdout}");
+    assert!(stderr.contains(" in 1 file, 31 pieces of "), "{stderr}");
 
     let check = |words: &[&str]| {
         let mut check = seedring(&["check"]);
@@ -171,7 +175,7 @@ fn get_resumes_reports_in_json_and_goes_on_to_seed() {
     let mut get = start_get("part", dir.path(), &content, &output, &[], &["--seed"]);
     let line = get.wait_for("ready line", START, || get_line(&dir.path().join("part.err")));
     let (peer, _) = crate::support::server::addresses(&line).unwrap();
-    let mut leech = crate::support::wire::RawPeer::handshaken(peer, &content.metainfo, 5);
+    let mut leech = RawPeer::handshaken(peer, &content.metainfo, 5);
     leech.become_unchoked();
     leech.request(crate::support::wire::block(&content.metainfo, 3, 0));
     let is_block = |event: &_| matches!(event, crate::support::wire::Event::Block(..));
@@ -271,4 +275,213 @@ fn what_finds_no_memory_for_a_piece_is_fetched_all_the_same() {
     Process::start("get", dir, &mut get).wait_ok(TRANSFER);
     content.assert_same_in(&output);
     seed.stop();
+}
+
+/// Runs a command that has to end with one sentence on stderr, which is returned, and `code`.
+fn sentence_of(command: &mut Command, code: i32) -> String {
+    let (ended, stdout, stderr) = end_of(command);
+    assert_eq!((ended, stdout.as_str()), (code, ""), "{command:?}: {stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{command:?}: {stderr}");
+    stderr
+}
+
+#[test]
+fn create_replaces_a_torrent_only_when_told() {
+    let dir = dir();
+    let (data, torrent) = (dir.path().join("data"), dir.path().join("precious.torrent"));
+    std::fs::write(&data, [1; 1000]).unwrap();
+    std::fs::write(&torrent, b"precious").unwrap();
+    let create = |words: &[&str]| {
+        let mut create = seedring(&["create"]);
+        create.arg(&data).arg("-o").arg(&torrent).args(words);
+        create
+    };
+    let sentence = sentence_of(&mut create(&[]), 1);
+    assert!(sentence.contains("precious.torrent") && sentence.contains("--force"), "{sentence}");
+    assert_eq!(std::fs::read(&torrent).unwrap(), b"precious");
+    let (code, _, stderr) = end_of(&mut create(&["--force"]));
+    assert_eq!(code, 0, "{stderr}");
+    assert_ne!(std::fs::read(&torrent).unwrap(), b"precious");
+}
+
+#[test]
+fn data_that_is_looked_for_in_the_wrong_folder_is_named() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 100_000, 57, &Shape::pieces_of(32 << 10));
+    let wrong = dir.path().join("wrong");
+    std::fs::create_dir(&wrong).unwrap();
+    for (command, is_silent) in [("seed", true), ("check", false)] {
+        let mut words = seedring(&[command]);
+        words.arg(&content.torrent).arg("--data").arg(&wrong);
+        let (code, stdout, stderr) = end_of(&mut words);
+        assert_eq!((code, stdout.is_empty()), (6, is_silent), "{stderr}");
+        assert!(stderr.contains("/wrong/data is not there"), "{stderr}");
+        assert!(stderr.contains("--data must be the folder that holds data"), "{stderr}");
+        // The data itself was named instead of the folder that holds it.
+        let mut words = seedring(&[command]);
+        words.arg(&content.torrent).arg("--data").arg(content.path());
+        let (_, _, stderr) = end_of(&mut words);
+        let right = format!("here that is --data {}\n", content.root.display());
+        assert!(stderr.contains(&right), "{stderr}");
+    }
+}
+
+#[test]
+fn a_magnet_link_gets_one_sentence() {
+    for command in ["get", "check", "seed"] {
+        let mut words = seedring(&[command, "magnet:?xt=urn:btih:0"]);
+        if command != "get" {
+            words.args(["--data", "."]);
+        }
+        let sentence = sentence_of(&mut words, 1);
+        assert!(sentence.contains("not built yet"), "{sentence}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_there_ends_with_3_and_a_wrong_one_with_2() {
+    let dir = dir();
+    let config = dir.path().join("seedring.toml");
+    let run = || {
+        let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-", "--config"]);
+        run.arg(&config).env("HOME", dir.path());
+        run
+    };
+    assert!(sentence_of(&mut run(), 3).contains("seedring.toml"));
+    std::fs::write(&config, "[net]\nnonsense = 1\n").unwrap();
+    let (code, _, stderr) = end_of(&mut run());
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("nonsense"), "{stderr}");
+    std::fs::write(&config, "").unwrap();
+    let sentence = sentence_of(run().env("SEEDRING__NET__NONSENSE", "1"), 2);
+    assert!(sentence.contains("SEEDRING__NET__NONSENSE"), "{sentence}");
+}
+
+#[test]
+fn without_a_home_the_state_has_to_be_named() {
+    let dir = dir();
+    let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-"]);
+    run.current_dir(dir.path()).env_remove("XDG_STATE_HOME").env_remove("HOME");
+    let sentence = sentence_of(&mut run, 2);
+    assert!(sentence.contains("--state"), "{sentence}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    // Either variable is enough, if it is absolute; the first one counts.
+    run.env("XDG_STATE_HOME", "relative");
+    sentence_of(&mut run, 2);
+    let home = dir.path().join("home");
+    run.env("HOME", &home);
+    Server::wait_ready(Process::start("home", dir.path(), &mut run)).stop();
+    assert!(home.join(".local/state/seedring/torrents").is_dir());
+    run.env("XDG_STATE_HOME", dir.path().join("xdg"));
+    Server::wait_ready(Process::start("xdg", dir.path(), &mut run)).stop();
+    assert!(dir.path().join("xdg/seedring/torrents").is_dir());
+}
+
+#[test]
+fn a_folder_that_cannot_be_one_is_refused_at_start() {
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"x").unwrap();
+    for flag in ["--downloads", "--watch"] {
+        let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-", "--state"]);
+        run.arg(&home.state).arg(flag).arg(&file).current_dir(dir.path());
+        let sentence = sentence_of(&mut run, 2);
+        let named = sentence.contains(&*file.to_string_lossy()) && sentence.contains(flag);
+        assert!(named, "{sentence}");
+    }
+    // What is missing is made.
+    let fresh = dir.path().join("deep/down");
+    let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-", "--state"]);
+    run.arg(&home.state).arg("--downloads").arg(&fresh);
+    Server::wait_ready(Process::start("run", dir.path(), &mut run)).stop();
+    assert!(fresh.is_dir());
+}
+
+#[test]
+fn an_http_port_in_use_is_named_and_how_to_take_another() {
+    let dir = dir();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", &addr, "--state"]);
+    run.arg(dir.path().join("state")).arg("--downloads").arg(dir.path());
+    let sentence = sentence_of(&mut run, 1);
+    assert!(sentence.contains(&addr) && sentence.contains("--http"), "{sentence}");
+}
+
+/// How soon `get` gives up after eight seconds without anybody, on a loaded machine.
+const LONELY: Duration = Duration::from_secs(30);
+
+#[test]
+fn get_without_peers_says_what_was_tried() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 500_000, 58, &Shape::pieces_of(32 << 10));
+    let folder = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    };
+    // Nobody is at the first; the second one names a peer in a network that is not ours.
+    let gone = free_addr("127.0.0.1");
+    let url = format!("http://{gone}/announce?k=s3cret");
+    let dead = content.with_tracker(&folder("dead-torrent"), &url);
+    let tracker = Listener::naming(b"\x0a\x00\x00\x01\x1a\xe1");
+    let far = content.with_tracker(&folder("far-torrent"), &tracker.url());
+    let host = format!("tracker http://{gone}/…: no connection to the tracker");
+    let given = format!("--peer {gone}: not connected");
+    let cases = [
+        ("none", &content, vec![], vec!["names no trackers"]),
+        ("dead", &dead, vec![gone], vec![host.as_str(), given.as_str()]),
+        ("far", &far, vec![], vec!["it names 0 peers", "10.0.0.1", "SEEDRING__NET__ALLOW_LOCAL="]),
+    ];
+    let started = cases.map(|(name, content, peers, expected)| {
+        let output = dir.path().join(name);
+        // It goes on for a while after it has said so.
+        let get = start_get(name, dir.path(), content, &output, &peers, &["--timeout", "8"]);
+        (get, expected)
+    });
+    for (mut get, expected) in started {
+        assert_eq!(get.wait(LONELY), 1, "{}", get.tail());
+        let text = get.stderr();
+        for part in expected {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.contains("with --peer ADDR:PORT") && !text.contains("s3cret"), "{text}");
+        assert_eq!(text.matches("no peers yet").count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn a_local_peer_that_is_refused_is_said_once() {
+    if !network::is_inside("cli::a_local_peer_that_is_refused_is_said_once") {
+        return;
+    }
+    let dir = dir();
+    let content = single(dir.path(), "data", 500_000, 59, &Shape::pieces_of(32 << 10));
+    let server = Server::seed(dir.path(), &content, "20.0.9.1:0", &[]);
+    for source in [Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)] {
+        let mut peer = RawPeer::over(connect_from(source, server.peer).unwrap(), &content.metainfo);
+        peer.send(&handshake(&content.metainfo, 1));
+        peer.expect_close();
+    }
+    let told = |server: &Server| server.process.stderr().matches("net.allow_local").count();
+    wait::until("two warnings", START, || (told(&server) >= 2).then_some(()));
+    // Who is welcome is still taken, and nothing more was said.
+    let welcome = connect_from(Ipv4Addr::new(20, 0, 3, 1), server.peer).unwrap();
+    let mut peer = RawPeer::over(welcome, &content.metainfo);
+    peer.send(&handshake(&content.metainfo, 2));
+    peer.read_handshake();
+    assert_eq!(told(&server), 2, "{}", server.process.tail());
+    server.stop();
+    // Opened, the same peer is taken.
+    let mut seed = seedring(&["seed", "--listen", "20.0.9.1:0"]);
+    seed.arg(&content.torrent).arg("--data").arg(&content.root);
+    seed.env("SEEDRING__NET__ALLOW_LOCAL", "127.0.0.0/8");
+    let server = Server::wait_ready(Process::start("open", dir.path(), &mut seed));
+    let local = connect_from(Ipv4Addr::LOCALHOST, server.peer).unwrap();
+    let mut peer = RawPeer::over(local, &content.metainfo);
+    peer.send(&handshake(&content.metainfo, 3));
+    peer.read_handshake();
+    server.stop();
 }

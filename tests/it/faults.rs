@@ -465,7 +465,8 @@ fn get_on_a_full_disk_says_so() {
     let server = Server::seed(dir.path(), &content, "127.0.0.1:0", &[]);
     let mut get = start_get("get", dir.path(), &content, &disk.0, &[server.peer], &[]);
     assert_eq!(get.wait(START), 1, "{}", get.tail());
-    assert!(get.stderr().contains("space"), "{}", get.tail());
+    assert_eq!(get.stderr().matches("space").count(), 1, "said once: {}", get.tail());
+    assert!(get.stderr().starts_with("seedring: no space left"), "{}", get.tail());
     disk.grow(64);
     let mut get = start_get("get", dir.path(), &content, &disk.0, &[server.peer], &[]);
     get.wait_ok(START);

@@ -59,6 +59,10 @@ fn a_torrent_is_taken_however_it_arrives() {
     // The same torrent again is no failure.
     fs::copy(&other.torrent, home.watch.join("again.torrent")).unwrap();
     wait_answer(&mut server, &home, "again.torrent", "added");
+    let log = server.process.stderr();
+    let line = log.lines().find(|line| line.contains("again.torrent"));
+    let line = line.unwrap_or_else(|| panic!("not a word of the second one: {log}"));
+    assert!(line.contains("INFO") && line.contains(&other.info_hash()), "{line}");
     server.wait_torrents("seeding", 5, Duration::from_secs(20));
     server.stop();
 }
@@ -132,5 +136,25 @@ fn a_half_written_torrent_is_waited_for() {
     }
     drop(file);
     wait_answer(&mut server, &home, "slow.torrent", "added");
+    server.stop();
+}
+
+#[test]
+fn a_watch_folder_that_becomes_a_file_is_said_once() {
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let other = home.dir.join("other");
+    fs::create_dir(&other).unwrap();
+    let mut server = home.run(&["--watch", &other.to_string_lossy()]);
+    fs::remove_dir(&other).unwrap();
+    fs::write(&other, b"no folder").unwrap();
+    let told = |server: &Server| server.process.stderr().matches("cannot be read").count();
+    wait::until("a warning", TAKEN, || (told(&server) > 0).then_some(()));
+    // Each torrent makes it look at all of its folders again.
+    for (name, seed) in [("one", 67), ("two", 68), ("three", 69)] {
+        home.add(&content(dir.path(), &home, name, seed));
+        wait_answer(&mut server, &home, &format!("{name}.torrent"), "added");
+    }
+    assert_eq!(told(&server), 1, "{}", server.process.tail());
     server.stop();
 }

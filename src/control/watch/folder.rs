@@ -72,6 +72,7 @@ pub(super) struct Folder {
     touched: bool,
     overfull: bool,
     missing_told: bool,
+    unreadable_told: bool,
     candidates: HashMap<OsString, Candidate>,
 }
 
@@ -100,6 +101,7 @@ impl Folder {
             touched: false,
             overfull: false,
             missing_told: false,
+            unreadable_told: false,
             candidates: HashMap::new(),
         }
     }
@@ -141,8 +143,12 @@ impl Folder {
         if warm || self.is_busy() {
             self.stamp = Some(stamp);
             self.touched = false;
-            if let Err(error) = self.look_into(now, queue) {
-                tracing::warn!(folder = ?self.path, %error, "a watch folder cannot be read");
+            match self.look_into(now, queue) {
+                Ok(()) => self.unreadable_told = false,
+                Err(error) if !std::mem::replace(&mut self.unreadable_told, true) => {
+                    tracing::warn!(folder = ?self.path, %error, "a watch folder cannot be read");
+                }
+                Err(_) => {}
             }
         }
         fresh

@@ -86,7 +86,7 @@ fn number_after(text: &str, key: &str) -> u32 {
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
-/// A tracker that knows no peers and remembers every request line.
+/// A tracker that remembers every request line and names the same peers to everybody, or none.
 #[derive(Debug)]
 pub(crate) struct Listener {
     addr: SocketAddr,
@@ -96,8 +96,13 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Starts one.
+    /// Starts one that knows no peers.
     pub(crate) fn start() -> Self {
+        Self::naming(&[])
+    }
+
+    /// Starts one that names these peers, of six bytes each (BEP 23).
+    pub(crate) fn naming(peers: &'static [u8]) -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
         let (lines, ends) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
@@ -108,7 +113,7 @@ impl Listener {
                     if ends.load(Relaxed) {
                         return;
                     }
-                    if let Some(line) = answer(stream) {
+                    if let Some(line) = answer(stream, peers) {
                         lines.lock().unwrap().push(line);
                     }
                 }
@@ -139,7 +144,7 @@ impl Drop for Listener {
     }
 }
 
-fn answer(mut stream: TcpStream) -> Option<String> {
+fn answer(mut stream: TcpStream, peers: &[u8]) -> Option<String> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut request = Vec::new();
     let mut buffer = [0; 4096];
@@ -149,9 +154,11 @@ fn answer(mut stream: TcpStream) -> Option<String> {
             _ => return None,
         }
     }
-    let body = "d8:intervali1800e5:peers0:e";
+    let mut body = format!("d8:intervali1800e5:peers{}:", peers.len()).into_bytes();
+    body.extend_from_slice(peers);
+    body.push(b'e');
     let head =
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-    stream.write_all((head + body).as_bytes()).ok()?;
+    stream.write_all(&[head.as_bytes(), &body].concat()).ok()?;
     String::from_utf8_lossy(&request).lines().next().map(str::to_owned)
 }

@@ -1,0 +1,95 @@
+//! The folders of the settings, before anything is started: they are there, or the start fails.
+//!
+//! Paths enter; a downloads folder that exists leaves, or one sentence about what is wrong with
+//! which setting. Invariant: nothing is made but the downloads folder, and what may be mounted or
+//! made later (a watch folder that is missing) is waited for.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::config::Paths;
+
+/// Why the server does not start in these folders.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Torrents could not be kept there.
+    #[error(
+        "cannot use the downloads folder {}: {error}; \
+         name another with --downloads DIR (paths.downloads)",
+        path.display()
+    )]
+    Downloads {
+        /// The folder.
+        path: PathBuf,
+        /// The system's words.
+        error: io::Error,
+    },
+    /// It would never hold a file.
+    #[error(
+        "the watch folder {} is not a folder: name another with --watch DIR (paths.watch)",
+        .0.display()
+    )]
+    Watch(PathBuf),
+}
+
+/// Makes the downloads folder if there is none, and looks at all of them. Blocks on the disk.
+///
+/// # Errors
+/// The first folder that cannot be what it should be.
+pub(super) fn prepare(paths: &Paths) -> Result<(), Error> {
+    let downloads = &paths.downloads;
+    let unusable = |error| Error::Downloads { path: downloads.clone(), error };
+    std::fs::create_dir_all(downloads).map_err(unusable)?;
+    std::fs::read_dir(downloads).map_err(unusable)?;
+    // Data that is complete is seeded from a folder that nobody may write to.
+    if let Some(error) = write_refusal(downloads) {
+        tracing::warn!(
+            folder = %downloads.display(), %error,
+            "nothing can be written to the downloads folder: what is there can only be seeded"
+        );
+    }
+    let is_other = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    match paths.watch.iter().find(is_other) {
+        Some(path) => Err(Error::Watch(path.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Why nobody like us may write to a folder; `None` if we may, or if it does not show.
+fn write_refusal(folder: &Path) -> Option<io::Error> {
+    // A file without a name leaves no trace; where there is no such thing nothing is known.
+    let nameless = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(folder);
+    let refusals = [libc::EROFS, libc::EACCES, libc::EPERM];
+    let error = nameless.err()?;
+    error.raw_os_error().is_some_and(|code| refusals.contains(&code)).then_some(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_made_waited_for_or_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        let (fresh, missing) = (dir.path().join("a/b"), dir.path().join("missing"));
+        let mut paths = Paths { downloads: fresh.clone(), ..Paths::default() };
+        paths.watch = vec![missing.clone(), dir.path().to_owned()];
+        prepare(&paths).unwrap();
+        assert!(fresh.is_dir() && !missing.exists());
+        assert!(write_refusal(&fresh).is_none());
+        paths.watch.push(file.clone());
+        let refused = prepare(&paths).unwrap_err().to_string();
+        assert!(refused.contains(&*file.to_string_lossy()), "{refused}");
+        assert!(refused.contains("--watch"), "{refused}");
+        for downloads in [file.clone(), file.join("below")] {
+            paths = Paths { downloads: downloads.clone(), ..Paths::default() };
+            let refused = prepare(&paths).unwrap_err().to_string();
+            assert!(refused.contains(&*downloads.to_string_lossy()), "{refused}");
+            assert!(refused.contains("--downloads"), "{refused}");
+        }
+    }
+}
