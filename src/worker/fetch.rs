@@ -38,11 +38,19 @@ pub(super) struct PieceWrite {
 /// One run of a piece inside one file.
 #[derive(Debug)]
 pub(super) struct WriteOp {
+    torrent: Key,
     write: Key,
     file: usize,
     offset: u64,
     start: usize,
     len: usize,
+}
+
+impl WriteOp {
+    /// The torrent that it writes to, which may be gone.
+    pub(super) fn torrent(&self) -> Key {
+        self.torrent
+    }
 }
 
 impl<D: Driver> Worker<D> {
@@ -204,6 +212,7 @@ impl<D: Driver> Worker<D> {
             let len = to_usize(extent.len);
             if open.files.get(extent.file).is_some_and(Option::is_some) {
                 runs.push(WriteOp {
+                    torrent: torrent_key,
                     write: write_key,
                     file: extent.file,
                     offset: extent.offset,

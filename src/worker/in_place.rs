@@ -159,6 +159,11 @@ impl InPlace {
         self.pieces.contains_key(&(torrent, piece))
     }
 
+    /// Whether blocks of a torrent are on their way to the disk.
+    pub(super) fn is_writing_any_of(&self, torrent: Key) -> bool {
+        self.pieces.keys().any(|&(key, _)| key == torrent)
+    }
+
     /// Whether nothing is on its way to the disk or to a verdict.
     pub(super) fn is_idle(&self) -> bool {
         self.writes.is_empty() && self.to_check.is_empty() && self.checks.is_empty()
@@ -167,7 +172,7 @@ impl InPlace {
     /// Whether anything of a torrent is on its way to the disk or to a verdict.
     pub(super) fn has_any_of(&self, torrent: Key) -> bool {
         let is_checked = |key| self.checks.get(key).is_some_and(|it| it.entry.torrent == torrent);
-        self.pieces.keys().any(|&(key, _)| key == torrent)
+        self.is_writing_any_of(torrent)
             || self.to_check.iter().any(|entry| entry.torrent == torrent)
             || self.checks.keys().into_iter().any(is_checked)
     }

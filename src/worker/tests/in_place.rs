@@ -156,11 +156,11 @@ fn while_the_disk_stands_still_little_is_received() {
     });
 }
 
-/// A torrent goes while its blocks are being written, or a piece of it read; another takes its
-/// place.
-fn replace(ring: Ring, old: &Torrent, new: &Torrent, reads: usize) {
+/// A torrent goes while its blocks or pieces are being written, or a piece of it read; another
+/// takes its place, and nobody is told that it is gone before the last of its writes has ended.
+fn replace(ring: Ring, old: &Torrent, new: &Torrent, budget: u64, reads: usize) {
     let seeder = Fleet::start(1, 1, ring, &options());
-    let mut leecher = Fleet::start(2, 1, ring, &tight(0));
+    let mut leecher = Fleet::start(2, 1, ring, &tight(budget));
     seeder.seed(0, old);
     seeder.seed(0, new);
     let seen = Arc::clone(&leecher.members[0].seen);
@@ -176,7 +176,13 @@ fn replace(ring: Ring, old: &Torrent, new: &Torrent, reads: usize) {
     leecher.introduce(0, new, &[seeder.members[0].addr]);
     let writes = seen.writes.load(Relaxed);
     wait_for("writes of the other", || seen.writes.load(Relaxed) > writes);
+    if reads == 0 {
+        // The end of no write of the old one is known.
+        let report = leecher.report_now();
+        assert!(report.is_none(), "{report:?}");
+    }
     seen.holds_files.store(false, Relaxed);
+    leecher.expect_removed(old);
     let report = leecher.report();
     assert!(
         matches!(report, Report::Finished(info_hash) if info_hash == new.info_hash),
@@ -190,8 +196,9 @@ fn replace(ring: Ring, old: &Torrent, new: &Torrent, reads: usize) {
 #[test]
 fn late_writes_and_reads_touch_no_other_torrent() {
     let (old, new) = (any_torrent(30_000_000, 45), any_torrent(900_000, 46));
-    for reads in [0, 1] {
-        on_every_ring(Faults::rough(), 90..93, |ring| replace(ring, &old, &new, reads));
+    let plenty = options().piece_bytes_max;
+    for (budget, reads) in [(0, 0), (0, 1), (plenty, 0)] {
+        on_every_ring(Faults::rough(), 90..93, |ring| replace(ring, &old, &new, budget, reads));
     }
 }
 
