@@ -213,7 +213,7 @@ impl Engine {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::metainfo::{Metainfo, create};
+    use crate::metainfo::{CreateOptions, Metainfo, create};
     use crate::server::engine::{Add, Settings, Verify};
     use crate::server::settings::settings;
 
@@ -222,7 +222,7 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("data");
         std::fs::write(&path, vec![7; 100_000]).unwrap();
-        let created = create::create(&path, &create::CreateOptions::default(), &|_, _| {}).unwrap();
+        let created = create(&path, &CreateOptions::default(), &|_, _| {}).unwrap();
         let metainfo = Metainfo::parse(&created.bytes).unwrap();
         let settings = Settings {
             listen: vec![([127, 0, 0, 1], 0).into()],
@@ -240,7 +240,9 @@ mod tests {
         let had = Had { have: Bitfield::all(created.piece_count), known: vec![], is_settled: true };
         engine.fail(&info_hash, error, Some(had));
         // Its worker may have answered, but nobody has heard it yet.
-        engine.try_due();
+        let at = engine.torrents[&info_hash].trial.at.unwrap();
+        engine.trials.clear();
+        engine.probe(info_hash, at);
         assert_eq!(engine.trials.values().flatten().count(), 1, "it was put off");
         let checked = engine.event().await;
         assert!(matches!(checked, Event::Checked { is_complete: true, .. }), "{checked:?}");
