@@ -142,6 +142,11 @@ impl InPlace {
         self.fresh.push_back(key);
     }
 
+    /// Buffers in use.
+    pub(super) fn buffer_count(&self) -> u64 {
+        (self.used.get() / BUFFER_LEN) as u64
+    }
+
     /// Bytes of memory held.
     pub(super) fn bytes(&self) -> u64 {
         let checks = self.checks.len() * CHECK_STEP_LEN;
@@ -300,6 +305,10 @@ impl<D: Driver> Worker<D> {
     /// A write is over, in one way or another: what waited for it goes on.
     fn block_written(&mut self, key: Key) {
         let Some(write) = self.in_place.remove(key) else { return };
+        if write.done == write.block.len as usize {
+            self.core.in_place_blocks.add(1);
+            self.core.in_place_bytes.add(u64::from(write.block.len));
+        }
         let (torrent, piece) = (write.torrent, write.block.piece);
         let next = self.in_place.first_like(&write);
         if let Ok(data) = Rc::try_unwrap(write.data) {

@@ -496,6 +496,7 @@ impl<D: Driver> Worker<D> {
         self.core.peers[PeerState::Snubbed].set(snubbed);
         self.spares.tidy();
         self.in_place.tidy();
+        self.core.in_place_buffers.set(self.in_place.buffer_count());
         let bytes = piece_bytes + self.spares.bytes() + self.in_place.bytes();
         self.core.piece_buffers_bytes.set(bytes);
     }
