@@ -135,22 +135,19 @@ fn while_the_disk_stands_still_little_is_received() {
         leecher.introduce(0, &torrent, &[seeder.members[0].addr]);
         let received = &core.received_payload_bytes;
         wait_for("blocks", || received.get() > 1 << 20);
-        let (mut before, mut loops) = (0, 0);
-        wait_for("the receiving to stop", || {
-            std::thread::park_timeout(Duration::from_millis(50));
-            let so_far = std::mem::replace(&mut before, received.get());
-            loops = core.core_loops.get();
-            so_far == received.get()
-        });
+        // It asks for nothing more, and sleeps until it is woken.
+        wait_for("the receiving to stop", || seen.is_quiet.load(Relaxed));
         assert!(received.get() <= IN_PLACE_BYTES_MAX as u64, "{} bytes", received.get());
-        std::thread::park_timeout(Duration::from_millis(50));
-        // The watch looks once a millisecond whether it should still hold.
-        let turns = core.core_loops.get() - loops;
-        assert!(turns < 500, "{turns} turns of waiting");
+        let before = received.get();
+        wait_for("the buffers to be counted", || core.in_place_buffers.get() > 0);
+        assert_eq!(received.get(), before, "the receiving goes on");
         seen.holds_files.store(false, Relaxed);
         let report = leecher.report();
         assert!(matches!(report, Report::Finished(_)), "{report:?}");
         assert!(torrent.is_same_at(leecher.save_path.path()));
+        assert_eq!(core.in_place_blocks.get(), torrent.blocks().len() as u64);
+        assert_eq!(core.in_place_bytes.get(), torrent.geometry.total_len());
+        wait_for("the buffers to be free", || core.in_place_buffers.get() == 0);
         assert!(leecher.stop().is_empty());
         seeder.stop();
     });
