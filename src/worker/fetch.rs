@@ -125,6 +125,7 @@ impl<D: Driver> Worker<D> {
         self.core.protocol_bytes[Direction::Incoming]
             .add((bytes.len() as u64).saturating_sub(payload_bytes));
         self.write_fresh_blocks();
+        self.free_buffers();
         self.touch_torrent(torrent_key);
         if let Some(reason) = failed {
             return self.close(key, reason);
@@ -412,7 +413,7 @@ impl Intake<'_> {
         Ok(match swarm.handle_payload(self.now, self.peer_key, block)? {
             Payload::Discard => Arrival::Unwanted,
             Payload::Accept => Arrival::InMemory,
-            Payload::AcceptInPlace => match self.in_place.buffer() {
+            Payload::AcceptInPlace => match self.in_place.buffer(self.now) {
                 Some(buffer) => Arrival::InPlace(buffer),
                 None => {
                     swarm.handle_dropped(self.now, self.peer_key, block);

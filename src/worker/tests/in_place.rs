@@ -5,9 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::fleet::options;
+use super::peer::{beginning, offer};
 use super::transfer::{many_files, transfer_with};
 use super::*;
 use crate::metrics::Direction;
+use crate::units::{BLOCK_LEN, PeerId};
+use crate::wire::Handshake;
 use crate::worker::in_place::IN_PLACE_BYTES_MAX;
 
 /// Options with so much memory for pieces.
@@ -149,6 +152,55 @@ fn while_the_disk_stands_still_little_is_received() {
         assert_eq!(core.in_place_bytes.get(), torrent.geometry.total_len());
         wait_for("the buffers to be free", || core.in_place_buffers.get() == 0);
         assert!(leecher.stop().is_empty());
+        seeder.stop();
+    });
+}
+
+/// As many peers as there are buffers begin a block each and send just enough of it not to be
+/// closed for that.
+#[test]
+fn peers_that_hold_all_buffers_make_room_for_others() {
+    let (held, wanted) =
+        (Torrent::new(&[("one", 24 << 20)], 1 << 20, 50), any_torrent(2_000_000, 51));
+    let buffer_count = IN_PLACE_BYTES_MAX / BLOCK_LEN as usize;
+    process::raise_open_files().unwrap();
+    on_every_ring(Faults::rough(), 130..131, |ring| {
+        let options = Options { connections_max: 2 * buffer_count, ..tight(0) };
+        let mut leecher = Fleet::start(2, 1, ring, &options);
+        let seeder = Fleet::start(1, 1, ring, &options);
+        let (addr, core) = (leecher.members[0].addr, Arc::clone(&leecher.members[0].core));
+        leecher.fetch(0, &held);
+        leecher.fetch(0, &wanted);
+        seeder.seed(0, &wanted);
+        let mut slow: Vec<Peer> = (0..buffer_count)
+            .map(|number| {
+                let mut id = PeerId([9; 20]);
+                id.0[..8].copy_from_slice(&number.to_le_bytes());
+                let mut first = Handshake::new(held.info_hash, id, false).encode().to_vec();
+                first.extend(offer());
+                let mut peer = Peer::connect(addr, &held, &first);
+                peer.read_until("a request", |peer| !peer.asked.is_empty());
+                peer.send(&beginning(peer.asked[0], 1));
+                peer
+            })
+            .collect();
+        wait_for("the buffers to be held", || core.in_place_buffers.get() == buffer_count as u64);
+        leecher.introduce(0, &wanted, &[seeder.members[0].addr]);
+        let (mut report, mut turns) = (None, (0..buffer_count).cycle());
+        wait_for("the other torrent", || {
+            slow[turns.next().unwrap()].send(&[0; 200]);
+            report = leecher.report_now();
+            report.is_some()
+        });
+        assert!(
+            matches!(report, Some(Report::Finished(it)) if it == wanted.info_hash),
+            "{report:?}"
+        );
+        // Only so many as others had need of had to go.
+        let closed = core.disconnects[DisconnectReason::Timeout].get();
+        assert!((1..buffer_count as u64 / 2).contains(&closed), "{closed} were closed");
+        drop(slow);
+        leecher.stop_amid_faults();
         seeder.stop();
     });
 }
