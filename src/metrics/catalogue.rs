@@ -124,6 +124,12 @@ catalogue! {
         disk_write_bytes: counter;
         /// Writes to files.
         disk_writes: counter;
+        /// Blocks that were written as they came, for want of memory for their pieces.
+        in_place_blocks: counter;
+        /// Bytes of blocks that were written as they came, for want of memory for their pieces.
+        in_place_bytes: counter;
+        /// Buffers in use for such blocks, arriving or on their way to the disk.
+        in_place_buffers: gauge;
         /// Operations on files that failed.
         disk_errors: counter [DiskOp];
         /// Bytes that were hashed.

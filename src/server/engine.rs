@@ -170,6 +170,8 @@ pub struct Torrent {
     /// How far its check is.
     pub check: Arc<Progress>,
     pub(super) home: Option<usize>,
+    /// Its last worker has not said that it leaves its files alone.
+    pub(super) is_leaving: bool,
     pub(super) fetch: bool,
     peers: Vec<SocketAddr>,
     pub(super) trial: Trial,
@@ -324,6 +326,7 @@ impl Engine {
             error: None,
             check: Arc::new(Progress::default()),
             home: None,
+            is_leaving: false,
             fetch,
             peers,
             trial: Trial::new(),
@@ -490,7 +493,7 @@ impl Engine {
         }
         let ours = paths(content);
         others
-            .filter(|other| other.home.is_some() && other.error.is_none())
+            .filter(|other| other.is_leaving || (other.home.is_some() && other.error.is_none()))
             .any(|other| !ours.is_disjoint(&paths(&other.content)))
     }
 
@@ -504,6 +507,10 @@ impl Engine {
                 // One that is nowhere was added again since, or failed here already.
                 self.torrents.get(&info_hash).filter(|torrent| torrent.home.is_some())?;
                 return self.fail(&info_hash, error, Some(*had));
+            }
+            Report::Removed(info_hash) => {
+                self.torrents.get_mut(&info_hash)?.is_leaving = false;
+                return None;
             }
             Report::Stopped(worker) => {
                 self.gone_count += 1;

@@ -207,6 +207,9 @@ impl Engine {
     /// Takes a torrent from its worker and from its trackers, which hear that it stopped.
     pub(super) fn take_home(&mut self, info_hash: &InfoHash, home: Option<usize>) {
         let Some(home) = home else { return };
+        if let Some(torrent) = self.torrents.get_mut(info_hash) {
+            torrent.is_leaving = true;
+        }
         self.trackers.remove(*info_hash);
         self.shared.directory.remove(info_hash);
         self.loads[home] -= 1;
@@ -237,6 +240,10 @@ impl Engine {
         let Some(torrent) = self.torrents.get_mut(&info_hash) else { return };
         if torrent.trial.at != Some(at) {
             return;
+        }
+        if torrent.is_leaving {
+            // What it still writes would come behind the back of the check.
+            return self.try_later(info_hash);
         }
         let (content, fetch) = (Arc::clone(&torrent.content), torrent.fetch);
         let Some(had) = torrent.trial.had.clone() else { return };
@@ -269,5 +276,47 @@ impl Engine {
             self.try_later(info_hash);
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::metainfo::{CreateOptions, Metainfo, create};
+    use crate::server::engine::{Add, Settings, Verify};
+    use crate::server::settings::settings;
+
+    #[tokio::test]
+    async fn files_are_not_looked_at_before_their_last_worker_leaves_them_alone() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("data");
+        std::fs::write(&path, vec![7; 100_000]).unwrap();
+        let created = create(&path, &CreateOptions::default(), &|_, _| {}).unwrap();
+        let metainfo = Metainfo::parse(&created.bytes).unwrap();
+        let settings = Settings {
+            listen: vec![([127, 0, 0, 1], 0).into()],
+            retry: Duration::ZERO,
+            ..settings(&Config::default())
+        };
+        let mut engine = Engine::start(settings).unwrap();
+        let save_path = dir.path().to_owned();
+        let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
+        let info_hash = engine.add(add).unwrap();
+        let checked = engine.event().await;
+        assert!(matches!(checked, Event::Checked { is_complete: true, .. }), "{checked:?}");
+
+        let error = Error::Missing { path: "data".into() };
+        let had = Had { have: Bitfield::all(created.piece_count), known: vec![], is_settled: true };
+        engine.fail(&info_hash, error, Some(had));
+        // Its worker may have answered, but nobody has heard it yet.
+        let at = engine.torrents[&info_hash].trial.at.unwrap();
+        engine.trials.clear();
+        engine.probe(info_hash, at);
+        assert_eq!(engine.trials.values().flatten().count(), 1, "it was put off");
+        let checked = engine.event().await;
+        assert!(matches!(checked, Event::Checked { is_complete: true, .. }), "{checked:?}");
+        assert!(!engine.torrents[&info_hash].is_leaving);
+        engine.shutdown().await;
     }
 }

@@ -160,6 +160,18 @@ impl Conn {
         }
     }
 
+    /// Since when a block has been arriving that is written in place, unless it is we who do not
+    /// take it.
+    pub(super) fn arriving_since(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Peer(peer) if !self.is_paused && !self.is_excused => match &peer.arriving {
+                Some((_, Arrival::InPlace(buffer))) => Some(buffer.since()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// The peer, once both handshakes are done.
     pub(super) fn peer(&mut self) -> Option<&mut Peer> {
         match &mut self.phase {

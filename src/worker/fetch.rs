@@ -38,11 +38,19 @@ pub(super) struct PieceWrite {
 /// One run of a piece inside one file.
 #[derive(Debug)]
 pub(super) struct WriteOp {
+    torrent: Key,
     write: Key,
     file: usize,
     offset: u64,
     start: usize,
     len: usize,
+}
+
+impl WriteOp {
+    /// The torrent that it writes to, which may be gone.
+    pub(super) fn torrent(&self) -> Key {
+        self.torrent
+    }
 }
 
 impl<D: Driver> Worker<D> {
@@ -117,6 +125,7 @@ impl<D: Driver> Worker<D> {
         self.core.protocol_bytes[Direction::Incoming]
             .add((bytes.len() as u64).saturating_sub(payload_bytes));
         self.write_fresh_blocks();
+        self.free_buffers();
         self.touch_torrent(torrent_key);
         if let Some(reason) = failed {
             return self.close(key, reason);
@@ -204,6 +213,7 @@ impl<D: Driver> Worker<D> {
             let len = to_usize(extent.len);
             if open.files.get(extent.file).is_some_and(Option::is_some) {
                 runs.push(WriteOp {
+                    torrent: torrent_key,
                     write: write_key,
                     file: extent.file,
                     offset: extent.offset,
@@ -403,7 +413,7 @@ impl Intake<'_> {
         Ok(match swarm.handle_payload(self.now, self.peer_key, block)? {
             Payload::Discard => Arrival::Unwanted,
             Payload::Accept => Arrival::InMemory,
-            Payload::AcceptInPlace => match self.in_place.buffer() {
+            Payload::AcceptInPlace => match self.in_place.buffer(self.now) {
                 Some(buffer) => Arrival::InPlace(buffer),
                 None => {
                     swarm.handle_dropped(self.now, self.peer_key, block);

@@ -5,20 +5,22 @@
 //! meanwhile: the swarm hands out blocks of pieces that are ours and no others, this one is not
 //! ours before `handle_stored`, and the writes touch no byte outside of it.
 //! Invariants: no more than [`IN_PLACE_BYTES_MAX`] bytes of blocks are held, whatever the peers
-//! send; of two writes to the same place the later one begins when the earlier one has ended, and
+//! send; while others wait, no peer that could send on holds some of them for longer than
+//! [`ARRIVAL_MAX`] and the turns it takes to close it; of two writes to the same place the later one begins when the earlier one has ended, and
 //! a piece is neither hashed nor written as a whole before all of them have.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use super::hash::ToHash;
 use super::read_back::{CHECK_STEP_LEN, CHECKS_MAX, Check};
 use super::table::{Key, Table};
 use super::torrent::Store;
 use super::{Target, Worker};
-use crate::metrics::DiskOp;
+use crate::metrics::{DisconnectReason, DiskOp};
 use crate::ring::{Driver, Op};
 use crate::storage::Error;
 use crate::storage::pieces::Spares;
@@ -31,6 +33,15 @@ pub(super) const IN_PLACE_BYTES_MAX: usize = 8 << 20;
 /// From so many bytes on, connections that may bring such blocks are not received from while
 /// writes are under way. The rest is for what was on its way before: dropping is for emergencies.
 const PAUSE_BYTES: usize = IN_PLACE_BYTES_MAX / 2;
+
+/// How long a block may arrive while others find no room.
+const ARRIVAL_MAX: Duration = Duration::from_secs(3);
+
+/// How often, while blocks find no room, the ones that take longer are looked for, and how many of
+/// them make room at a time.
+const ROOM_INTERVAL: Duration = Duration::from_millis(100);
+/// See [`ROOM_INTERVAL`].
+const ROOM_MAX: usize = 16;
 
 /// Memory of a block, whatever its length.
 const BUFFER_LEN: usize = BLOCK_LEN as usize;
@@ -48,11 +59,18 @@ impl Drop for Charge {
 /// Memory for one block that is arriving.
 #[derive(Debug)]
 pub(super) struct BlockBuffer {
+    /// When its first byte came.
+    since: Instant,
     data: Vec<u8>,
     charge: Charge,
 }
 
 impl BlockBuffer {
+    /// When the first byte of the block came.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Puts a part of the block in its place; whether it fits there.
     pub(super) fn fill(&mut self, offset: u32, data: &[u8]) -> bool {
         let start = offset as usize;
@@ -88,6 +106,9 @@ pub(super) struct InPlace {
     pieces: HashMap<(Key, PieceIndex), Vec<(u32, Key)>>,
     /// Writes that came since the last look.
     fresh: VecDeque<Key>,
+    /// Blocks that found no room since it was last looked for, and when it may be again.
+    dropped_count: usize,
+    room_at: Option<Instant>,
     /// Connections that are not received from, the longest first.
     paused: VecDeque<Key>,
     /// Pieces to hash once their writes have ended.
@@ -105,6 +126,8 @@ impl Default for InPlace {
             writes: Table::default(),
             pieces: HashMap::new(),
             fresh: VecDeque::new(),
+            dropped_count: 0,
+            room_at: None,
             paused: VecDeque::new(),
             to_check: VecDeque::new(),
             checks: Table::default(),
@@ -115,13 +138,15 @@ impl Default for InPlace {
 
 impl InPlace {
     /// Memory for one more block, if there is any.
-    pub(super) fn buffer(&mut self) -> Option<BlockBuffer> {
+    pub(super) fn buffer(&mut self, now: Instant) -> Option<BlockBuffer> {
         let used = self.used.get() + BUFFER_LEN;
         if used > IN_PLACE_BYTES_MAX {
+            self.dropped_count += 1;
             return None;
         }
         self.used.set(used);
         Some(BlockBuffer {
+            since: now,
             data: self.spares.take(BUFFER_LEN),
             charge: Charge(Rc::clone(&self.used)),
         })
@@ -142,6 +167,11 @@ impl InPlace {
         self.fresh.push_back(key);
     }
 
+    /// Buffers in use.
+    pub(super) fn buffer_count(&self) -> u64 {
+        (self.used.get() / BUFFER_LEN) as u64
+    }
+
     /// Bytes of memory held.
     pub(super) fn bytes(&self) -> u64 {
         let checks = self.checks.len() * CHECK_STEP_LEN;
@@ -159,6 +189,11 @@ impl InPlace {
         self.pieces.contains_key(&(torrent, piece))
     }
 
+    /// Whether blocks of a torrent are on their way to the disk.
+    pub(super) fn is_writing_any_of(&self, torrent: Key) -> bool {
+        self.pieces.keys().any(|&(key, _)| key == torrent)
+    }
+
     /// Whether nothing is on its way to the disk or to a verdict.
     pub(super) fn is_idle(&self) -> bool {
         self.writes.is_empty() && self.to_check.is_empty() && self.checks.is_empty()
@@ -167,7 +202,7 @@ impl InPlace {
     /// Whether anything of a torrent is on its way to the disk or to a verdict.
     pub(super) fn has_any_of(&self, torrent: Key) -> bool {
         let is_checked = |key| self.checks.get(key).is_some_and(|it| it.entry.torrent == torrent);
-        self.pieces.keys().any(|&(key, _)| key == torrent)
+        self.is_writing_any_of(torrent)
             || self.to_check.iter().any(|entry| entry.torrent == torrent)
             || self.checks.keys().into_iter().any(is_checked)
     }
@@ -295,6 +330,10 @@ impl<D: Driver> Worker<D> {
     /// A write is over, in one way or another: what waited for it goes on.
     fn block_written(&mut self, key: Key) {
         let Some(write) = self.in_place.remove(key) else { return };
+        if write.done == write.block.len as usize {
+            self.core.in_place_blocks.add(1);
+            self.core.in_place_bytes.add(u64::from(write.block.len));
+        }
         let (torrent, piece) = (write.torrent, write.block.piece);
         let next = self.in_place.first_like(&write);
         if let Ok(data) = Rc::try_unwrap(write.data) {
@@ -351,6 +390,26 @@ impl<D: Driver> Worker<D> {
             conn.is_paused = true;
             conn.is_excused = true;
             self.in_place.paused.push_back(conn_key);
+        }
+    }
+
+    /// Blocks found no room: the peers whose blocks have been arriving for too long make some, the
+    /// slowest first. Each holds one buffer at most, so that all of them together can keep others
+    /// waiting no longer than this takes.
+    pub(super) fn free_buffers(&mut self) {
+        let is_due = self.in_place.room_at.is_none_or(|at| self.now >= at);
+        if self.in_place.dropped_count == 0 || !is_due {
+            return;
+        }
+        let wanted = std::mem::take(&mut self.in_place.dropped_count).min(ROOM_MAX);
+        self.in_place.room_at = Some(self.now + ROOM_INTERVAL);
+        let mut slow: Vec<_> = (self.conns.keys().into_iter())
+            .filter_map(|key| Some((self.conns.get(key)?.arriving_since()?, key)))
+            .filter(|&(since, _)| self.now.saturating_duration_since(since) >= ARRIVAL_MAX)
+            .collect();
+        slow.sort_unstable_by_key(|&(since, _)| since);
+        for (_, key) in slow.into_iter().take(wanted) {
+            self.close(key, DisconnectReason::Timeout);
         }
     }
 

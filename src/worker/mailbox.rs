@@ -25,7 +25,7 @@ pub const LETTERS_MAX: usize = 4096;
 pub enum Letter {
     /// A torrent for this worker to be the home of.
     Add(Box<NewTorrent>),
-    /// Close the torrent's peers and forget it.
+    /// Close the torrent's peers and forget it; `Report::Removed` is the answer.
     Remove(InfoHash),
     /// Addresses of peers.
     Contacts {
@@ -173,6 +173,9 @@ pub enum Report {
     Finished(InfoHash),
     /// A torrent stands still because of its files.
     Failed(InfoHash, storage::Error, Box<Had>),
+    /// A torrent was removed, and nothing of it is on its way to its files any more: only now may
+    /// they be looked at for another attempt.
+    Removed(InfoHash),
     /// A worker has ended as asked.
     Stopped(usize),
     /// A worker cannot go on; the process has to end.

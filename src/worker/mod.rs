@@ -15,6 +15,7 @@ mod health;
 mod in_place;
 pub mod mailbox;
 mod read_back;
+mod removal;
 mod serve;
 mod table;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use self::fetch::{PieceWrite, WriteOp};
 use self::hash::ToHash;
 use self::in_place::InPlace;
 use self::mailbox::{Letter, Report, Shared};
+use self::removal::Removals;
 use self::serve::ChunkRead;
 use self::table::{GENERATION_BITS, Key, Table};
 use self::timers::Wheel;
@@ -133,6 +135,7 @@ pub struct Worker<D: Driver> {
     fresh: VecDeque<(Key, PieceIndex)>,
     /// Pieces for which there was no memory.
     in_place: InPlace,
+    removals: Removals,
     engine: Engine,
     syncs_in_flight: usize,
     spares: Spares,
@@ -273,6 +276,7 @@ impl<D: Driver> Worker<D> {
             to_hash: VecDeque::new(),
             fresh: VecDeque::new(),
             in_place: InPlace::default(),
+            removals: Removals::default(),
             engine: Engine::best(),
             syncs_in_flight: 0,
             options,
@@ -341,6 +345,7 @@ impl<D: Driver> Worker<D> {
         self.scratch.due = due;
         self.hash_some();
         self.settle();
+        self.confirm_removals();
         debug_assert!(self.piece_bytes() <= self.options.piece_bytes_max, "pieces overflow");
         self.send_reports();
     }
@@ -491,6 +496,7 @@ impl<D: Driver> Worker<D> {
         self.core.peers[PeerState::Snubbed].set(snubbed);
         self.spares.tidy();
         self.in_place.tidy();
+        self.core.in_place_buffers.set(self.in_place.buffer_count());
         let bytes = piece_bytes + self.spares.bytes() + self.in_place.bytes();
         self.core.piece_buffers_bytes.set(bytes);
     }

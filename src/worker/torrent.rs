@@ -252,23 +252,6 @@ impl<D: Driver> Worker<D> {
         self.touch_torrent(key);
     }
 
-    pub(super) fn remove_torrent(&mut self, info_hash: &InfoHash) {
-        let Some(key) = self.by_hash.remove(info_hash) else { return };
-        self.close_peers(key, DisconnectReason::TorrentStopped);
-        self.drop_pieces(key);
-        if let Some(mut torrent) = self.torrents.remove(key) {
-            self.drop_files(&mut torrent);
-            for gauge in [&torrent.totals.peers, &torrent.totals.up_rate, &torrent.totals.down_rate]
-            {
-                gauge.store(0, Relaxed);
-            }
-            let geometry = torrent.geometry();
-            self.chunks.forget(key.slot, |chunk| chunk_len(geometry, chunk));
-            // What waits for memory may have it now.
-            self.wake_starved();
-        }
-    }
-
     pub(super) fn add_contacts(
         &mut self,
         info_hash: &InfoHash,
@@ -376,6 +359,7 @@ impl<D: Driver> Worker<D> {
         let mut look_in = FILES_INTERVAL;
         if self.shared.blocking.run(job).is_ok() {
             torrent.store = Store::Opening;
+            self.removals.begin_open(key);
         } else {
             look_in = FILES_RETRY;
         }
@@ -386,6 +370,7 @@ impl<D: Driver> Worker<D> {
     }
 
     pub(super) fn on_opened(&mut self, key: Key, result: Result<Opened, Error>) {
+        self.removals.end_open(key);
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         if !matches!(torrent.store, Store::Opening) {
             return;
@@ -490,7 +475,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn drop_files(&mut self, torrent: &mut Torrent) {
+    pub(super) fn drop_files(&mut self, torrent: &mut Torrent) {
         let store = std::mem::replace(&mut torrent.store, Store::Closed);
         self.release_store(store);
     }

@@ -171,7 +171,7 @@ pub fn auto_piece_len(total_len: u64) -> u32 {
 
 /// Makes a torrent of the file or directory at `path`.
 ///
-/// `progress` is told the bytes hashed so far and the bytes in all, from several threads, about
+/// `progress` is told the bytes hashed so far and the bytes in all, from several threads, at least
 /// once for each MiB; the numbers of two threads may arrive in either order.
 pub fn create(
     path: &Path,

@@ -108,6 +108,27 @@ fn threads_agree_and_progress_reaches_the_end() {
 }
 
 #[test]
+fn pieces_side_by_side_have_the_hashes_they_have_alone() {
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut bytes = vec![0; 2_500_000];
+    random.fill(&mut bytes);
+    let names: Vec<String> = (0..200).map(|number| format!("{number:03}")).collect();
+    let small = names.iter().zip(bytes.chunks(501)).map(|(name, bytes)| (name.as_str(), bytes));
+    // One piece, fewer than are hashed at once, several groups; each with and without a short end.
+    for len in [1, 100_000, 131_072, 524_288, 1_000_000, 2_097_152, 2_500_000] {
+        let dir = tree(small.clone().chain([("long", &bytes[..len])]));
+        for piece_length in [1 << 14, 1 << 17, 1 << 18] {
+            for threads in [1, 3] {
+                let piece_length = Some(piece_length);
+                let options = CreateOptions { piece_length, threads, ..CreateOptions::default() };
+                let (_, metainfo) = make(&dir.path().join("top"), &options);
+                assert_eq!(metainfo.piece_hashes(), hashes_on_disk(dir.path(), &metainfo), "{len}");
+            }
+        }
+    }
+}
+
+#[test]
 fn nothing_but_empty_files_is_a_torrent_without_pieces() {
     let dir = tree([("a", b"".as_slice()), ("b", b"")]);
     let (created, metainfo) = make(&dir.path().join("top"), &CreateOptions::default());

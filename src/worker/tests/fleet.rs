@@ -158,6 +158,12 @@ impl Fleet {
         self.reports.try_recv().ok()
     }
 
+    /// Waits for the word that a torrent is gone.
+    pub(super) fn expect_removed(&mut self, torrent: &Torrent) {
+        let report = self.report();
+        assert!(matches!(report, Report::Removed(it) if it == torrent.info_hash), "{report:?}");
+    }
+
     /// Waits until a worker has no connection and nothing but its accept in flight.
     pub(super) fn wait_until_idle(&self) {
         for (number, member) in self.members.iter().enumerate() {

@@ -47,9 +47,10 @@ fn nothing_of_a_first_segment_is_lost_on_the_way_home() {
 fn a_connection_for_a_torrent_that_has_just_gone_is_closed() {
     let torrent = any_torrent(100_000, 7);
     on_every_ring(rough_without_short_receives(), 0..3, |ring| {
-        let fleet = Fleet::start(1, 2, ring, &options());
+        let mut fleet = Fleet::start(1, 2, ring, &options());
         fleet.seed(1, &torrent);
         fleet.post(1, Letter::Remove(torrent.info_hash));
+        fleet.expect_removed(&torrent);
         let mut peer = Peer::asking(fleet.members[0].addr, &torrent, 9, &torrent.blocks());
         peer.read_to_end();
         assert!(peer.blocks.is_empty());

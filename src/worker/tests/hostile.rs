@@ -89,14 +89,16 @@ fn who_waits_for_memory_is_served_when_a_connection_ends() {
 fn a_late_read_is_not_served_as_another_torrent() {
     let (old, new) = (any_torrent(200_000, 10), any_torrent(200_000, 11));
     on_every_ring(Faults::rough(), 0..2, |ring| {
-        let fleet = Fleet::start(1, 1, ring, &options());
-        let (addr, seen) = (fleet.members[0].addr, &fleet.members[0].seen);
+        let mut fleet = Fleet::start(1, 1, ring, &options());
+        let (addr, seen) = (fleet.members[0].addr, Arc::clone(&fleet.members[0].seen));
         fleet.seed(0, &old);
         seen.holds_files.store(true, Relaxed);
         let mut before = Peer::asking(addr, &old, 10, &old.blocks());
         wait_for("a read", || seen.reads.load(Relaxed) > 0);
         fleet.post(0, Letter::Remove(old.info_hash));
         before.read_to_end();
+        // It writes nothing: what it reads is nobody's concern.
+        fleet.expect_removed(&old);
         fleet.seed(0, &new);
         let reads = seen.reads.load(Relaxed);
         let mut after = Peer::asking(addr, &new, 11, &new.blocks());
@@ -114,7 +116,7 @@ fn a_late_read_is_not_served_as_another_torrent() {
 fn late_files_are_not_those_of_the_torrent_that_came_back() {
     let torrent = any_torrent(200_000, 13);
     on_every_ring(Faults::rough(), 0..2, |ring| {
-        let fleet = Fleet::start(1, 1, ring, &options());
+        let mut fleet = Fleet::start(1, 1, ring, &options());
         let addr = fleet.members[0].addr;
         let (release, blocked) = std::sync::mpsc::channel();
         fleet.block_files(blocked);
@@ -127,8 +129,11 @@ fn late_files_are_not_those_of_the_torrent_that_came_back() {
         fleet.seed(0, &torrent);
         let mut after = Peer::asking(addr, &torrent, 11, &torrent.blocks());
         after.read_until("to be unchoked", |peer| peer.is_unchoked);
+        // A thread may still make its files.
+        assert!(fleet.report_now().is_none());
         drop::<std::sync::mpsc::Sender<()>>(release);
         after.expect(&torrent, &torrent.blocks());
+        fleet.expect_removed(&torrent);
         drop(after);
         fleet.wait_until_idle();
         assert!(fleet.stop().is_empty());

@@ -5,9 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::fleet::options;
+use super::peer::{beginning, offer};
 use super::transfer::{many_files, transfer_with};
 use super::*;
 use crate::metrics::Direction;
+use crate::units::{BLOCK_LEN, PeerId};
+use crate::wire::Handshake;
 use crate::worker::in_place::IN_PLACE_BYTES_MAX;
 
 /// Options with so much memory for pieces.
@@ -135,32 +138,78 @@ fn while_the_disk_stands_still_little_is_received() {
         leecher.introduce(0, &torrent, &[seeder.members[0].addr]);
         let received = &core.received_payload_bytes;
         wait_for("blocks", || received.get() > 1 << 20);
-        let (mut before, mut loops) = (0, 0);
-        wait_for("the receiving to stop", || {
-            std::thread::park_timeout(Duration::from_millis(50));
-            let so_far = std::mem::replace(&mut before, received.get());
-            loops = core.core_loops.get();
-            so_far == received.get()
-        });
+        // It asks for nothing more, and sleeps until it is woken.
+        wait_for("the receiving to stop", || seen.is_quiet.load(Relaxed));
         assert!(received.get() <= IN_PLACE_BYTES_MAX as u64, "{} bytes", received.get());
-        std::thread::park_timeout(Duration::from_millis(50));
-        // The watch looks once a millisecond whether it should still hold.
-        let turns = core.core_loops.get() - loops;
-        assert!(turns < 500, "{turns} turns of waiting");
+        let before = received.get();
+        wait_for("the buffers to be counted", || core.in_place_buffers.get() > 0);
+        assert_eq!(received.get(), before, "the receiving goes on");
         seen.holds_files.store(false, Relaxed);
         let report = leecher.report();
         assert!(matches!(report, Report::Finished(_)), "{report:?}");
         assert!(torrent.is_same_at(leecher.save_path.path()));
+        assert_eq!(core.in_place_blocks.get(), torrent.blocks().len() as u64);
+        assert_eq!(core.in_place_bytes.get(), torrent.geometry.total_len());
+        wait_for("the buffers to be free", || core.in_place_buffers.get() == 0);
         assert!(leecher.stop().is_empty());
         seeder.stop();
     });
 }
 
-/// A torrent goes while its blocks are being written, or a piece of it read; another takes its
-/// place.
-fn replace(ring: Ring, old: &Torrent, new: &Torrent, reads: usize) {
+/// As many peers as there are buffers begin a block each and send just enough of it not to be
+/// closed for that.
+#[test]
+fn peers_that_hold_all_buffers_make_room_for_others() {
+    let (held, wanted) =
+        (Torrent::new(&[("one", 24 << 20)], 1 << 20, 50), any_torrent(2_000_000, 51));
+    let buffer_count = IN_PLACE_BYTES_MAX / BLOCK_LEN as usize;
+    process::raise_open_files().unwrap();
+    on_every_ring(Faults::rough(), 130..131, |ring| {
+        let options = Options { connections_max: 2 * buffer_count, ..tight(0) };
+        let mut leecher = Fleet::start(2, 1, ring, &options);
+        let seeder = Fleet::start(1, 1, ring, &options);
+        let (addr, core) = (leecher.members[0].addr, Arc::clone(&leecher.members[0].core));
+        leecher.fetch(0, &held);
+        leecher.fetch(0, &wanted);
+        seeder.seed(0, &wanted);
+        let mut slow: Vec<Peer> = (0..buffer_count)
+            .map(|number| {
+                let mut id = PeerId([9; 20]);
+                id.0[..8].copy_from_slice(&number.to_le_bytes());
+                let mut first = Handshake::new(held.info_hash, id, false).encode().to_vec();
+                first.extend(offer());
+                let mut peer = Peer::connect(addr, &held, &first);
+                peer.read_until("a request", |peer| !peer.asked.is_empty());
+                peer.send(&beginning(peer.asked[0], 1));
+                peer
+            })
+            .collect();
+        wait_for("the buffers to be held", || core.in_place_buffers.get() == buffer_count as u64);
+        leecher.introduce(0, &wanted, &[seeder.members[0].addr]);
+        let (mut report, mut turns) = (None, (0..buffer_count).cycle());
+        wait_for("the other torrent", || {
+            slow[turns.next().unwrap()].send(&[0; 200]);
+            report = leecher.report_now();
+            report.is_some()
+        });
+        assert!(
+            matches!(report, Some(Report::Finished(it)) if it == wanted.info_hash),
+            "{report:?}"
+        );
+        // Only so many as others had need of had to go.
+        let closed = core.disconnects[DisconnectReason::Timeout].get();
+        assert!((1..buffer_count as u64 / 2).contains(&closed), "{closed} were closed");
+        drop(slow);
+        leecher.stop_amid_faults();
+        seeder.stop();
+    });
+}
+
+/// A torrent goes while its blocks or pieces are being written, or a piece of it read; another
+/// takes its place, and nobody is told that it is gone before the last of its writes has ended.
+fn replace(ring: Ring, old: &Torrent, new: &Torrent, budget: u64, reads: usize) {
     let seeder = Fleet::start(1, 1, ring, &options());
-    let mut leecher = Fleet::start(2, 1, ring, &tight(0));
+    let mut leecher = Fleet::start(2, 1, ring, &tight(budget));
     seeder.seed(0, old);
     seeder.seed(0, new);
     let seen = Arc::clone(&leecher.members[0].seen);
@@ -176,7 +225,13 @@ fn replace(ring: Ring, old: &Torrent, new: &Torrent, reads: usize) {
     leecher.introduce(0, new, &[seeder.members[0].addr]);
     let writes = seen.writes.load(Relaxed);
     wait_for("writes of the other", || seen.writes.load(Relaxed) > writes);
+    if reads == 0 {
+        // The end of no write of the old one is known.
+        let report = leecher.report_now();
+        assert!(report.is_none(), "{report:?}");
+    }
     seen.holds_files.store(false, Relaxed);
+    leecher.expect_removed(old);
     let report = leecher.report();
     assert!(
         matches!(report, Report::Finished(info_hash) if info_hash == new.info_hash),
@@ -190,8 +245,9 @@ fn replace(ring: Ring, old: &Torrent, new: &Torrent, reads: usize) {
 #[test]
 fn late_writes_and_reads_touch_no_other_torrent() {
     let (old, new) = (any_torrent(30_000_000, 45), any_torrent(900_000, 46));
-    for reads in [0, 1] {
-        on_every_ring(Faults::rough(), 90..93, |ring| replace(ring, &old, &new, reads));
+    let plenty = options().piece_bytes_max;
+    for (budget, reads) in [(0, 0), (0, 1), (plenty, 0)] {
+        on_every_ring(Faults::rough(), 90..93, |ring| replace(ring, &old, &new, budget, reads));
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) struct Peer {
     pub(super) blocks: HashMap<Block, Vec<u8>>,
     /// What was refused.
     pub(super) rejects: Vec<Block>,
+    /// What we were asked for.
+    pub(super) asked: Vec<Block>,
     /// The worker closed the connection.
     pub(super) is_closed: bool,
 }
@@ -45,6 +47,26 @@ pub(super) fn wishes(blocks: &[Block]) -> Vec<u8> {
     encode(&Message::HaveNone, &mut bytes);
     encode(&Message::Interested, &mut bytes);
     bytes.extend(requests(blocks));
+    bytes
+}
+
+/// An extension handshake that takes one request at a time, all pieces, and an unchoke.
+pub(super) fn offer() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let reqq = Some(1);
+    encode_extension_handshake(&ExtensionHandshake { reqq, ..Default::default() }, &mut bytes);
+    encode(&Message::HaveAll, &mut bytes);
+    encode(&Message::Unchoke, &mut bytes);
+    bytes
+}
+
+/// The message that brings `block`, as far as its first `count` bytes of data, all of them zeros.
+pub(super) fn beginning(block: Block, count: usize) -> Vec<u8> {
+    let mut bytes = (block.len + 9).to_be_bytes().to_vec();
+    bytes.push(7);
+    bytes.extend(block.piece.0.to_be_bytes());
+    bytes.extend(block.begin.to_be_bytes());
+    bytes.resize(bytes.len() + count, 0);
     bytes
 }
 
@@ -71,6 +93,7 @@ impl Peer {
             is_unchoked: false,
             blocks: HashMap::new(),
             rejects: Vec::new(),
+            asked: Vec::new(),
             is_closed: false,
         }
     }
@@ -109,11 +132,12 @@ impl Peer {
         self.is_closed |= count == 0;
         let missing = (Handshake::LEN - self.handshake.len()).min(count);
         self.handshake.extend(&buffer[..missing]);
-        let Self { decoder, blocks, rejects, is_unchoked, .. } = self;
+        let Self { decoder, blocks, rejects, asked, is_unchoked, .. } = self;
         let handle = |incoming: Incoming<'_>| match incoming {
             Incoming::Message(Message::Unchoke) => *is_unchoked = true,
             Incoming::Message(Message::Choke) => *is_unchoked = false,
             Incoming::Message(Message::Reject(block)) => rejects.push(block),
+            Incoming::Message(Message::Request(block)) => asked.push(block),
             Incoming::Payload { block, offset, data } => {
                 let bytes = blocks.entry(block).or_default();
                 // A block may be asked for twice.

@@ -32,6 +32,8 @@ pub(super) struct Seen {
     pub(super) bad_reads: AtomicUsize,
     /// While set, the ends of reads and writes of files are kept back.
     pub(super) holds_files: AtomicBool,
+    /// Whether the last wait was for nothing that a connection receives or sends, and no hurry.
+    pub(super) is_quiet: AtomicBool,
     /// Whether the worker has ended and the ring is gone.
     pub(super) is_over: AtomicBool,
 }
@@ -97,6 +99,8 @@ impl<D: Driver> Driver for Watch<D> {
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut VecDeque<Event>) -> io::Result<()> {
         self.seen.in_flight.store(self.inner.in_flight() + self.held.len(), Relaxed);
+        let is_quiet = self.streams.is_empty() && timeout != Some(Duration::ZERO);
+        self.seen.is_quiet.store(is_quiet, Relaxed);
         let timeout = if self.held.is_empty() { timeout } else { Some(HOLD_STEP) };
         let mut fresh = VecDeque::new();
         self.inner.wait(timeout, &mut fresh)?;
