@@ -4,7 +4,7 @@
 //! writer at a time; a piece is ours, told to others and served only after `handle_stored`.
 #![forbid(unsafe_code)]
 
-use super::options::{REJECTS_MAX, REQUESTS_OUT_MAX, REQUESTS_OUT_MIN, UNREQUESTED_MAX};
+use super::options::{REJECTS_MAX, UNREQUESTED_MAX};
 use super::partial::{Partial, Phase, Slot};
 use super::peer::{Error, PeerKey, Pieces};
 use super::{Action, Payload, Swarm, Verdict};
@@ -37,6 +37,7 @@ impl Swarm {
         };
         if let Some(asked) = peer.take_asked(block) {
             peer.answered = peer.answered.max(asked.number);
+            peer.pipeline.handle_answer(now.saturating_duration_since(asked.at));
         } else if let Some(at) = peer.late.iter().position(|&other| other == block) {
             peer.late.remove(at);
         } else {
@@ -140,10 +141,7 @@ impl Swarm {
         peer.last_block_at = now;
         peer.snubbed = false;
         peer.rejects = 0;
-        peer.blocks_in_second += 1;
-        if peer.slow_start {
-            peer.target = (peer.target + 1).min(REQUESTS_OUT_MAX);
-        }
+        peer.pipeline.handle_block(now);
         peer.down.add(now, u64::from(block.len));
         peer.downloaded += u64::from(block.len);
         let origin = peer.origin();
@@ -389,9 +387,7 @@ impl Swarm {
         if peer.rejects > REJECTS_MAX {
             return Err(Error::Rejects);
         }
-        // Its queue is full or it lost the piece; either way less is asked for.
-        peer.slow_start = false;
-        peer.target = (peer.target - peer.target / 4).max(REQUESTS_OUT_MIN);
+        peer.pipeline.handle_reject();
         peer.refuse(block.piece);
         self.release(key, block);
         self.rest_soon(key);

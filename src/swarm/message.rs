@@ -96,6 +96,7 @@ impl Swarm {
             self.take_back_all(key, true);
         } else {
             peer.refused.clear();
+            peer.pipeline.restart();
         }
         self.refill(now, key);
         Ok(())

@@ -35,6 +35,7 @@ mod options;
 mod partial;
 mod peer;
 mod picker;
+mod pipeline;
 mod queue;
 mod slots;
 mod stats;

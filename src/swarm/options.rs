@@ -24,7 +24,7 @@ pub const CONNECTS_PER_SECOND_MAX: u32 = 10;
 pub const HALF_OPEN_MAX: usize = 32;
 /// Blocks that we have asked one peer for and that are on their way.
 pub const REQUESTS_OUT_MAX: u32 = 2048;
-/// Requests at one peer before its rate is known, and while it advertises no `reqq`.
+/// Requests at one peer before its rate is known: 1 MiB.
 pub const REQUESTS_OUT_START: u32 = 64;
 /// Requests at one peer, however slow it is, unless it is snubbed.
 pub const REQUESTS_OUT_MIN: u32 = 4;

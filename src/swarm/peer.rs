@@ -5,8 +5,9 @@
 //! but its pieces.
 #![forbid(unsafe_code)]
 
-use super::options::{REFUSED_MAX, REQQ_DEFAULT, REQUESTS_OUT_MAX, REQUESTS_OUT_START};
+use super::options::{REFUSED_MAX, REQQ_DEFAULT, REQUESTS_OUT_MAX};
 use super::partial::Origin;
+use super::pipeline::Pipeline;
 use super::queue::RequestQueue;
 use super::throttle::Wait;
 use crate::rate::Meter;
@@ -249,10 +250,7 @@ pub(super) struct Peer {
     /// The piece it works on, with the serial of the attempt.
     pub(super) current: Option<(PieceIndex, u64)>,
     pub(super) allowed_fast: Vec<PieceIndex>,
-    pub(super) target: u32,
-    pub(super) slow_start: bool,
-    pub(super) blocks_in_second: u32,
-    pub(super) blocks_last_second: u32,
+    pub(super) pipeline: Pipeline,
     pub(super) snubbed: bool,
     pub(super) last_block_at: Instant,
     /// Waits in the swarm's list of those for whom nothing was found to ask for.
@@ -316,10 +314,7 @@ impl Peer {
             receiving: None,
             current: None,
             allowed_fast: Vec::new(),
-            target: REQUESTS_OUT_START,
-            slow_start: true,
-            blocks_in_second: 0,
-            blocks_last_second: 0,
+            pipeline: Pipeline::default(),
             snubbed: false,
             last_block_at: now,
             idle: false,

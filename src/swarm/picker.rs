@@ -10,9 +10,7 @@
 #![forbid(unsafe_code)]
 
 use super::Swarm;
-use super::options::{
-    ENDGAME_AGE, ENDGAME_REQUESTS_MAX, IN_PLACE_PIECES_MAX, RANDOM_FIRST_PIECES, REQUESTS_OUT_MAX,
-};
+use super::options::{ENDGAME_AGE, ENDGAME_REQUESTS_MAX, IN_PLACE_PIECES_MAX, RANDOM_FIRST_PIECES};
 use super::partial::{Askers, Partial, Phase, Slot};
 use super::peer::{Asked, Peer, PeerKey, Pieces};
 use super::throttle::Wait;
@@ -46,7 +44,7 @@ impl Swarm {
         if peer.closing || !peer.am_interested || is_mute || self.availability.is_none() {
             return;
         }
-        let limit = if peer.snubbed { 1 } else { peer.target.min(peer.reqq).min(REQUESTS_OUT_MAX) };
+        let limit = if peer.snubbed { 1 } else { peer.pipeline.len().min(peer.reqq) };
         let limit = limit as usize;
         // A few at a time, so that requests share messages and packets.
         if peer.asked.len() >= limit || peer.asked.len() > limit * 3 / 4 {

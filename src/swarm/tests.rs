@@ -414,8 +414,10 @@ fn a_piece_is_opened_in_memory_once_there_is_some_again() {
     let mut pair = pair(Bitfield::none(PIECES), Options::default());
     let shared = Rc::clone(&pair.swarm.shared);
     shared.piece_bytes_max.set(0);
-    pair.swarm.peers[0].target = 4;
-    pair.swarm.peers[0].slow_start = false;
+    for _ in 0..100 {
+        // Four requests at a time are the fewest.
+        pair.swarm.peers[0].pipeline.handle_reject();
+    }
     pair.say(Message::HaveAll).unwrap();
     pair.say(Message::Unchoke).unwrap();
     let asked: Vec<Block> = pair.swarm.peers[0].asked.iter().map(|a| a.block).collect();

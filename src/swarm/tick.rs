@@ -4,7 +4,7 @@
 //! connected and no address is to be tried.
 #![forbid(unsafe_code)]
 
-use super::options::{REQUESTS_OUT_MAX, REQUESTS_OUT_MIN, WITHHELD_MAX};
+use super::options::WITHHELD_MAX;
 use super::partial::Phase;
 use super::peer::{Error, Peer, PeerKey};
 use super::throttle::Wait;
@@ -61,31 +61,14 @@ impl Swarm {
         self.next_second = None;
         self.start_seconds(now);
         for key in self.keys() {
-            self.pace(key);
+            if let Some(peer) = self.peer_mut(key) {
+                peer.pipeline.handle_second(!peer.asked.is_empty());
+            }
             self.check_progress(now, key);
         }
         self.free_suspects();
         self.retry_idle(now, usize::MAX);
         self.evict_stalled(now);
-    }
-
-    /// Sizes the pipeline to what came through in the last second.
-    fn pace(&mut self, key: PeerKey) {
-        let Some(peer) = self.peer_mut(key) else {
-            return;
-        };
-        let last = std::mem::replace(&mut peer.blocks_last_second, peer.blocks_in_second);
-        let rate = std::mem::take(&mut peer.blocks_in_second);
-        if peer.asked.is_empty() || rate == 0 {
-            return;
-        }
-        if peer.slow_start && last > 0 && rate <= last + last / 8 {
-            peer.slow_start = false;
-        }
-        if !peer.slow_start {
-            let wanted = 2 * rate.max(rate.midpoint(last));
-            peer.target = wanted.clamp(REQUESTS_OUT_MIN, REQUESTS_OUT_MAX);
-        }
     }
 
     /// Snubs, takes back what was left out, closes what stalls.
