@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use crate::sys::sha1::{self, Engine, STREAMS_MAX, Stream};
+use crate::sys::sha1::{self, Engine, Lanes, STREAMS_MAX, Stream};
 use crate::units::{BLOCK_LEN, Block, Geometry, PieceIndex};
 
 /// The digest of a piece or block.
@@ -114,10 +114,37 @@ impl OpenPieces {
         }
     }
 
-    /// The digest of each block of `piece`, by which the peer that sent a bad one is found.
-    pub fn block_digests(&self, piece: PieceIndex) -> Vec<Digest> {
-        let Some(open) = self.pieces.get(&piece) else { return Vec::new() };
-        open.data.chunks(BLOCK_LEN as usize).map(sha1::digest).collect()
+    /// Adds to `digests` those of the next blocks of `piece`, about `len_max` bytes of them; by
+    /// them the peer that sent a bad one is found. Returns the bytes hashed; `None` if the piece is
+    /// not here.
+    pub fn digest_blocks(
+        &self,
+        engine: Engine,
+        piece: PieceIndex,
+        digests: &mut Vec<Digest>,
+        len_max: usize,
+    ) -> Option<usize> {
+        let data = &self.pieces.get(&piece)?.data;
+        let rest = data.get(digests.len() * BLOCK_LEN as usize..).unwrap_or_default();
+        let (whole, last) = rest.as_chunks::<{ BLOCK_LEN as usize }>();
+        let mut hashed = 0;
+        for group in whole.chunks(engine.width()) {
+            if hashed >= len_max {
+                return Some(hashed);
+            }
+            let mut blocks = [&[][..]; STREAMS_MAX];
+            for (block, bytes) in blocks.iter_mut().zip(group) {
+                *block = bytes;
+            }
+            let mut lanes = Lanes::new(engine, group.len());
+            lanes.update(&blocks[..group.len()]);
+            digests.extend(lanes.finish());
+            hashed += group.len() * BLOCK_LEN as usize;
+        }
+        if !last.is_empty() {
+            digests.push(sha1::digest(last));
+        }
+        Some(hashed + last.len())
     }
 
     /// Takes a piece out, with its bytes: to be written, or to be thrown away.
@@ -302,7 +329,16 @@ mod tests {
             assert_eq!(pieces.bytes(), 40_000);
             let done = Progress::Done(sha1::digest(&content));
             assert_eq!(digest(&mut pieces, PieceIndex(1)), done);
-            assert_eq!(pieces.block_digests(PieceIndex(1))[2], sha1::digest(&content[32_768..]));
+            let blocks = content.chunks(BLOCK_LEN as usize).map(sha1::digest);
+            for len_max in [1, 40_000] {
+                let mut found = Vec::new();
+                while found.len() < 3 {
+                    let engine = Engine::best();
+                    pieces.digest_blocks(engine, PieceIndex(1), &mut found, len_max).unwrap();
+                }
+                assert_eq!(found, blocks.clone().collect::<Vec<_>>());
+            }
+            assert_eq!(pieces.digest_blocks(Engine::best(), PieceIndex(2), &mut vec![], 1), None);
             assert_eq!(pieces.remove(PieceIndex(1)), Some(content.clone()));
             assert_eq!(pieces.bytes(), 0);
         }

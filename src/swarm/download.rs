@@ -216,6 +216,7 @@ impl Swarm {
         }
         self.kick = true;
         self.actions.push_back(Action::Discard(piece));
+        self.discard_count += 1;
     }
 
     /// Gives up a partial piece; it may be picked again.

@@ -163,6 +163,8 @@ pub struct Swarm {
     candidates: Vec<Candidate>,
 
     actions: VecDeque<Action>,
+    /// Those among them that are `Discard`.
+    discard_count: usize,
     totals: Totals,
     up_meter: Meter,
     down_meter: Meter,
@@ -220,6 +222,7 @@ impl Swarm {
             rechoke: Rechoke::new(),
             candidates: Vec::new(),
             actions: VecDeque::new(),
+            discard_count: 0,
             totals: Totals::default(),
             up_meter: Meter::new(),
             down_meter: Meter::new(),
@@ -231,12 +234,19 @@ impl Swarm {
     /// The next thing to do; `None` when all is done.
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front()?;
+        self.discard_count -= usize::from(matches!(action, Action::Discard(_)));
         if let Action::Transmit(key) = action
             && let Some(peer) = self.peer_mut(key)
         {
             peer.transmit_due = false;
         }
         Some(action)
+    }
+
+    /// Whether the caller is still to hear that it should forget the data of a piece. Until then it
+    /// has no place for blocks of its next attempt: they are given back by `handle_dropped`.
+    pub fn is_discarding(&self, piece: PieceIndex) -> bool {
+        self.discard_count > 0 && self.actions.contains(&Action::Discard(piece))
     }
 
     /// When `handle_timeout` has to be called, if nothing else happens before.

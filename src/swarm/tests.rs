@@ -281,8 +281,11 @@ fn a_lone_corrupter_is_banned_at_once() {
     else {
         panic!("nothing to verify in {verify:?}");
     };
+    assert!(!pair.swarm.is_discarding(*piece));
     pair.swarm.handle_verified(pair.now, *piece, Verdict::Bad(Vec::new()));
+    assert!(pair.swarm.is_discarding(*piece), "until the caller has heard of it");
     assert!(actions(&mut pair.swarm).contains(&Action::Close(pair.key, Error::Banned)));
+    assert!(!pair.swarm.is_discarding(*piece));
     pair.swarm.handle_disconnected(pair.now, pair.key);
     assert_eq!(pair.swarm.handle_connected(pair.now, init(9, 2, false)), Err(Refused::Banned));
 }

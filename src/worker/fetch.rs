@@ -17,7 +17,7 @@ use super::{Target, Timer, Worker};
 use crate::metrics::{Direction, DisconnectReason, DiskOp};
 use crate::ring::{Driver, Op, Tag};
 use crate::storage::Error;
-use crate::storage::pieces::Spares;
+use crate::storage::pieces::{Digest, Spares};
 use crate::swarm::{self, Payload, PeerKey, Verdict};
 use crate::units::{Block, PieceIndex, to_usize};
 use crate::wire::{self, Incoming};
@@ -165,11 +165,10 @@ impl<D: Driver> Worker<D> {
         self.touch_torrent(key);
     }
 
-    /// Judges a piece in memory, and writes it if it is good.
-    pub(super) fn judge(&mut self, key: Key, piece: PieceIndex, good: bool, digests: bool) {
+    /// Judges a piece in memory, and writes it if it is good. `blocks` are the digests of its
+    /// blocks, if they were wanted.
+    pub(super) fn judge(&mut self, key: Key, piece: PieceIndex, good: bool, blocks: Vec<Digest>) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
-        let is_wanted = digests || !good;
-        let blocks = if is_wanted { torrent.pieces.block_digests(piece) } else { Vec::new() };
         if !good {
             return self.pronounce(key, piece, Verdict::Bad(blocks));
         }
@@ -327,6 +326,7 @@ impl<D: Driver> Worker<D> {
     pub(super) fn has_writes(&self, torrent: Key) -> bool {
         let of_it = |key| self.piece_writes.get(key).is_some_and(|it| it.torrent == torrent);
         self.to_hash.iter().any(|entry| entry.torrent == torrent)
+            || self.to_blame.iter().any(|entry| entry.torrent == torrent)
             || self.in_place.has_any_of(torrent)
             || self.piece_writes.keys().into_iter().any(of_it)
     }
@@ -334,6 +334,7 @@ impl<D: Driver> Worker<D> {
     /// Forgets the pieces of a torrent that are not on disk and never will be.
     pub(super) fn drop_pieces(&mut self, torrent_key: Key) {
         self.to_hash.retain(|entry| entry.torrent != torrent_key);
+        self.to_blame.retain(|entry| entry.torrent != torrent_key);
         self.fresh.retain(|&(key, _)| key != torrent_key);
         for write_key in self.piece_writes.keys() {
             if self.piece_writes.get(write_key).is_some_and(|write| write.torrent == torrent_key) {
@@ -412,6 +413,11 @@ impl Intake<'_> {
         let swarm = &mut self.torrent.swarm;
         Ok(match swarm.handle_payload(self.now, self.peer_key, block)? {
             Payload::Discard => Arrival::Unwanted,
+            // What came of the piece before is still here, and goes at the end of the turn.
+            _ if swarm.is_discarding(block.piece) => {
+                swarm.handle_dropped(self.now, self.peer_key, block);
+                Arrival::Unwanted
+            }
             Payload::Accept => Arrival::InMemory,
             Payload::AcceptInPlace => match self.in_place.buffer(self.now) {
                 Some(buffer) => Arrival::InPlace(buffer),

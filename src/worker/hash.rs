@@ -3,7 +3,7 @@
 //! Pieces with bytes to hash enter, verdicts leave for the swarm. As many pieces as the processor
 //! takes at once are hashed in step, of whatever torrents, best while their blocks are in its
 //! cache; with fewer, a whole piece waits a moment for others. Invariant: a turn hashes a bounded
-//! number of bytes, the blocks of a bad piece aside, and a whole piece is judged however few others
+//! number of bytes, and a whole piece is judged however few others
 //! there are.
 
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use super::Worker;
 use super::table::Key;
 use crate::metrics::HashReason;
 use crate::ring::Driver;
-use crate::storage::pieces::{self, OpenPiece, Progress};
+use crate::storage::pieces::{self, Digest, OpenPiece, Progress};
 use crate::swarm::Verdict;
 use crate::sys::clock;
 use crate::units::PieceIndex;
@@ -33,14 +33,24 @@ pub(super) struct ToHash {
     pub(super) since: Instant,
 }
 
+/// A piece that is judged, but for the digests of its blocks.
+#[derive(Debug)]
+pub(super) struct ToBlame {
+    pub(super) torrent: Key,
+    pub(super) piece: PieceIndex,
+    good: bool,
+    /// Those of its first blocks, so far.
+    digests: Vec<Digest>,
+}
+
 impl<D: Driver> Worker<D> {
     /// Hashes some of what has arrived, and judges the pieces of which all is hashed.
     pub(super) fn hash_some(&mut self) {
-        if self.to_hash.is_empty() && !self.can_fill_lanes() {
+        if self.to_hash.is_empty() && self.to_blame.is_empty() && !self.can_fill_lanes() {
             return;
         }
         let begun = clock::now();
-        let mut hashed = 0;
+        let mut hashed = self.digest_blocks();
         while hashed < HASH_LEN_PER_TURN {
             match self.hash_group(HASH_LEN_PER_TURN - hashed) {
                 0 => break,
@@ -122,6 +132,29 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// Hashes blocks of pieces whose senders may be to blame; returns the bytes hashed.
+    fn digest_blocks(&mut self) -> usize {
+        let mut hashed = 0;
+        while hashed < HASH_LEN_PER_TURN
+            && let Some(mut entry) = self.to_blame.pop_front()
+        {
+            let Some(torrent) = self.torrents.get_mut(entry.torrent) else { continue };
+            let (piece, digests) = (entry.piece, &mut entry.digests);
+            let len_max = HASH_LEN_PER_TURN - hashed;
+            let Some(len) = torrent.pieces.digest_blocks(self.engine, piece, digests, len_max)
+            else {
+                continue;
+            };
+            hashed += len;
+            if digests.len() < torrent.geometry().block_count(piece) as usize {
+                self.to_blame.push_front(entry);
+            } else {
+                self.judge(entry.torrent, piece, entry.good, entry.digests);
+            }
+        }
+        hashed
+    }
+
     fn judge_hashed(&mut self) {
         for _ in 0..self.to_hash.len() {
             let Some(entry) = self.to_hash.pop_front() else { return };
@@ -133,7 +166,12 @@ impl<D: Driver> Worker<D> {
                     let len = torrent.geometry().piece_len(piece);
                     self.core.hash_bytes[HashReason::Download].add(u64::from(len));
                     let good = torrent.content.metainfo.piece_hash(piece) == Some(&digest);
-                    self.judge(key, piece, good, digests);
+                    if good && !digests {
+                        self.judge(key, piece, good, Vec::new());
+                    } else {
+                        let digests = Vec::new();
+                        self.to_blame.push_back(ToBlame { torrent: key, piece, good, digests });
+                    }
                 }
                 Progress::Absent => {
                     // Thrown away since it was whole. A new attempt that lost blocks with the old

@@ -6,8 +6,9 @@
 //! ours before `handle_stored`, and the writes touch no byte outside of it.
 //! Invariants: no more than [`IN_PLACE_BYTES_MAX`] bytes of blocks are held, whatever the peers
 //! send; while others wait, no peer that could send on holds some of them for longer than
-//! [`ARRIVAL_MAX`] and the turns it takes to close it; of two writes to the same place the later one begins when the earlier one has ended, and
-//! a piece is neither hashed nor written as a whole before all of them have.
+//! [`ARRIVAL_MAX`] and the turns it takes to close it; of two writes to the same place the later
+//! one begins when the earlier one has ended, and a piece is neither hashed nor written as a whole
+//! before all of them have.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};

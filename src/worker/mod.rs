@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use self::admission::{Admission, Pause};
 use self::connection::{Conn, Phase};
 use self::fetch::{PieceWrite, WriteOp};
-use self::hash::ToHash;
+use self::hash::{ToBlame, ToHash};
 use self::in_place::InPlace;
 use self::mailbox::{Letter, Report, Shared};
 use self::removal::Removals;
@@ -131,6 +131,8 @@ pub struct Worker<D: Driver> {
     /// Pieces whose blocks are all here and whose digest is not known yet; whether the digests of
     /// their blocks are wanted too.
     to_hash: VecDeque<ToHash>,
+    /// Pieces that are judged as soon as the digests of their blocks are known.
+    to_blame: VecDeque<ToBlame>,
     /// Pieces of which something can be hashed; some more than once.
     fresh: VecDeque<(Key, PieceIndex)>,
     /// Pieces for which there was no memory.
@@ -274,6 +276,7 @@ impl<D: Driver> Worker<D> {
             writes: Table::default(),
             piece_writes: Table::default(),
             to_hash: VecDeque::new(),
+            to_blame: VecDeque::new(),
             fresh: VecDeque::new(),
             in_place: InPlace::default(),
             removals: Removals::default(),
@@ -354,6 +357,7 @@ impl<D: Driver> Worker<D> {
     fn timeout(&self) -> Option<Duration> {
         let more = self.letters_wait
             || self.can_fill_lanes()
+            || !self.to_blame.is_empty()
             || !self.dirty_conns.is_empty()
             || !self.unbuffered.is_empty();
         if more {

@@ -299,6 +299,8 @@ impl<D: Driver> Worker<D> {
                     if let Some(data) = torrent.pieces.remove(piece) {
                         self.spares.give(data);
                     }
+                    self.to_hash.retain(|it| (it.torrent, it.piece) != (key, piece));
+                    self.to_blame.retain(|it| (it.torrent, it.piece) != (key, piece));
                     self.discard_in_place(key, piece);
                 }
                 Action::Ban(offender) => {
