@@ -4,6 +4,7 @@
 //! piece with the right digest to the disk, in runs as large as its files allow. Invariant: a
 //! piece is announced only after its write has ended, and written only after its digest was right.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -25,9 +26,35 @@ use crate::wire::{self, Incoming};
 /// How often a message that has begun must have grown by [`wire::PROGRESS_LEN_MIN`].
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Bytes of one torrent that may be on their way to the disk, unless two pieces are more. Beyond
+/// that its peers are not received from, for what waits longer than this has left the processor's
+/// cache before the kernel copies it, and a disk that stands still would fill the memory of all.
+pub(super) const BACKLOG_MAX: u64 = 8 << 20;
+
+/// Bytes on their way to the disk, counted until this is dropped.
+#[derive(Debug)]
+struct Backlog {
+    bytes: u64,
+    of_torrent: Rc<Cell<u64>>,
+}
+
+impl Backlog {
+    fn new(bytes: u64, of_torrent: &Rc<Cell<u64>>) -> Self {
+        of_torrent.set(of_torrent.get() + bytes);
+        Self { bytes, of_torrent: Rc::clone(of_torrent) }
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        self.of_torrent.set(self.of_torrent.get() - self.bytes);
+    }
+}
+
 /// A piece on its way to the disk.
 #[derive(Debug)]
 pub(super) struct PieceWrite {
+    _backlog: Backlog,
     torrent: Key,
     piece: PieceIndex,
     data: Rc<Vec<u8>>,
@@ -136,7 +163,41 @@ impl<D: Driver> Worker<D> {
             }
             self.timers.set(now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
         }
+        if self.is_backlogged(torrent_key) {
+            return self.pause_for_backlog(key);
+        }
         self.receive_in_turn(key, torrent_key);
+    }
+
+    /// Whether so much of a torrent is on its way to the disk that no more should come.
+    fn is_backlogged(&self, torrent: Key) -> bool {
+        self.torrents.get(torrent).is_some_and(|torrent| {
+            let two_pieces = 2 * u64::from(torrent.geometry().piece_len_nominal());
+            torrent.writing.get() > BACKLOG_MAX.max(two_pieces)
+        })
+    }
+
+    fn pause_for_backlog(&mut self, key: Key) {
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.is_paused = true;
+            conn.is_excused = true;
+            self.backlogged.push(key);
+        }
+    }
+
+    /// Receives again from peers of torrents whose writes have got on.
+    pub(super) fn resume_backlogged(&mut self) {
+        for key in std::mem::take(&mut self.backlogged) {
+            // Those that are gone meanwhile drop out here.
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            let torrent = conn.peer().map(|peer| peer.torrent);
+            if torrent.is_some_and(|torrent| self.is_backlogged(torrent)) {
+                self.backlogged.push(key);
+            } else if let Some(conn) = self.conns.get_mut(key) {
+                conn.is_paused = false;
+                self.receive(key);
+            }
+        }
     }
 
     /// A message had begun: unless it is over, enough of it must have come meanwhile.
@@ -173,9 +234,12 @@ impl<D: Driver> Worker<D> {
             return self.pronounce(key, piece, Verdict::Bad(blocks));
         }
         let data = torrent.pieces.remove(piece);
+        let of_torrent = Rc::clone(&torrent.writing);
         self.pronounce(key, piece, Verdict::Good(blocks));
         let Some(data) = data else { return };
-        let write = PieceWrite { torrent: key, piece, data: Rc::new(data), pending: None };
+        let _backlog = Backlog::new(data.len() as u64, &of_torrent);
+        let write =
+            PieceWrite { _backlog, torrent: key, piece, data: Rc::new(data), pending: None };
         let write_key = self.piece_writes.insert(write);
         self.write_piece(write_key);
     }

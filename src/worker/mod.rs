@@ -123,6 +123,8 @@ pub struct Worker<D: Driver> {
     /// Connections whose receive found no buffer, and those that found no memory for a cold read.
     unbuffered: Vec<Key>,
     starved: VecDeque<Key>,
+    /// Connections that are not received from until more of their torrents is on the disk.
+    backlogged: Vec<Key>,
     residency: Residency,
     chunks: Chunks,
     reads: Table<ChunkRead>,
@@ -271,6 +273,7 @@ impl<D: Driver> Worker<D> {
             dirty_conns: Vec::new(),
             unbuffered: Vec::new(),
             starved: VecDeque::new(),
+            backlogged: Vec::new(),
             residency: Residency::default(),
             reads: Table::default(),
             writes: Table::default(),
@@ -448,6 +451,7 @@ impl<D: Driver> Worker<D> {
         for key in std::mem::take(&mut self.unbuffered) {
             self.receive(key);
         }
+        self.resume_backlogged();
         while let Some(key) = self.dirty_torrents.pop() {
             self.act(key);
         }

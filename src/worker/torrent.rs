@@ -4,6 +4,7 @@
 //! and closed when nobody needs them. Invariant: a torrent in error talks to nobody, and what
 //! stops one torrent touches no other.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -55,6 +56,8 @@ pub(super) struct Torrent {
     pub(super) fetches: bool,
     /// Bytes of pieces that are not on disk yet.
     pub(super) left: u64,
+    /// Bytes of whole pieces that are on their way there.
+    pub(super) writing: Rc<Cell<u64>>,
     /// Pieces were written since the last flush.
     pub(super) unsynced: bool,
     syncs_pending: usize,
@@ -229,6 +232,7 @@ impl<D: Driver> Worker<D> {
             last_peer: self.now,
             fetches,
             left,
+            writing: Rc::default(),
             unsynced: false,
             syncs_pending: 0,
             finished,

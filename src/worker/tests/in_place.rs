@@ -11,6 +11,7 @@ use super::*;
 use crate::metrics::Direction;
 use crate::units::{BLOCK_LEN, PeerId};
 use crate::wire::Handshake;
+use crate::worker::fetch::BACKLOG_MAX;
 use crate::worker::in_place::IN_PLACE_BYTES_MAX;
 
 /// Options with so much memory for pieces.
@@ -151,6 +152,35 @@ fn while_the_disk_stands_still_little_is_received() {
         assert_eq!(core.in_place_blocks.get(), torrent.blocks().len() as u64);
         assert_eq!(core.in_place_bytes.get(), torrent.geometry.total_len());
         wait_for("the buffers to be free", || core.in_place_buffers.get() == 0);
+        assert!(leecher.stop().is_empty());
+        seeder.stop();
+    });
+}
+
+#[test]
+fn a_disk_that_stands_still_takes_no_more_than_its_part_of_the_memory() {
+    let torrent = Torrent::new(&[("one", 48 << 20)], 1 << 20, 45);
+    on_every_ring(Faults::rough(), 90..92, |ring| {
+        let seeder = Fleet::start(1, 1, ring, &options());
+        // All of it would fit into the memory for pieces.
+        let options = Options { piece_bytes_max: 64 << 20, ..options() };
+        let mut leecher = Fleet::start(2, 1, ring, &options);
+        seeder.seed(0, &torrent);
+        let (core, seen) =
+            (Arc::clone(&leecher.members[0].core), Arc::clone(&leecher.members[0].seen));
+        seen.holds_files.store(true, Relaxed);
+        leecher.fetch(0, &torrent);
+        leecher.introduce(0, &torrent, &[seeder.members[0].addr]);
+        let received = &core.received_payload_bytes;
+        wait_for("pieces", || received.get() > BACKLOG_MAX);
+        wait_for("the receiving to stop", || seen.is_quiet.load(Relaxed));
+        // What is on its way to the disk, what is asked for and one receive.
+        assert!(received.get() <= 2 * BACKLOG_MAX, "{} bytes", received.get());
+        seen.holds_files.store(false, Relaxed);
+        let report = leecher.report();
+        assert!(matches!(report, Report::Finished(_)), "{report:?}");
+        assert!(torrent.is_same_at(leecher.save_path.path()));
+        assert_eq!(core.in_place_blocks.get(), 0);
         assert!(leecher.stop().is_empty());
         seeder.stop();
     });
