@@ -18,6 +18,7 @@ mod read_back;
 mod removal;
 mod serve;
 mod table;
+mod target;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -39,13 +40,14 @@ use self::in_place::InPlace;
 use self::mailbox::{Letter, Report, Shared};
 use self::removal::Removals;
 use self::serve::ChunkRead;
-use self::table::{GENERATION_BITS, Key, Table};
+use self::table::{Key, Table};
+use self::target::Target;
 use self::timers::Wheel;
 use self::torrent::Torrent;
 use crate::metrics::{
     Core, DisconnectReason, HandshakeResult, PeerState, RequestResult, RingOp, RingResult,
 };
-use crate::ring::{Driver, Event, Handle, Op, OpKind, Tag};
+use crate::ring::{Driver, Event, Handle, Op, OpKind};
 use crate::storage::Mode;
 use crate::storage::chunks::Chunks;
 use crate::storage::pieces::{OpenPiece, Spares};
@@ -180,59 +182,6 @@ enum Timer {
     Listen(usize),
     /// When to do the housekeeping.
     Housekeeping,
-}
-
-/// What an operation belongs to, packed into its [`Tag`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Target {
-    Listener(usize),
-    Connect(Key),
-    Receive(Key),
-    Send(Key),
-    Read(Key),
-    Write(Key),
-    Sync(Key),
-    WriteBlock(Key),
-    Check(Key),
-}
-
-impl Target {
-    fn tag(self) -> Tag {
-        let pack = |kind: u64, key: Key| {
-            Tag(kind << (32 + GENERATION_BITS)
-                | u64::from(key.generation) << 32
-                | u64::from(key.slot))
-        };
-        match self {
-            Self::Listener(index) => Tag(1 << (32 + GENERATION_BITS) | index as u64),
-            Self::Connect(key) => pack(2, key),
-            Self::Receive(key) => pack(3, key),
-            Self::Send(key) => pack(4, key),
-            Self::Read(key) => pack(5, key),
-            Self::Write(key) => pack(6, key),
-            Self::Sync(key) => pack(7, key),
-            Self::WriteBlock(key) => pack(8, key),
-            Self::Check(key) => pack(9, key),
-        }
-    }
-
-    fn of(tag: Tag) -> Option<Self> {
-        let slot = u32::try_from(tag.0 & u64::from(u32::MAX)).ok()?;
-        let generation = u32::try_from(tag.0 >> 32 & ((1 << GENERATION_BITS) - 1)).ok()?;
-        let key = Key { slot, generation };
-        Some(match tag.0 >> (32 + GENERATION_BITS) {
-            1 => Self::Listener(slot as usize),
-            2 => Self::Connect(key),
-            3 => Self::Receive(key),
-            4 => Self::Send(key),
-            5 => Self::Read(key),
-            6 => Self::Write(key),
-            7 => Self::Sync(key),
-            8 => Self::WriteBlock(key),
-            9 => Self::Check(key),
-            _ => return None,
-        })
-    }
 }
 
 impl<D: Driver> Worker<D> {

@@ -22,8 +22,9 @@ use std::time::Duration;
 use self::data::{Torrent, any_torrent};
 use self::fleet::Fleet;
 use self::peer::Peer;
+use super::table::GENERATION_BITS;
 use super::*;
-use crate::ring::Faults;
+use crate::ring::{Faults, Tag};
 
 /// How long anything may take before it has failed.
 const WAIT_MAX: Duration = Duration::from_secs(30);
