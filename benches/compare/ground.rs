@@ -130,6 +130,11 @@ impl Ground {
         self.data_dir.join(&self.name)
     }
 
+    /// Reads the file, so that it is in the page cache: the system may have let go of it.
+    pub(crate) fn warm(&self) -> io::Result<()> {
+        io::copy(&mut File::open(self.file())?, &mut io::sink()).map(drop)
+    }
+
     /// Whether `dir` holds the whole file, byte by byte.
     pub(crate) fn is_fetched(&self, dir: &Path) -> io::Result<bool> {
         self.content.is_in(&dir.join(&self.name), self.geometry.total_len())

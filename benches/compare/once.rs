@@ -77,6 +77,7 @@ pub(crate) fn check(stage: &Stage) -> io::Result<Table> {
         recipe: |peer, scene| peer.check(scene),
         measure: &|stage, peer| {
             let scene = stage.scene(Vec::new())?;
+            stage.ground.warm()?;
             run_once(stage, &scene, peer.check(&scene)?)
         },
     };
