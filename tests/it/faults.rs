@@ -299,9 +299,7 @@ fn a_disk_that_breaks_costs_pieces_then_its_torrent_and_heals() {
     peer.expect("a reject", |event| matches!(event, Event::Reject(_)));
     assert_eq!(torrents(&server, "error"), 0.0);
     assert!(server.process.stderr().contains("a piece is lost"), "{}", server.process.tail());
-    for piece in 11..30 {
-        peer.request(block(&victim.metainfo, piece, 0));
-    }
+    peer.request_all((11..30).map(|piece| block(&victim.metainfo, piece, 0)));
     peer.expect_close();
     server.wait_torrents("error", 1, START);
     fetch_block(&mut other, &bystander, 63);

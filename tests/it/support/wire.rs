@@ -157,6 +157,15 @@ impl RawPeer {
         self.say(&Message::Request(block));
     }
 
+    /// Asks for blocks of somebody who may close after the first of them.
+    pub(crate) fn request_all(&mut self, blocks: impl IntoIterator<Item = Block>) {
+        let mut bytes = Vec::new();
+        for block in blocks {
+            encode(&Message::Request(block), &mut bytes);
+        }
+        self.stream.write_all(&bytes).unwrap();
+    }
+
     fn take(&mut self, bytes: &[u8]) {
         let (arriving, events) = (&mut self.arriving, &mut self.events);
         let taken = self.decoder.decode_all(bytes, |incoming| match incoming {
