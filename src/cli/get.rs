@@ -15,7 +15,7 @@ use crate::config::{Config, Error, HttpListen, LogLevel};
 use crate::server::engine::{Add, Engine, Event, Verify};
 use crate::server::settings::settings;
 use crate::sys::clock;
-use crate::tracker;
+use crate::tracker::{self, policy};
 use crate::units::InfoHash;
 use crate::worker::mailbox::Totals;
 
@@ -32,7 +32,7 @@ pub struct GetArgs {
     #[arg(long)]
     pub seed: bool,
     /// Peer to connect to; may be given several times.
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_peer)]
     pub peer: Vec<SocketAddr>,
     /// Address for peers; may be given several times [default: any free port].
     #[arg(long, value_name = "ADDR:PORT")]
@@ -79,6 +79,13 @@ pub(super) fn for_one_torrent(
     Ok(config)
 }
 
+/// The address of a peer, if it is one that is connected to at all.
+fn parse_peer(text: &str) -> Result<SocketAddr, String> {
+    let addr: SocketAddr = text.parse().map_err(|_| "ADDR:PORT is expected".to_owned())?;
+    policy::permits_operator(addr.ip()).map_err(|reason| reason.to_string())?;
+    Ok(addr)
+}
+
 /// Runs the command.
 pub fn execute(args: GetArgs) -> Exit {
     let mut config = match args.to_config(std::env::vars_os()) {
@@ -111,7 +118,8 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
     let peers = args.peer.clone();
     let save_path = args.output.clone();
-    let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers };
+    let verify = Verify::Full;
+    let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
     let mut fetch = Fetch {
         engine,

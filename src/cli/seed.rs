@@ -69,7 +69,8 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
     let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
     let verify = if args.trust { Verify::Trust } else { Verify::Full };
     let save_path = config.paths.downloads;
-    let add = Add { metainfo, save_path, verify, fetch: false, peers: Vec::new() };
+    let peers = Vec::new();
+    let add = Add { metainfo, save_path, verify, fetch: false, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
     let result = loop {
         let event = tokio::select! {

@@ -157,6 +157,9 @@ pub struct Add {
     pub fetch: bool,
     /// Peers to connect to at once.
     pub peers: Vec<SocketAddr>,
+    /// Whether some of it was on disk in an earlier run: if none of its files is there now, they
+    /// are waited for and not made anew.
+    pub had_data: bool,
 }
 
 /// A torrent as the engine knows it.
@@ -174,6 +177,8 @@ pub struct Torrent {
     pub(super) is_leaving: bool,
     pub(super) fetch: bool,
     peers: Vec<SocketAddr>,
+    /// It had data in an earlier run, and nothing of it was found in this one yet.
+    pub(super) awaits_files: bool,
     pub(super) trial: Trial,
 }
 
@@ -312,7 +317,7 @@ impl Engine {
 
     /// Adds a torrent: its data is checked, then it goes to its worker.
     pub fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
-        let Add { metainfo, save_path, verify, fetch, peers } = add;
+        let Add { metainfo, save_path, verify, fetch, peers, had_data } = add;
         let info_hash = metainfo.info_hash;
         if self.torrents.contains_key(&info_hash) {
             return Err(AddError::Duplicate(info_hash));
@@ -329,6 +334,7 @@ impl Engine {
             is_leaving: false,
             fetch,
             peers,
+            awaits_files: had_data,
             trial: Trial::new(),
         };
         if let Some(path) = top_path(&content) {
@@ -442,6 +448,7 @@ impl Engine {
         if torrent.error.take().is_some() {
             tracing::info!(torrent = %info_hash, "its files can be used again: the torrent goes on");
         }
+        torrent.awaits_files = false;
         torrent.trial.succeed();
         let home = (0..self.loads.len()).min_by_key(|&worker| self.loads[worker]).unwrap_or(0);
         torrent.home = Some(home);

@@ -2,7 +2,7 @@
 //!
 //! Paths enter; a downloads folder that exists leaves, or one sentence about what is wrong with
 //! which setting. Invariant: nothing is made but the downloads folder, and what may be mounted or
-//! made later (a watch folder that is missing) is waited for.
+//! made later (a watch folder that is missing, a downloads folder that held data) is waited for.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -34,13 +34,39 @@ pub enum Error {
     Watch(PathBuf),
 }
 
-/// Makes the downloads folder if there is none, and looks at all of them. Blocks on the disk.
+/// Looks at the folders that are there, and makes nothing. Blocks on the disk.
 ///
 /// # Errors
 /// The first folder that cannot be what it should be.
-pub(super) fn prepare(paths: &Paths) -> Result<(), Error> {
+pub(super) fn look(paths: &Paths) -> Result<(), Error> {
     let downloads = &paths.downloads;
-    let unusable = |error| Error::Downloads { path: downloads.clone(), error };
+    match std::fs::read_dir(downloads) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::Downloads { path: downloads.clone(), error });
+        }
+        _ => {}
+    }
+    let is_other = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    match paths.watch.iter().find(is_other) {
+        Some(path) => Err(Error::Watch(path.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Makes the downloads folder if there is none, unless it held data in an earlier run: then it may
+/// lie on a disk that is not mounted. Blocks on the disk.
+///
+/// # Errors
+/// Torrents could not be kept in it.
+pub(super) fn prepare(downloads: &Path, held_data: bool) -> Result<(), Error> {
+    let unusable = |error| Error::Downloads { path: downloads.to_owned(), error };
+    if held_data && matches!(downloads.try_exists(), Ok(false)) {
+        tracing::error!(
+            folder = %downloads.display(),
+            "the downloads folder is gone: is the disk mounted?"
+        );
+        return Ok(());
+    }
     std::fs::create_dir_all(downloads).map_err(unusable)?;
     std::fs::read_dir(downloads).map_err(unusable)?;
     // Data that is complete is seeded from a folder that nobody may write to.
@@ -50,11 +76,7 @@ pub(super) fn prepare(paths: &Paths) -> Result<(), Error> {
             "nothing can be written to the downloads folder: what is there can only be seeded"
         );
     }
-    let is_other = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
-    match paths.watch.iter().find(is_other) {
-        Some(path) => Err(Error::Watch(path.clone())),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Why nobody like us may write to a folder; `None` if we may, or if it does not show.
@@ -78,16 +100,19 @@ mod tests {
         let (fresh, missing) = (dir.path().join("a/b"), dir.path().join("missing"));
         let mut paths = Paths { downloads: fresh.clone(), ..Paths::default() };
         paths.watch = vec![missing.clone(), dir.path().to_owned()];
-        prepare(&paths).unwrap();
+        look(&paths).unwrap();
+        prepare(&fresh, true).unwrap();
+        assert!(!fresh.exists(), "what had data is waited for");
+        prepare(&fresh, false).unwrap();
         assert!(fresh.is_dir() && !missing.exists());
         assert!(write_refusal(&fresh).is_none());
         paths.watch.push(file.clone());
-        let refused = prepare(&paths).unwrap_err().to_string();
+        let refused = look(&paths).unwrap_err().to_string();
         assert!(refused.contains(&*file.to_string_lossy()), "{refused}");
         assert!(refused.contains("--watch"), "{refused}");
         for downloads in [file.clone(), file.join("below")] {
             paths = Paths { downloads: downloads.clone(), ..Paths::default() };
-            let refused = prepare(&paths).unwrap_err().to_string();
+            let refused = look(&paths).unwrap_err().to_string();
             assert!(refused.contains(&*downloads.to_string_lossy()), "{refused}");
             assert!(refused.contains("--downloads"), "{refused}");
         }

@@ -12,8 +12,16 @@ use crate::control::state::Totals;
 use crate::units::InfoHash;
 use crate::worker::mailbox;
 
-/// Bytes that were uploaded and downloaded.
-type Counted = (u64, u64);
+/// What is known of a torrent over all runs, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Counted {
+    /// Payload sent.
+    pub(super) uploaded: u64,
+    /// Payload received.
+    pub(super) downloaded: u64,
+    /// The most that was ever found right on the disk.
+    pub(super) had: u64,
+}
 
 /// See the module.
 #[derive(Default)]
@@ -27,6 +35,7 @@ struct Account {
     info_hash: InfoHash,
     /// What its worker counts in this run.
     now: Arc<mailbox::Totals>,
+    total_len: u64,
     before: Counted,
     /// As the database has it.
     written: Counted,
@@ -38,20 +47,25 @@ impl Ledger {
         self.before.insert(info_hash, counted);
     }
 
-    /// Counts a torrent from now on; once for each.
-    pub(super) fn open(&mut self, info_hash: InfoHash, now: Arc<mailbox::Totals>) {
+    /// Counts a torrent of `total_len` bytes from now on; once for each.
+    pub(super) fn open(&mut self, info_hash: InfoHash, now: Arc<mailbox::Totals>, total_len: u64) {
         let before = self.before.remove(&info_hash).unwrap_or_default();
-        self.accounts.push(Account { info_hash, now, before, written: before });
+        self.accounts.push(Account { info_hash, now, total_len, before, written: before });
     }
 
     /// The sums that are others than when this was last asked.
     pub(super) fn take_changed(&mut self) -> Vec<Totals> {
         let mut changed = Vec::new();
-        for Account { info_hash, now, before, written } in &mut self.accounts {
-            let uploaded = before.0 + now.uploaded.load(Relaxed);
-            let downloaded = before.1 + now.downloaded.load(Relaxed);
-            if std::mem::replace(written, (uploaded, downloaded)) != (uploaded, downloaded) {
-                changed.push(Totals { info_hash: *info_hash, uploaded, downloaded });
+        for Account { info_hash, now, total_len, before, written } in &mut self.accounts {
+            let counted = Counted {
+                uploaded: before.uploaded + now.uploaded.load(Relaxed),
+                downloaded: before.downloaded + now.downloaded.load(Relaxed),
+                had: written.had.max(total_len.saturating_sub(now.left.load(Relaxed))),
+            };
+            if std::mem::replace(written, counted) != counted {
+                let Counted { uploaded, downloaded, had } = counted;
+                let info_hash = *info_hash;
+                changed.push(Totals { info_hash, uploaded, downloaded, had_bytes: had });
             }
         }
         changed
@@ -71,11 +85,12 @@ mod tests {
     fn sums_go_over_all_runs_and_leave_once_when_they_change() {
         let mut ledger = Ledger::default();
         let totals: [Arc<mailbox::Totals>; 3] =
-            std::array::from_fn(|_| Arc::new(mailbox::Totals::new(0)));
-        ledger.remember(InfoHash([0; 20]), (100, 10));
-        ledger.remember(InfoHash([2; 20]), (300, 30));
+            std::array::from_fn(|_| Arc::new(mailbox::Totals::new(9)));
+        let counted = |uploaded, downloaded| Counted { uploaded, downloaded, had: 0 };
+        ledger.remember(InfoHash([0; 20]), counted(100, 10));
+        ledger.remember(InfoHash([2; 20]), counted(300, 30));
         for (number, totals) in (0u8..).zip(&totals) {
-            ledger.open(InfoHash([number; 20]), Arc::clone(totals));
+            ledger.open(InfoHash([number; 20]), Arc::clone(totals), 9);
         }
         assert_eq!(take(&mut ledger), []);
         totals[0].uploaded.store(5, Relaxed);
@@ -84,5 +99,24 @@ mod tests {
         assert_eq!(take(&mut ledger), []);
         totals[2].uploaded.store(1, Relaxed);
         assert_eq!(take(&mut ledger), [(2, 301, 30)]);
+    }
+
+    #[test]
+    fn what_a_torrent_had_never_becomes_less() {
+        let mut ledger = Ledger::default();
+        let totals = Arc::new(mailbox::Totals::new(100));
+        let info_hash = InfoHash([0; 20]);
+        ledger.remember(info_hash, Counted { uploaded: 0, downloaded: 0, had: 40 });
+        ledger.open(info_hash, Arc::clone(&totals), 100);
+        let mut had_at = |left| {
+            totals.left.store(left, Relaxed);
+            ledger.take_changed().first().map(|totals| totals.had_bytes)
+        };
+        // Not checked yet, or not mounted: all of it is left.
+        assert_eq!(had_at(100), None);
+        assert_eq!(had_at(30), Some(70));
+        assert_eq!(had_at(80), None);
+        assert_eq!(had_at(0), Some(100));
+        assert_eq!(had_at(100), None);
     }
 }

@@ -146,6 +146,7 @@ impl Engine {
         torrent.trial.check_begun = Some(clock::now());
         torrent.check = Arc::default();
         let (fetch, had) = (torrent.fetch, torrent.trial.had.clone());
+        let awaits_files = torrent.awaits_files;
         let (content, progress) = (Arc::clone(&torrent.content), Arc::clone(&torrent.check));
         let (info_hash, root) = (*info_hash, content.save_path.clone());
         let (results, data) = (self.checked.0.clone(), Arc::clone(&content));
@@ -159,6 +160,8 @@ impl Engine {
             // One that only serves has nothing to lose here, until it had something.
             let judges = fetch || had.is_some();
             let judged = judges.then(|| recovery::judge(&data, had.as_deref(), &checked)).flatten();
+            let absence = || recovery::judge_absence(&data, &checked).filter(|_| awaits_files);
+            let judged = judged.or_else(absence);
             let is_there = checked.is_complete();
             let known = checked.files.iter().map(|file| file.identity).collect();
             let verify::Checked { have, bytes_hashed, hash_time, cancelled, .. } = checked;
@@ -247,10 +250,13 @@ impl Engine {
         }
         let (content, fetch) = (Arc::clone(&torrent.content), torrent.fetch);
         let Some(had) = torrent.trial.had.clone() else { return };
+        let awaits_files = torrent.awaits_files;
         torrent.trial.check_took = Duration::ZERO;
         let results = self.probed.0.clone();
         let job = Box::new(move || {
-            let result = recovery::probe(&content, &had, fetch);
+            // What was never found in this run is unknown to the probe, which would make it.
+            let found = if awaits_files { recovery::find_any(&content) } else { Ok(()) };
+            let result = found.and_then(|()| recovery::probe(&content, &had, fetch));
             // If the engine has gone nobody wants the answer.
             let _ = results.blocking_send((info_hash, result));
         });
@@ -301,7 +307,14 @@ mod tests {
         };
         let mut engine = Engine::start(settings).unwrap();
         let save_path = dir.path().to_owned();
-        let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
+        let add = Add {
+            metainfo,
+            save_path,
+            verify: Verify::Full,
+            fetch: true,
+            peers: Vec::new(),
+            had_data: false,
+        };
         let info_hash = engine.add(add).unwrap();
         let checked = engine.event().await;
         assert!(matches!(checked, Event::Checked { is_complete: true, .. }), "{checked:?}");

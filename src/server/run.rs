@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::engine::{Add, AddError, Engine, Event, StartError, Verify};
 use super::folders;
-use super::ledger::Ledger;
+use super::ledger::{Counted, Ledger};
 use super::settings::settings;
 use crate::config::Config;
 use crate::control::http::{Http, Service};
@@ -89,6 +89,8 @@ struct Server {
     watch: Option<Watch>,
     remembering: JoinSet<Remembered>,
     ledger: Ledger,
+    /// A torrent was checked since totals were last written: what it has is to outlast a crash.
+    has_news: bool,
 }
 
 /// Runs the server until `stop` is done. `ready` is told the addresses of peers and HTTP once it
@@ -101,8 +103,10 @@ pub async fn run(
     let paths = config.paths.clone();
     tokio::pin!(stop);
     let opened = tokio::task::spawn_blocking(move || {
-        folders::prepare(&paths)?;
-        Ok::<_, Error>(State::open(&paths.state)?)
+        folders::look(&paths)?;
+        let (state, stored) = State::open(&paths.state)?;
+        folders::prepare(&paths.downloads, has_data_in(&paths.downloads, &stored))?;
+        Ok::<_, Error>((state, stored))
     });
     let opened = tokio::select! {
         opened = opened => opened,
@@ -146,6 +150,7 @@ pub async fn run(
         watch,
         remembering: JoinSet::new(),
         ledger: Ledger::default(),
+        has_news: false,
     };
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
@@ -160,6 +165,13 @@ pub async fn run(
         let _ = tokio::time::timeout(HTTP_STOP, task).await;
     }
     result
+}
+
+/// Whether a torrent of an earlier run had data in `downloads` or below.
+fn has_data_in(downloads: &Path, stored: &[StoredTorrent]) -> bool {
+    let downloads = std::path::absolute(downloads).unwrap_or_else(|_| downloads.to_owned());
+    let is_there = |path: &PathBuf| path.starts_with(&downloads);
+    stored.iter().any(|it| it.had_bytes > 0 && it.save_path.as_ref().is_none_or(is_there))
 }
 
 /// Reads the torrents of the state, on a thread that may block.
@@ -223,15 +235,21 @@ impl Server {
                     }
                 }
                 _ = totals.tick() => self.write_totals().await,
-                _ = gauges.tick() => self.set_gauges(),
+                _ = gauges.tick() => {
+                    self.set_gauges();
+                    if self.has_news {
+                        self.write_totals().await;
+                    }
+                }
             }
         }
     }
 
-    fn handle_event(&self, event: Event) -> Result<(), Error> {
+    fn handle_event(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Checked { info_hash, have_count, piece_count, .. } => {
                 tracing::info!(torrent = %info_hash, have_count, piece_count, "checked");
+                self.has_news = true;
             }
             Event::Finished(info_hash) => tracing::info!(torrent = %info_hash, "complete"),
             // Whoever found it has logged it, with its reason.
@@ -244,8 +262,10 @@ impl Server {
     /// Adds a torrent of an earlier run.
     fn restore(&mut self, stored: StoredTorrent, metainfo: Metainfo) {
         let save_path = stored.save_path.unwrap_or_else(|| self.downloads.clone());
-        self.ledger.remember(stored.info_hash, (stored.uploaded, stored.downloaded));
-        let add = Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
+        let StoredTorrent { uploaded, downloaded, had_bytes: had, .. } = stored;
+        self.ledger.remember(stored.info_hash, Counted { uploaded, downloaded, had });
+        let (verify, peers, had_data) = (Verify::Full, Vec::new(), had > 0);
+        let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data };
         if let Err(error) = self.add(add) {
             tracing::warn!(torrent = %stored.info_hash, %error, "not added again");
         }
@@ -255,7 +275,8 @@ impl Server {
     fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
         let info_hash = self.engine.add(add)?;
         if let Some(torrent) = self.engine.torrent(&info_hash) {
-            self.ledger.open(info_hash, Arc::clone(&torrent.totals));
+            let total_len = torrent.content.metainfo.geometry.total_len();
+            self.ledger.open(info_hash, Arc::clone(&torrent.totals), total_len);
         }
         Ok(info_hash)
     }
@@ -300,8 +321,8 @@ impl Server {
                 tracing::info!(torrent = %metainfo.info_hash, warning, "in the torrent");
             }
             let save_path = self.downloads.clone();
-            let add =
-                Add { metainfo, save_path, verify: Verify::Full, fetch: true, peers: Vec::new() };
+            let (verify, peers) = (Verify::Full, Vec::new());
+            let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
             match self.add(add) {
                 Ok(info_hash) => {
                     tracing::info!(torrent = %info_hash, file = %found.path.display(), "added");
@@ -332,6 +353,7 @@ impl Server {
 
     /// Writes the totals that have changed since they were last written.
     async fn write_totals(&mut self) {
+        self.has_news = false;
         let changed = self.ledger.take_changed();
         if !changed.is_empty()
             && let Err(error) = self.state.update_totals(changed).await

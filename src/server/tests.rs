@@ -45,7 +45,8 @@ fn torrent(dir: &Path, name: &str, seed: u64) -> (Metainfo, PathBuf) {
 /// Adds a torrent that is only served, and waits until it is.
 async fn seed(engine: &mut Engine, metainfo: Metainfo, dir: &Path) -> InfoHash {
     let save_path = dir.to_owned();
-    let add = Add { metainfo, save_path, verify: Verify::Full, fetch: false, peers: Vec::new() };
+    let (verify, peers) = (Verify::Full, Vec::new());
+    let add = Add { metainfo, save_path, verify, fetch: false, peers, had_data: false };
     let info_hash = engine.add(add).unwrap();
     assert!(matches!(next(engine).await, Event::Checked { is_complete: true, .. }));
     info_hash

@@ -88,6 +88,12 @@ pub enum Error {
         /// The file.
         path: String,
     },
+    /// None of its files is there any more, and some were in an earlier run.
+    #[error("the files of the torrent are gone from {path}: is the disk mounted?")]
+    Gone {
+        /// The folder that held its top name.
+        path: String,
+    },
     /// A file is shorter than the torrent says.
     #[error("{path} was truncated: it should have {expected} bytes and has {found}")]
     Truncated {

@@ -1,8 +1,8 @@
 //! Whether a torrent that its files failed may go on, and whether one may begin to write.
 //!
 //! What the torrent had and what lies on disk now enter; nothing, or the reason to stand still,
-//! leaves. [`probe`] asks the cheap questions before a check, [`judge`] those that a check has
-//! answered. Invariant: nothing that was complete is made anew or overwritten because it is
+//! leaves. [`find_any`] and [`probe`] ask the cheap questions before a check, [`judge`] and
+//! [`judge_absence`] those that a check has answered. Invariant: nothing that was complete is made anew or overwritten because it is
 //! missing or different now: it may be somebody's edit, or a disk that is not mounted.
 
 use std::io::ErrorKind::NotFound;
@@ -93,6 +93,46 @@ fn look(content: &Content, had: &Had) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether any file with bytes is there. Asked before anything is made for a torrent that had data
+/// in an earlier run: where nothing of it is left, its disk may not be mounted.
+pub fn find_any(content: &Content) -> Result<(), Error> {
+    let root = match file::open_root(&content.save_path) {
+        Ok(root) => root,
+        Err(error) if error.kind() == NotFound => return Err(gone(content)),
+        Err(error) => return Err(Error::from_io("open", &content.save_path, &error)),
+    };
+    let mut refused = None;
+    for entry in files_with_bytes(content) {
+        match file::identity_at(root.as_fd(), &entry.path()) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == NotFound => {}
+            Err(error) => {
+                let path = content.save_path.join(entry.path());
+                refused.get_or_insert_with(|| Error::from_io("stat", &path, &error));
+            }
+        }
+    }
+    Err(refused.unwrap_or_else(|| gone(content)))
+}
+
+/// [`find_any`], answered by a check.
+pub fn judge_absence(content: &Content, checked: &Checked) -> Option<Error> {
+    let is_missing = |entry: File<'_>| {
+        checked.files.get(entry.index).is_some_and(|report| report.state == FileState::Missing)
+    };
+    let mut entries = files_with_bytes(content).peekable();
+    let is_gone = !checked.cancelled && entries.peek().is_some() && entries.all(is_missing);
+    is_gone.then(|| gone(content))
+}
+
+fn files_with_bytes(content: &Content) -> impl Iterator<Item = File<'_>> {
+    content.metainfo.layout.files().filter(|entry| entry.is_on_disk() && entry.len > 0)
+}
+
+fn gone(content: &Content) -> Error {
+    Error::Gone { path: content.save_path.display().to_string() }
 }
 
 /// What a check found that keeps a torrent from writing to its files; `had` is what it had before

@@ -8,6 +8,7 @@ use super::bans::{Offender, is_local};
 use super::options::{CONTACTS_MAX, RECENT_MAX, RECENT_TTL};
 use super::peer::{Error, Peer, PeerInit, PeerKey, Pieces, Refused};
 use super::{Action, Source, Swarm, key_of};
+use crate::tracker::policy::permits_operator;
 use crate::wire::Message;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -172,6 +173,9 @@ impl Swarm {
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
         for &addr in addrs.iter().take(CONTACTS_MAX) {
             let local = is_local(addr.ip());
+            if permits_operator(addr.ip()).is_err() {
+                continue;
+            }
             // What the operator names is meant; a neighbour found locally has a local address.
             let trusted = matches!(source, Source::Operator | Source::Lsd);
             let welcome = !local || trusted || self.welcomes(addr.ip());

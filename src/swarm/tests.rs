@@ -360,6 +360,23 @@ fn admission_refuses_who_must_not_come() {
 }
 
 #[test]
+fn nobody_sends_us_to_a_cloud_metadata_address() {
+    let mut swarm = pair(Bitfield::none(PIECES), Options::default());
+    let addrs = ["169.254.169.254:80", "[fd00:ec2::254]:80", "100.100.100.200:80", "10.0.0.1:80"];
+    let addrs = addrs.map(|addr| addr.parse::<SocketAddr>().unwrap());
+    for source in [Source::Tracker, Source::Lsd, Source::Operator] {
+        swarm.swarm.handle_contacts(swarm.now, source, &addrs);
+    }
+    let mut tried = Vec::new();
+    while let Some(action) = swarm.swarm.poll_action() {
+        if let Action::Connect(addr) = action {
+            tried.push(addr);
+        }
+    }
+    assert_eq!(tried, addrs[3..]);
+}
+
+#[test]
 fn a_lost_piece_is_refused_and_fetched_only_by_who_fetches() {
     for fetch in [true, false] {
         let mut pair = Pair::serving(Options { fetch, ..Options::default() });

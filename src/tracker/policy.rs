@@ -48,6 +48,13 @@ pub enum Reason {
     Reserved,
 }
 
+impl Reason {
+    /// Nothing opens such an address: neither the settings nor an operator who names it.
+    fn is_final(self) -> bool {
+        matches!(self, Self::Metadata | Self::Unspecified | Self::Multicast)
+    }
+}
+
 /// A range of addresses in the notation of RFC 4632, such as `10.0.0.0/8` or `fd00::/8`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cidr {
@@ -96,10 +103,10 @@ impl AddressPolicy {
         let verdict = classify(plain);
         let open = match verdict {
             Ok(()) => true,
-            Err(Reason::Metadata | Reason::Unspecified | Reason::Multicast) => false,
+            Err(reason) if reason.is_final() => false,
             Err(Reason::Loopback) => self.allow_loopback || self.is_listed(ip, plain),
             Err(Reason::Private) => self.allow_private || self.is_listed(ip, plain),
-            Err(Reason::LinkLocal | Reason::Reserved) => self.is_listed(ip, plain),
+            Err(_) => self.is_listed(ip, plain),
         };
         if open { Ok(()) } else { verdict }
     }
@@ -107,6 +114,15 @@ impl AddressPolicy {
     fn is_listed(&self, ip: IpAddr, plain: IpAddr) -> bool {
         self.allow.iter().any(|range| range.contains(ip) || range.contains(plain))
     }
+}
+
+/// Whether `ip` may be connected to when the operator names it, who needs no permission for ranges
+/// that are closed to others.
+///
+/// # Errors
+/// No host for peers can be there: a cloud's metadata service, a multicast or unspecified address.
+pub fn permits_operator(ip: IpAddr) -> Result<(), Reason> {
+    classify(plain(ip)).or_else(|reason| if reason.is_final() { Err(reason) } else { Ok(()) })
 }
 
 impl Cidr {
@@ -289,12 +305,14 @@ mod tests {
         };
         for ip in METADATA {
             assert_eq!(everything.permits(*ip), Err(Reason::Metadata));
+            assert_eq!(permits_operator(*ip), Err(Reason::Metadata));
         }
         assert_eq!(judge(&everything, "::ffff:169.254.169.254"), Err(Reason::Metadata));
         assert_eq!(judge(&everything, "224.0.0.1"), Err(Reason::Multicast));
         assert_eq!(judge(&everything, "0.0.0.0"), Err(Reason::Unspecified));
         for ip in ["127.0.0.1", "169.254.1.1", "fe80::1", "10.0.0.1", "240.0.0.1", "::1"] {
             assert_eq!(judge(&everything, ip), Ok(()), "{ip}");
+            assert_eq!(permits_operator(ip.parse().unwrap()), Ok(()), "{ip}");
         }
     }
 

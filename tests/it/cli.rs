@@ -26,11 +26,22 @@ fn a_wrong_command_line_ends_with_2_and_says_why() {
         &["run", "--listen", "nonsense"],
         &["run", "--cores", "x"],
         &["get"],
+        &["get", "x.torrent", "--peer", "nonsense"],
         &["seed", "x.torrent"],
     ] {
         let (code, stdout, stderr) = end_of(&mut seedring(words));
         assert_eq!(code, 2, "{words:?}: {stderr}");
         assert!(stdout.is_empty() && !stderr.is_empty(), "{words:?}");
+    }
+}
+
+#[test]
+fn a_peer_at_a_cloud_metadata_address_is_refused() {
+    for peer in ["169.254.169.254:80", "[fd00:ec2::254]:80", "[::ffff:169.254.169.254]:80"] {
+        let (code, _, stderr) = end_of(&mut seedring(&["get", "x.torrent", "--peer", peer]));
+        assert_eq!(code, 2, "{peer}: {stderr}");
+        let sentence = format!("{peer}' for '--peer <ADDR:PORT>': it is the address of a cloud");
+        assert!(stderr.contains(&sentence), "{stderr}");
     }
 }
 

@@ -318,6 +318,95 @@ fn a_disk_that_breaks_costs_pieces_then_its_torrent_and_heals() {
 }
 
 #[test]
+fn a_disk_that_is_not_mounted_at_a_restart_is_waited_for() {
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let shape = Shape::pieces_of(64 << 10);
+    let victim = odd_tree(dir.path(), 185, &shape);
+    let bystander = single(dir.path(), "bystander", 1 << 20, 186, &shape);
+    let image = dir.path().join("image");
+    let disk = SmallDisk::ext4(&image, home.downloads.join(&victim.name), 32, true);
+    victim.copy_to(&home.downloads);
+    bystander.copy_to(&home.downloads);
+    let mut server = run_impatient(&home, "");
+    home.add(&victim);
+    home.add(&bystander);
+    server.wait_torrents("seeding", 2, START);
+    server.stop();
+    disk.detach();
+
+    // The second restart finds what the first one, which had nothing, did not forget.
+    for _ in 0..2 {
+        let mut server = run_impatient(&home, "");
+        server.wait_torrents("error", 1, START);
+        server.wait_torrents("seeding", 1, START);
+        let log = server.process.stderr();
+        assert!(log.contains("are gone from"), "{log}");
+        assert!(log.contains("is the disk mounted?"), "{log}");
+        let begun = clock::now();
+        let lasted = || (begun.elapsed() > Duration::from_secs(3)).then_some(());
+        wait::until("some trials", START, lasted);
+        assert_eq!(torrents(&server, "error"), 1.0);
+        assert_eq!(server.process.stderr().matches("torrent stopped").count(), 1);
+        assert_eq!(fs::read_dir(&disk.0).unwrap().count(), 0, "something was made");
+        server.stop();
+    }
+
+    let mut server = run_impatient(&home, "");
+    server.wait_torrents("error", 1, START);
+    disk.attach(&image);
+    server.wait_torrents("seeding", 2, START);
+    fetch_from(dir.path(), &victim, server.peer);
+    assert_eq!(server.metric("seedring_pieces_verified_total", &[]), 0.0, "it was fetched anew");
+    server.stop();
+}
+
+#[test]
+fn a_downloads_folder_below_a_disk_that_is_not_mounted_is_not_made() {
+    let dir = dir();
+    let mut home = Home::new(dir.path(), "home");
+    let image = dir.path().join("image");
+    let disk = SmallDisk::ext4(&image, home.dir.join("disk"), 32, true);
+    home.downloads = disk.0.join("below");
+    let content = single(dir.path(), "data", 2 << 20, 187, &Shape::pieces_of(64 << 10));
+    let mut server = run_impatient(&home, "");
+    content.copy_to(&home.downloads);
+    home.add(&content);
+    server.wait_torrents("seeding", 1, START);
+    // Known a moment after the check: not only a clean stop writes it.
+    let rows = home.state.join("seedring.db");
+    let had = || {
+        let rows = rusqlite::Connection::open(&rows).ok()?;
+        let had: i64 = rows.query_row("SELECT had_bytes FROM torrents", [], |it| it.get(0)).ok()?;
+        (had == 2 << 20).then_some(())
+    };
+    wait::until("what it had", START, had);
+    server.process.signal(libc::SIGKILL);
+    server.process.wait(START);
+    disk.detach();
+
+    let mut server = run_impatient(&home, "");
+    server.wait_torrents("error", 1, START);
+    assert_eq!(fs::read_dir(&disk.0).unwrap().count(), 0, "something was made");
+    disk.attach(&image);
+    server.wait_torrents("seeding", 1, START);
+    server.stop();
+
+    // Deleted for good: an empty file in its place says that it is to be fetched.
+    fs::remove_file(home.downloads.join("data")).unwrap();
+    let mut server = run_impatient(&home, "");
+    server.wait_torrents("error", 1, START);
+    assert!(!home.downloads.join("data").exists());
+    File::create(home.downloads.join("data")).unwrap();
+    server.wait_torrents("downloading", 1, START);
+    let feeder = feed(dir.path(), "whole", &content, 2 << 20, &server);
+    server.wait_torrents("seeding", 1, START);
+    content.assert_same_in(&home.downloads);
+    drop(feeder);
+    server.stop();
+}
+
+#[test]
 fn a_read_only_disk_is_an_error_until_it_is_writable() {
     let dir = dir();
     let home = Home::new(dir.path(), "home");

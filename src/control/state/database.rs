@@ -27,7 +27,8 @@ const TABLES: &str = "
         added_at INTEGER NOT NULL,
         name TEXT NOT NULL,
         uploaded INTEGER NOT NULL DEFAULT 0,
-        downloaded INTEGER NOT NULL DEFAULT 0
+        downloaded INTEGER NOT NULL DEFAULT 0,
+        had_bytes INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE settings (
         key TEXT PRIMARY KEY,
@@ -76,6 +77,8 @@ impl Database {
         let mut database = Self { connection };
         if version == 0 {
             database.create(present).map_err(failed)?;
+        } else {
+            database.complete().map_err(failed)?;
         }
         database.verify().map_err(failed)?;
         Ok(database)
@@ -96,6 +99,20 @@ impl Database {
         transaction.commit()
     }
 
+    /// Tables that were made before `had_bytes` was among the columns of this version get it.
+    fn complete(&self) -> rusqlite::Result<()> {
+        let has_column: bool = self.connection.query_row(
+            "SELECT EXISTS (SELECT 1 FROM pragma_table_info('torrents') WHERE name = 'had_bytes')",
+            [],
+            |row| row.get(0),
+        )?;
+        if has_column {
+            return Ok(());
+        }
+        self.connection
+            .execute_batch("ALTER TABLE torrents ADD COLUMN had_bytes INTEGER NOT NULL DEFAULT 0")
+    }
+
     /// SQLite looks at every page only if asked.
     fn verify(&self) -> rusqlite::Result<()> {
         let verdict: String =
@@ -110,8 +127,8 @@ impl Database {
     /// All torrents in the order of adding, and all settings.
     pub(super) fn read(&self) -> rusqlite::Result<(Vec<StoredTorrent>, BTreeMap<String, String>)> {
         let mut torrents = self.connection.prepare(
-            "SELECT info_hash, save_path, added_at, name, uploaded, downloaded FROM torrents
-             ORDER BY added_at, info_hash",
+            "SELECT info_hash, save_path, added_at, name, uploaded, downloaded, had_bytes
+             FROM torrents ORDER BY added_at, info_hash",
         )?;
         let torrents = torrents.query_map([], |row| {
             let save_path: Option<Vec<u8>> = row.get(1)?;
@@ -122,6 +139,7 @@ impl Database {
                 name: row.get(3)?,
                 uploaded: row.get::<_, i64>(4)?.unsigned_abs(),
                 downloaded: row.get::<_, i64>(5)?.unsigned_abs(),
+                had_bytes: row.get::<_, i64>(6)?.unsigned_abs(),
             })
         })?;
         let torrents = torrents.collect::<rusqlite::Result<_>>()?;
@@ -145,7 +163,7 @@ impl Group<'_> {
     pub(super) fn add(&self, torrent: &NewTorrent) -> rusqlite::Result<()> {
         let mut add = self.transaction.prepare_cached(
             "INSERT INTO torrents (info_hash, save_path, added_at, name) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (info_hash) DO UPDATE SET save_path = ?2, name = ?4",
+             ON CONFLICT (info_hash) DO UPDATE SET save_path = ?2, name = ?4, had_bytes = 0",
         )?;
         let save_path = torrent.save_path.as_os_str().as_bytes();
         add.execute(params![torrent.info_hash.0, save_path, torrent.added_at, torrent.name])?;
@@ -161,13 +179,15 @@ impl Group<'_> {
 
     pub(super) fn total(&self, totals: &Totals) -> rusqlite::Result<()> {
         let mut update = self.transaction.prepare_cached(
-            "UPDATE torrents SET uploaded = ?2, downloaded = ?3 WHERE info_hash = ?1",
+            "UPDATE torrents SET uploaded = ?2, downloaded = ?3, had_bytes = max(had_bytes, ?4)
+             WHERE info_hash = ?1",
         )?;
         let capped = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
         update.execute(params![
             totals.info_hash.0,
             capped(totals.uploaded),
-            capped(totals.downloaded)
+            capped(totals.downloaded),
+            capped(totals.had_bytes)
         ])?;
         Ok(())
     }

@@ -49,6 +49,8 @@ pub struct StoredTorrent {
     pub uploaded: u64,
     /// Payload bytes received, of all runs.
     pub downloaded: u64,
+    /// The most bytes of it that were ever found right on the disk, in all runs since it was added.
+    pub had_bytes: u64,
 }
 
 /// A torrent to remember.
@@ -75,6 +77,9 @@ pub struct Totals {
     pub uploaded: u64,
     /// Payload bytes received, of all runs.
     pub downloaded: u64,
+    /// Bytes of it that were found right on the disk. The most that was ever written counts: who
+    /// has nothing because the disk is not mounted does not erase it.
+    pub had_bytes: u64,
 }
 
 /// Why there is no state, so that the server does not start.
@@ -211,7 +216,7 @@ impl State {
     }
 
     /// Remembers a torrent; it is on the device when this returns. One that is there already is
-    /// replaced, its totals stay.
+    /// replaced: its totals stay, but it has no data yet.
     ///
     /// # Errors
     /// If it could not be written; then nothing of it remains.

@@ -49,7 +49,12 @@ fn what_was_added_is_there_after_a_kill_and_what_was_removed_is_not() {
         for seed in [3, 1, 2] {
             state.add(torrent(seed)).await.unwrap();
         }
-        let totals = Totals { info_hash: InfoHash([1; 20]), uploaded: 5, downloaded: u64::MAX };
+        let totals = Totals {
+            info_hash: InfoHash([1; 20]),
+            uploaded: 5,
+            downloaded: u64::MAX,
+            had_bytes: 0,
+        };
         state.update_totals(vec![totals]).await.unwrap();
         state.set("up".to_owned(), "10MiB".to_owned()).await.unwrap();
         state.remove(InfoHash([2; 20])).await.unwrap();
@@ -71,13 +76,64 @@ fn closing_writes_all_and_lets_go() {
     let (state, _) = open(dir.path());
     block_on(async {
         state.add(torrent(1)).await.unwrap();
-        let totals = Totals { info_hash: InfoHash([1; 20]), uploaded: 9, downloaded: 8 };
+        let totals =
+            Totals { info_hash: InfoHash([1; 20]), uploaded: 9, downloaded: 8, had_bytes: 0 };
         state.update_totals(vec![totals]).await.unwrap();
         state.close().await;
         assert_eq!(state.add(torrent(2)).await, Err(OrderError::Closed));
     });
     let (_state, stored) = open(dir.path());
     assert_eq!((stored[0].uploaded, stored[0].downloaded), (9, 8));
+}
+
+#[test]
+fn the_most_that_a_torrent_had_is_kept_until_it_is_added_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let had =
+        |had_bytes| Totals { info_hash: InfoHash([1; 20]), uploaded: 0, downloaded: 0, had_bytes };
+    let stored = |orders: &[Option<u64>]| {
+        let (state, _) = open(dir.path());
+        block_on(async {
+            for order in orders {
+                match order {
+                    None => state.add(torrent(1)).await.unwrap(),
+                    Some(had_bytes) => state.update_totals(vec![had(*had_bytes)]).await.unwrap(),
+                }
+            }
+            state.close().await;
+        });
+        let (state, stored) = open(dir.path());
+        block_on(state.close());
+        stored[0].had_bytes
+    };
+    assert_eq!(stored(&[None]), 0);
+    assert_eq!(stored(&[Some(700)]), 700);
+    assert_eq!(stored(&[Some(0)]), 700);
+    assert_eq!(stored(&[Some(900)]), 900);
+    assert_eq!(stored(&[None]), 0);
+}
+
+#[test]
+fn a_database_of_this_version_without_the_newest_column_gets_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _) = open(dir.path());
+    block_on(async {
+        state.add(torrent(1)).await.unwrap();
+        state.close().await;
+    });
+    let connection = rusqlite::Connection::open(dir.path().join(database::FILE_NAME)).unwrap();
+    connection.execute_batch("ALTER TABLE torrents DROP COLUMN had_bytes").unwrap();
+    connection.close().unwrap();
+    let (state, stored) = open(dir.path());
+    assert_eq!((hashes(&stored), stored[0].had_bytes), (vec![1], 0));
+    let info_hash = InfoHash([1; 20]);
+    block_on(async {
+        let totals = Totals { info_hash, uploaded: 1, downloaded: 2, had_bytes: 3 };
+        state.update_totals(vec![totals]).await.unwrap();
+        state.close().await;
+    });
+    assert_eq!(open(dir.path()).1[0].had_bytes, 3);
+    assert!(!dir.path().join("seedring.db.corrupt").exists());
 }
 
 #[test]

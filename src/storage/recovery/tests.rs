@@ -126,6 +126,29 @@ fn a_longer_file_is_written_to_only_if_it_begins_with_the_torrents_data() {
 }
 
 #[test]
+fn files_are_gone_only_if_none_with_bytes_is_left() {
+    let (case, _) = case();
+    let judge = || judge_absence(&case.content, &case.check());
+    assert_eq!((find_any(&case.content), judge()), (Ok(()), None));
+    fs::remove_file(case.path("a")).unwrap();
+    assert_eq!((find_any(&case.content), judge()), (Ok(()), None));
+    // The folders of a bare mount point are no files.
+    fs::remove_file(case.path("b")).unwrap();
+    let gone = Error::Gone { path: case.dir.path().display().to_string() };
+    assert_eq!((find_any(&case.content), judge()), (Err(gone.clone()), Some(gone.clone())));
+    fs::remove_dir(case.dir.path().join("top")).unwrap();
+    assert_eq!((find_any(&case.content), judge()), (Err(gone.clone()), Some(gone)));
+    // A file in the place of the folder is something else.
+    fs::write(case.dir.path().join("top"), b"in the way").unwrap();
+    assert!(matches!(find_any(&case.content), Err(Error::Refused { .. })));
+    fs::remove_file(case.dir.path().join("top")).unwrap();
+    // An empty one is how an operator says that it is to be fetched anew.
+    fs::create_dir(case.dir.path().join("top")).unwrap();
+    fs::write(case.path("b"), b"").unwrap();
+    assert_eq!((find_any(&case.content), judge()), (Ok(()), None));
+}
+
+#[test]
 fn a_disk_that_reads_badly_is_not_written_to() {
     let (case, _) = case();
     let mut checked = case.check();
