@@ -248,15 +248,44 @@ impl Server {
     fn handle_event(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Checked { info_hash, have_count, piece_count, .. } => {
-                tracing::info!(torrent = %info_hash, have_count, piece_count, "checked");
+                let name = self.name_of(&info_hash);
+                tracing::info!(torrent = %info_hash, name, have_count, piece_count, "checked");
                 self.has_news = true;
+                if let Some(why) = self.why_unannounced(&info_hash) {
+                    let name = self.name_of(&info_hash);
+                    tracing::warn!(
+                        torrent = %info_hash, name,
+                        "{why}: it has only the peers that connect by themselves"
+                    );
+                }
             }
-            Event::Finished(info_hash) => tracing::info!(torrent = %info_hash, "complete"),
+            Event::Finished(info_hash) => {
+                let name = self.name_of(&info_hash);
+                tracing::info!(torrent = %info_hash, name, "complete");
+            }
             // Whoever found it has logged it, with its reason.
             Event::Failed(..) => {}
             Event::Died(reason) => return Err(Error::Died(reason)),
         }
         Ok(())
+    }
+
+    /// What a torrent is called, for logs.
+    fn name_of(&self, info_hash: &InfoHash) -> Option<tracing::field::DebugValue<&str>> {
+        let torrent = self.engine.torrent(info_hash)?;
+        Some(tracing::field::debug(&*torrent.content.metainfo.name))
+    }
+
+    /// Why no tracker will ever name peers for a torrent; `None` if one may.
+    fn why_unannounced(&self, info_hash: &InfoHash) -> Option<String> {
+        let status = self.engine.tracker_status(info_hash)?;
+        if !status.trackers.is_empty() {
+            return None;
+        }
+        Some(match status.skipped.first() {
+            None => "the torrent names no tracker".to_owned(),
+            Some(skipped) => format!("no tracker of the torrent can be asked ({})", skipped.why),
+        })
     }
 
     /// Adds a torrent of an earlier run.
@@ -325,7 +354,8 @@ impl Server {
             let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
             match self.add(add) {
                 Ok(info_hash) => {
-                    tracing::info!(torrent = %info_hash, file = %found.path.display(), "added");
+                    let (name, file) = (self.name_of(&info_hash), found.path.display());
+                    tracing::info!(torrent = %info_hash, name, %file, "added");
                     Ok(WatchResult::Added)
                 }
                 Err(AddError::Duplicate(info_hash)) => {

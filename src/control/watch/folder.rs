@@ -128,7 +128,10 @@ impl Folder {
             Ok(metadata) => Stamp::of(&metadata),
             Err(error) => {
                 if !std::mem::replace(&mut self.missing_told, true) {
-                    tracing::warn!(folder = ?self.path, %error, "a watch folder is not there");
+                    tracing::warn!(
+                        folder = ?self.path, %error,
+                        "a watch folder is not there: its files are taken once it is"
+                    );
                 }
                 self.stamp = None;
                 return false;
