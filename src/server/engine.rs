@@ -215,6 +215,11 @@ impl Engine {
     /// Binds the ports and starts every thread.
     pub fn start(mut settings: Settings) -> Result<Self, StartError> {
         settings.connections_max = fitting_connections(settings.connections_max);
+        if let Some(bind) = &settings.bind
+            && let Err(error) = bind.probe()
+        {
+            tracing::warn!(%bind, %error, "nobody is connected to until this can be used (net.bind)");
+        }
         let cores = choose_cores(&settings.cores)?;
         let mut ports = ports::bind(&settings.listen, cores.len())?;
         let registry = Registry::new(cores.len());
@@ -446,7 +451,8 @@ impl Engine {
         }
         let torrent = self.torrents.get_mut(&info_hash)?;
         if torrent.error.take().is_some() {
-            tracing::info!(torrent = %info_hash, "its files can be used again: the torrent goes on");
+            let name = &content.metainfo.name;
+            tracing::info!(torrent = %info_hash, ?name, "its files can be used again: it goes on");
         }
         torrent.awaits_files = false;
         torrent.trial.succeed();
