@@ -127,6 +127,8 @@ pub struct Skipped {
     pub tier: u16,
     /// Its position in the list of all trackers, tier after tier.
     pub position: usize,
+    /// Scheme and host, if it has them; the rest of a URL holds keys.
+    pub host: Option<String>,
     /// Why.
     pub why: UrlError,
 }
@@ -183,7 +185,10 @@ impl Announcer {
                     slots_by_tier.push((tier, u16::try_from(trackers.len()).unwrap_or(u16::MAX)));
                     trackers.push(Tracker::new(now, url, tier));
                 }
-                Err(why) => skipped.push(Skipped { tier, position, why }),
+                Err(why) => {
+                    let host = super::tracker_url::host_of(url.trim());
+                    skipped.push(Skipped { tier, position, host, why });
+                }
             }
         }
         let mut tiers: Vec<Vec<u16>> = slots_by_tier

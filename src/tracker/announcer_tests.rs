@@ -290,6 +290,8 @@ fn unusable_urls_are_skipped_with_a_reason() {
         .map(|skipped| (skipped.tier, skipped.position, &skipped.why))
         .collect();
     assert_eq!(skipped, [(0, 0, &UrlError::Udp), (1, 3, &UrlError::Unreadable)]);
+    let hosts: Vec<_> = status.skipped.iter().map(|skipped| skipped.host.as_deref()).collect();
+    assert_eq!(hosts, [Some("udp://t.example:1"), None]);
     let none = Announcer::new(now, &[], fastrand::Rng::with_seed(1));
     assert!(!none.has_trackers() && none.poll_timeout().is_none());
 }

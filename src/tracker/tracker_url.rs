@@ -75,6 +75,14 @@ impl TrackerUrl {
     }
 }
 
+/// Scheme, host and port of a URL that may not be usable, cut and escaped.
+pub(super) fn host_of(text: &str) -> Option<String> {
+    let url = url::Url::parse(text.get(..URL_LEN_MAX).unwrap_or(text)).ok()?;
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let host = super::display_text(url.host_str()?.as_bytes());
+    Some(format!("{}://{host}{port}", url.scheme()))
+}
+
 /// The rules that hold for a tracker's URL and for every redirect.
 ///
 /// # Errors
