@@ -26,6 +26,8 @@ use crate::swarm::choker;
 pub const ENV_PREFIX: &str = "SEEDRING__";
 /// The peer port when none is given.
 pub const DEFAULT_PEER_PORT: u16 = 51413;
+/// Characters of a wrong value that are shown.
+const SHOWN_LEN_MAX: usize = 40;
 /// A configuration file may have this many bytes.
 pub const FILE_LEN_MAX: u64 = 1024 * 1024;
 
@@ -256,6 +258,15 @@ pub enum Error {
          or set XDG_STATE_HOME or HOME to an absolute path"
     )]
     NoState,
+    /// A choker that does not exist.
+    #[error(
+        "engine.choker is {found:?}: it must be one of {}",
+        choker::of_phase(choker::Phase::Seeding).map(|it| it.name()).collect::<Vec<_>>().join(", ")
+    )]
+    Choker {
+        /// What was written.
+        found: String,
+    },
     /// Settings that contradict each other.
     #[error("{0}")]
     Contradiction(&'static str),
@@ -298,8 +309,10 @@ impl Config {
         wrong(self.net.listen.is_empty(), "net.listen names no address")?;
         wrong(self.net.connections == 0, "net.connections is 0, no peer could connect")?;
         wrong(self.net.connections_per_torrent == 0, "net.connections_per_torrent is 0")?;
-        let choker = choker::find(choker::Phase::Seeding, &self.engine.choker);
-        wrong(choker.is_none(), "engine.choker is not the name of a choker for seeding")?;
+        let choker = &self.engine.choker;
+        if choker::find(choker::Phase::Seeding, choker).is_none() {
+            return Err(Error::Choker { found: choker.chars().take(SHOWN_LEN_MAX).collect() });
+        }
         wrong(self.storage.retry_seconds == 0, "storage.retry_seconds is 0")?;
         wrong(self.engine.read_memory.0 < 1 << 20, "engine.read_memory is below 1MiB")?;
         wrong(self.engine.piece_memory.0 < 1 << 20, "engine.piece_memory is below 1MiB")
@@ -390,17 +403,41 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_of_the_manual_holds_every_key_and_the_defaults() {
+        let readme = include_str!("../../README.md");
+        let settings =
+            readme.split("## Settings").nth(1).and_then(|rest| rest.split("\n## ").next());
+        let lines = settings.unwrap().lines().filter_map(|line| line.strip_prefix("    "));
+        let sample: Vec<_> = lines.map(|line| line.strip_prefix("# ").unwrap_or(line)).collect();
+        let mut config = load(&sample.join("\n"), &[]).unwrap();
+        config.check().unwrap();
+        let table: toml::Table = sample.join("\n").parse().unwrap();
+        for (section, keys) in &toml::Table::try_from(Config::default()).unwrap() {
+            for key in keys.as_table().unwrap().keys() {
+                assert!(table.get(section).and_then(|it| it.get(key)).is_some(), "{section}.{key}");
+            }
+        }
+        (config.paths, config.engine.cores) = (Paths::default(), CoreList::default());
+        assert_eq!(config, Config::default());
+    }
+
+    #[test]
     fn contradictions_are_found() {
-        let spoil: [fn(&mut Config); 4] = [
+        let spoil: [fn(&mut Config); 3] = [
             |config| config.net.listen.clear(),
             |config| config.net.connections = 0,
-            |config| config.engine.choker = "tit_for_tat".to_owned(),
             |config| config.engine.piece_memory = Size(1),
         ];
         for (index, spoil) in spoil.iter().enumerate() {
             let mut config = Config::default();
             spoil(&mut config);
             assert!(matches!(config.check(), Err(Error::Contradiction(_))), "{index}");
+        }
+        let mut config = Config::default();
+        config.engine.choker = "tit_for_tat".to_owned();
+        let sentence = config.check().unwrap_err().to_string();
+        for part in ["tit_for_tat", "round_robin", "anti_leech"] {
+            assert!(sentence.contains(part), "{part}: {sentence}");
         }
     }
 
