@@ -31,7 +31,8 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
-const SCHEMA: &str = "Exits with 0 if everything is there, with 6 if not.
+const SCHEMA: &str =
+    "Exits with 0 if everything is there, with 6 if not, with 3 if there is no folder DIR.
 
 --json prints one object:
   info_hash  40 hexadecimal digits
@@ -74,6 +75,9 @@ pub fn execute(args: &CheckArgs) -> Exit {
         Ok(metainfo) => metainfo,
         Err(unreadable) => return unreadable.fail(),
     };
+    if let Some(sentence) = source::no_folder("--data", &metainfo, &args.data) {
+        return super::fail(Exit::NotFound, sentence);
+    }
     // Said at once; what it comes to is in the report.
     if let Some(sentence) = source::missing(&metainfo, &args.data) {
         eprintln!("seedring: {sentence}");

@@ -62,6 +62,9 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
         Ok(metainfo) => metainfo,
         Err(unreadable) => return Ok(unreadable.fail()),
     };
+    if let Some(sentence) = source::no_folder("--data", &metainfo, &args.data) {
+        return Ok(super::fail(Exit::NotFound, sentence));
+    }
     if let Some(sentence) = source::missing(&metainfo, &args.data) {
         return Ok(super::fail(Exit::Partial, sentence));
     }

@@ -4,14 +4,21 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect;
+
 use super::Exit;
 use crate::metainfo::Metainfo;
+use crate::tracker::policy::{self, permits_operator};
 
 /// Longest `.torrent` that is taken.
 const TORRENT_LEN_MAX: usize = 10 * 1024 * 1024;
 
 /// How long a URL may take in all.
 const URL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Redirects that are followed.
+const REDIRECTS_MAX: usize = 10;
 
 /// Why there is no torrent to work with.
 #[derive(Debug)]
@@ -65,6 +72,9 @@ pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unreadable> {
 }
 
 fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unreadable> {
+    if bytes.is_empty() {
+        return Err(Unreadable::new(Exit::Failure, format!("{source} is empty: not a torrent")));
+    }
     Metainfo::parse(bytes)
         .map_err(|error| Unreadable::new(Exit::Failure, format!("{source}: {error}")))
 }
@@ -73,12 +83,21 @@ fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unreadable> {
 async fn fetch(url: &str) -> Result<Vec<u8>, (Exit, String)> {
     // Somebody may have been first; which one it was makes no difference.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let first = reqwest::Url::parse(url).map_err(|error| (Exit::Usage, error.to_string()))?;
+    judge_host(&first).map_err(|reason| (Exit::Failure, reason.to_string()))?;
+    let follow = redirect::Policy::custom(|attempt| match judge_host(attempt.url()) {
+        Err(reason) => attempt.error(reason),
+        Ok(()) if attempt.previous().len() > REDIRECTS_MAX => attempt.error("too many redirects"),
+        Ok(()) => attempt.follow(),
+    });
     let client = reqwest::Client::builder()
         .user_agent(concat!("seedring/", env!("CARGO_PKG_VERSION")))
         .timeout(URL_TIMEOUT)
+        .redirect(follow)
+        .dns_resolver(Guarded)
         .build()
         .map_err(|error| explain(&error))?;
-    let request = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+    let request = client.get(first).send().await.and_then(reqwest::Response::error_for_status);
     let mut response = request.map_err(|error| explain(&error))?;
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| explain(&error))? {
@@ -89,6 +108,31 @@ async fn fetch(url: &str) -> Result<Vec<u8>, (Exit, String)> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
+}
+
+/// Whether an address that a URL names itself may be connected to.
+fn judge_host(url: &reqwest::Url) -> Result<(), policy::Reason> {
+    match url.host() {
+        Some(url::Host::Ipv4(ip)) => permits_operator(ip.into()),
+        Some(url::Host::Ipv6(ip)) => permits_operator(ip.into()),
+        Some(url::Host::Domain(_)) | None => Ok(()),
+    }
+}
+
+/// Looks names up, and refuses those of addresses that nobody is sent to: a redirect is not the
+/// operator's word.
+struct Guarded;
+
+impl Resolve for Guarded {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            for addr in &found {
+                permits_operator(addr.ip())?;
+            }
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
 }
 
 /// The exit code for an error of HTTP, and its innermost cause.
@@ -139,6 +183,25 @@ pub(super) fn prepare(
     Ok(())
 }
 
+/// A sentence if `save_path`, given as `flag`, is no folder that could hold the torrent.
+pub(super) fn no_folder(flag: &str, metainfo: &Metainfo, save_path: &Path) -> Option<String> {
+    let shown = save_path.display();
+    let what = match std::fs::metadata(save_path) {
+        Ok(found) if found.is_dir() => return None,
+        Ok(_) => "is not a folder",
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            "is not there"
+        }
+        // Whatever else is wrong is said by those who read or write the data.
+        Err(_) => return None,
+    };
+    let sentence =
+        format!("{shown} {what}: {flag} must be a folder, the one that holds {}", metainfo.name);
+    Some(with_better_folder(sentence, flag, metainfo, save_path))
+}
+
 /// A sentence if nothing of the torrent is in `save_path`, which then is the wrong folder.
 pub(super) fn missing(metainfo: &Metainfo, save_path: &Path) -> Option<String> {
     let path = metainfo.layout.file(0)?.path();
@@ -154,15 +217,27 @@ pub(super) fn missing(metainfo: &Metainfo, save_path: &Path) -> Option<String> {
         wanted.display(),
         top.display()
     );
-    // Who names the torrent's own folder or file means the one that it is in.
+    Some(with_better_folder(sentence, "--data", metainfo, save_path))
+}
+
+/// Who names the torrent's own folder or file means the one that it is in.
+fn with_better_folder(
+    sentence: String,
+    flag: &str,
+    metainfo: &Metainfo,
+    save_path: &Path,
+) -> String {
+    let path = metainfo.layout.file(0).map(|file| file.path());
+    let top = path.as_deref().and_then(|path| path.components().next());
+    let Some(top) = top.map(|top| Path::new(top.as_os_str())) else { return sentence };
     let named = std::path::absolute(save_path).ok();
     let above = named.as_deref().and_then(Path::parent);
     let above =
         above.filter(|above| named.as_deref() == Some(&above.join(top)) && save_path.exists());
-    Some(match above {
-        Some(above) => format!("{sentence}; here that is --data {}", above.display()),
+    match above {
+        Some(above) => format!("{sentence}; here that is {flag} {}", above.display()),
         None => sentence,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -211,6 +286,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_folder_is_told_from_one_that_is_missing() {
+        let (dir, metainfo) = torrent_of(&[7; 1000]);
+        assert_eq!(no_folder("-o", &metainfo, dir.path()), None);
+        let sentence = no_folder("-o", &metainfo, &dir.path().join("data")).unwrap();
+        assert!(sentence.contains("is not a folder"), "{sentence}");
+        assert!(sentence.ends_with(&format!("-o {}", dir.path().display())), "{sentence}");
+        for missing in ["nothing", "data/below"] {
+            let sentence = no_folder("-o", &metainfo, &dir.path().join(missing)).unwrap();
+            assert!(sentence.contains("is not there"), "{sentence}");
+        }
+    }
+
+    /// The URL itself and a redirect of a server that is allowed.
+    #[tokio::test]
+    async fn nobody_is_sent_to_a_metadata_service() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let hop = format!("http://{}/x", server.local_addr().unwrap());
+        let thread = std::thread::spawn(move || {
+            use std::io::{Read as _, Write as _};
+            let (mut stream, _) = server.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let answer = "HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/x\r\n\
+                          Content-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        for url in ["http://169.254.169.254/x", &hop] {
+            let refused = read(url).await.unwrap_err();
+            assert!(refused.sentence.contains("metadata service"), "{}", refused.sentence);
+        }
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn magnet_links_are_said_not_to_be_built() {
         for link in ["magnet:?xt=urn:btih:0", "MAGNET:?xt=x"] {
             let refused = read_torrent(Path::new(link)).unwrap_err();
@@ -223,6 +331,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.torrent");
         assert!(read_torrent(&path).unwrap_err().sentence.contains("x.torrent"));
+        std::fs::write(&path, b"").unwrap();
+        assert!(read_torrent(&path).unwrap_err().sentence.contains("is empty"));
         std::fs::write(&path, b"hello").unwrap();
         assert!(read_torrent(&path).unwrap_err().sentence.contains("x.torrent"));
     }
