@@ -27,10 +27,10 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SIZE")]
     pub piece_length: Option<Size>,
     /// Tracker; may be given several times.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = parse_tracker)]
     pub tracker: Vec<url::Url>,
     /// HTTP server that has the data too; may be given several times.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = parse_web_seed)]
     pub web_seed: Vec<url::Url>,
     /// Only peers of the trackers may be used.
     #[arg(long)]
@@ -40,9 +40,29 @@ pub struct CreateArgs {
     pub comment: Option<String>,
 }
 
+fn parse_tracker(text: &str) -> Result<url::Url, String> {
+    parse_url(text, &["http", "https", "udp", "ws", "wss"])
+        .ok_or_else(|| "the URL of a tracker is expected, as http://HOST:PORT/announce".into())
+}
+
+fn parse_web_seed(text: &str) -> Result<url::Url, String> {
+    parse_url(text, &["http", "https", "ftp"])
+        .ok_or_else(|| "the URL of a file or folder is expected, as http://HOST/PATH".into())
+}
+
+fn parse_url(text: &str, schemes: &[&str]) -> Option<url::Url> {
+    let url = url::Url::parse(text).ok()?;
+    (schemes.contains(&url.scheme()) && url.has_host()).then_some(url)
+}
+
 /// Runs the command.
 pub fn execute(args: &CreateArgs) -> Exit {
     // Said before hours of hashing, not after.
+    if args.output.is_dir() {
+        let shown = args.output.display();
+        let sentence = format!("{shown} is a folder: -o names the .torrent file to write");
+        return super::fail(Exit::Usage, sentence);
+    }
     if let Err(sentence) = args.check_free() {
         return super::fail(Exit::Failure, sentence);
     }
@@ -114,6 +134,7 @@ fn exit_of(error: &CreateError) -> Exit {
         CreateError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             Exit::NotFound
         }
+        CreateError::PieceLength { .. } => Exit::Usage,
         _ => Exit::Failure,
     }
 }
