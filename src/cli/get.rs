@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -31,9 +31,9 @@ pub struct GetArgs {
     /// Go on seeding when complete, until a signal.
     #[arg(long)]
     pub seed: bool,
-    /// Peer to connect to; may be given several times.
-    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_peer)]
-    pub peer: Vec<SocketAddr>,
+    /// Peer to connect to, by address or name; may be given several times.
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_peer)]
+    pub peer: Vec<Peer>,
     /// Address for peers; may be given several times [default: any free port].
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Vec<SocketAddr>,
@@ -79,11 +79,26 @@ pub(super) fn for_one_torrent(
     Ok(config)
 }
 
-/// The address of a peer, if it is one that is connected to at all.
-fn parse_peer(text: &str) -> Result<SocketAddr, String> {
-    let addr: SocketAddr = text.parse().map_err(|_| "ADDR:PORT is expected".to_owned())?;
-    policy::permits_operator(addr.ip()).map_err(|reason| reason.to_string())?;
-    Ok(addr)
+/// Addresses of one peer that are tried.
+const PEER_ADDRS_MAX: usize = 8;
+
+/// A peer that the operator names: all its addresses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peer(Vec<SocketAddr>);
+
+/// The addresses of a peer, if they are ones that are connected to at all. A name is looked up.
+fn parse_peer(text: &str) -> Result<Peer, String> {
+    super::parse_host_port(text)?;
+    let found = text.to_socket_addrs().map_err(|error| format!("it has no address: {error}"))?;
+    let mut addrs: Vec<_> = found.take(PEER_ADDRS_MAX).collect();
+    addrs.dedup();
+    if addrs.is_empty() {
+        return Err("it has no address".to_owned());
+    }
+    for addr in &addrs {
+        policy::permits_operator(addr.ip()).map_err(|reason| reason.to_string())?;
+    }
+    Ok(Peer(addrs))
 }
 
 /// Runs the command.
@@ -112,13 +127,22 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     for warning in &metainfo.warnings {
         eprintln!("seedring: {warning}");
     }
+    if let Err(error) = std::fs::create_dir_all(&args.output) {
+        let no_folder = source::no_folder("-o", &metainfo, &args.output);
+        let exit = if args.output.exists() { Exit::Usage } else { Exit::Failure };
+        let shown = args.output.display();
+        let otherwise = || format!("cannot make the folder {shown}: {error}");
+        let sentence = no_folder.filter(|_| exit == Exit::Usage).unwrap_or_else(otherwise);
+        return Ok(super::fail(exit, sentence));
+    }
     source::prepare(&metainfo, &args.output, args.overwrite)?;
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
     let total = metainfo.geometry.total_len();
     let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
-    let peers = args.peer.clone();
+    let peers: Vec<_> = args.peer.iter().flat_map(|peer| peer.0.clone()).collect();
     let save_path = args.output.clone();
     let verify = Verify::Full;
+    let named = peers.clone();
     let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
     let mut fetch = Fetch {
@@ -130,7 +154,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         is_complete: false,
         best: (u64::MAX, clock::now()),
         lonely_since: None,
-        peers: args.peer.clone(),
+        peers: named,
         timeout: args.timeout.map(Duration::from_secs),
         go_on: args.seed,
     };
@@ -258,7 +282,7 @@ impl Fetch {
     }
 
     fn loneliness(&self) -> Vec<String> {
-        let mut lines = vec!["no peers yet, looking on".to_owned()];
+        let mut lines = vec!["no peers yet, still looking".to_owned()];
         let status = self.engine.tracker_status(&self.info_hash);
         let trackers = status.map(|status| lines_of(&status)).unwrap_or_default();
         if trackers.is_empty() {
@@ -270,7 +294,7 @@ impl Fetch {
         lines.extend(trackers);
         let given = self.peers.iter().take(NAMED_MAX);
         lines.extend(given.map(|peer| format!("--peer {peer}: not connected")));
-        lines.push("a peer that you know is connected to with --peer ADDR:PORT".to_owned());
+        lines.push("to connect to a peer that you know, give --peer HOST:PORT".to_owned());
         if lines.iter().any(|line| line.contains("net.allow_local")) {
             let name = crate::config::ENV_PREFIX;
             lines.push(format!(
@@ -310,8 +334,10 @@ fn lines_of(status: &tracker::Status) -> Vec<String> {
         format!("tracker {}: {result}", tracker.url)
     });
     let skipped = status.skipped.iter();
-    let skipped =
-        skipped.map(|skipped| format!("tracker {}: {}", skipped.position + 1, skipped.why));
+    let skipped = skipped.map(|skipped| {
+        let number = || (skipped.position + 1).to_string();
+        format!("tracker {}: {}", skipped.host.clone().unwrap_or_else(number), skipped.why)
+    });
     let mut lines: Vec<_> = asked.chain(skipped).take(NAMED_MAX).collect();
     let more = (status.trackers.len() + status.skipped.len()).saturating_sub(lines.len());
     if more > 0 {

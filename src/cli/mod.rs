@@ -40,7 +40,7 @@ pub enum Exit {
     Auth = 4,
     /// The server cannot be reached.
     Unreachable = 5,
-    /// Done in part: data is incomplete, or some of several things failed.
+    /// Incomplete: data is missing, or some of several things failed.
     Partial = 6,
     /// Ended by SIGINT.
     Interrupted = 130,
@@ -58,7 +58,7 @@ impl From<Exit> for ExitCode {
 #[derive(Parser, Debug)]
 #[command(name = "seedring", version, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 authentication, \
-    5 unreachable, 6 partial, 130 SIGINT, 143 SIGTERM.")]
+    5 unreachable, 6 incomplete, 130 SIGINT, 143 SIGTERM.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -33,7 +33,7 @@ fn every_documented_line_parses() {
         ),
         "run --http - --bind 10.0.0.1".to_owned(),
         format!(
-            "get magnet:?xt=urn:btih:0 -o d --seed --peer 127.0.0.1:1 --peer [::1]:2 \
+            "get magnet:?xt=urn:btih:0 -o d --seed --peer 127.0.0.1:1 --peer localhost:2 \
              --listen 127.0.0.1:0 --timeout 5 --overwrite --json {discovery}"
         ),
         "get a.torrent".to_owned(),
@@ -74,6 +74,12 @@ fn wrong_lines_end_with_usage() {
         "seed a.torrent",
         "create p",
         "create p -o f --piece-length 3x",
+        "create src -o f --piece-length 3",
+        "create p -o /",
+        "create p -o f --tracker nonsense",
+        "create p -o f --web-seed file:///x",
+        "get a --peer 127.0.0.1",
+        "get a --peer 169.254.169.254:80",
         "check a.torrent",
         "add",
         "add a --verify maybe",

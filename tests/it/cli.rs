@@ -328,6 +328,9 @@ fn data_that_is_looked_for_in_the_wrong_folder_is_named() {
         assert_eq!((code, stdout.is_empty()), (6, is_silent), "{stderr}");
         assert!(stderr.contains("/wrong/data is not there"), "{stderr}");
         assert!(stderr.contains("--data must be the folder that holds data"), "{stderr}");
+        let mut words = seedring(&[command]);
+        words.arg(&content.torrent).arg("--data").arg(dir.path().join("nothing"));
+        assert!(sentence_of(&mut words, 3).contains("/nothing is not there"));
         // The data itself was named instead of the folder that holds it.
         let mut words = seedring(&[command]);
         words.arg(&content.torrent).arg("--data").arg(content.path());
@@ -335,6 +338,15 @@ fn data_that_is_looked_for_in_the_wrong_folder_is_named() {
         let right = format!("here that is --data {}\n", content.root.display());
         assert!(stderr.contains(&right), "{stderr}");
     }
+}
+
+#[test]
+fn get_into_a_file_is_one_sentence_about_the_command_line() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 100_000, 59, &Shape::pieces_of(32 << 10));
+    let mut get = seedring(&["get"]);
+    get.arg(&content.torrent).arg("-o").arg(content.path());
+    assert!(sentence_of(&mut get, 2).contains("is not a folder: -o must be a folder"));
 }
 
 #[test]
@@ -402,6 +414,9 @@ fn a_folder_that_cannot_be_one_is_refused_at_start() {
         let named = sentence.contains(&*file.to_string_lossy()) && sentence.contains(flag);
         assert!(named, "{sentence}");
     }
+    let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-", "--state"]);
+    let sentence = sentence_of(run.arg(&file).current_dir(dir.path()), 2);
+    assert!(sentence.contains("is not a folder") && sentence.contains("--state"), "{sentence}");
     // What is missing is made.
     let fresh = dir.path().join("deep/down");
     let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-", "--state"]);
@@ -458,7 +473,7 @@ fn get_without_peers_says_what_was_tried() {
         for part in expected {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(text.contains("with --peer ADDR:PORT") && !text.contains("s3cret"), "{text}");
+        assert!(text.contains("give --peer HOST:PORT") && !text.contains("s3cret"), "{text}");
         assert_eq!(text.matches("no peers yet").count(), 1, "{text}");
     }
 }
