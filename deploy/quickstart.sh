@@ -13,7 +13,11 @@ if ! command -v cc >/dev/null 2>&1; then
 fi
 if ! command -v cargo >/dev/null 2>&1; then
     # rustup puts cargo here; a shell that was open before does not know yet.
-    PATH="$HOME/.cargo/bin:$PATH"
+    PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
+fi
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "quickstart: cargo is not there: install Rust from https://rustup.rs" >&2
+    exit 1
 fi
 cargo build --release --locked
 mkdir -p watch downloads
