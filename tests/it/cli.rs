@@ -40,7 +40,7 @@ fn a_peer_at_a_cloud_metadata_address_is_refused() {
     for peer in ["169.254.169.254:80", "[fd00:ec2::254]:80", "[::ffff:169.254.169.254]:80"] {
         let (code, _, stderr) = end_of(&mut seedring(&["get", "x.torrent", "--peer", peer]));
         assert_eq!(code, 2, "{peer}: {stderr}");
-        let sentence = format!("{peer}' for '--peer <ADDR:PORT>': it is the address of a cloud");
+        let sentence = format!("{peer}' for '--peer <HOST:PORT>': it is the address of a cloud");
         assert!(stderr.contains(&sentence), "{stderr}");
     }
 }
