@@ -105,7 +105,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     let metainfo = tokio::select! {
         metainfo = source::read(&args.source) => match metainfo {
             Ok(metainfo) => metainfo,
-            Err(unreadable) => return Ok(unreadable.fail()),
+            Err(unusable) => return Ok(unusable.tell()),
         },
         exit = signals.next() => return Ok(exit),
     };

@@ -58,7 +58,7 @@ impl From<Exit> for ExitCode {
 #[derive(Parser, Debug)]
 #[command(name = "seedring", version, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 authentication, \
-    5 unreachable, 6 partial, 130 SIGINT, 143 SIGTERM.")]
+    5 unreachable, 6 incomplete, 130 SIGINT, 143 SIGTERM.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -60,10 +60,10 @@ pub fn execute(args: SeedArgs) -> Exit {
 async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
     let metainfo = match source::read_torrent(&args.torrent) {
         Ok(metainfo) => metainfo,
-        Err(unreadable) => return Ok(unreadable.fail()),
+        Err(unusable) => return Ok(unusable.tell()),
     };
-    if let Some(sentence) = source::missing(&metainfo, &args.data) {
-        return Ok(super::fail(Exit::Partial, sentence));
+    if let Some(wrong) = source::wrong_data(&metainfo, &args.data) {
+        return Ok(wrong.tell());
     }
     let mut signals = session::Signals::new()?;
     let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;

@@ -13,60 +13,60 @@ const TORRENT_LEN_MAX: usize = 10 * 1024 * 1024;
 /// How long a URL may take in all.
 const URL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why there is no torrent to work with.
+/// Why there is no torrent, or no folder, to work with.
 #[derive(Debug)]
-pub(super) struct Unreadable {
+pub(super) struct Unusable {
     exit: Exit,
     sentence: String,
 }
 
-impl Unreadable {
+impl Unusable {
     fn new(exit: Exit, sentence: String) -> Self {
         Self { exit, sentence }
     }
 
     /// Says so, and how to exit.
-    pub(super) fn fail(self) -> Exit {
-        super::fail(self.exit, self.sentence)
+    pub(super) fn tell(&self) -> Exit {
+        super::fail(self.exit, &self.sentence)
     }
 }
 
 /// Reads a torrent from wherever `source` says.
-pub(super) async fn read(source: &str) -> Result<Metainfo, Unreadable> {
+pub(super) async fn read(source: &str) -> Result<Metainfo, Unusable> {
     if source.starts_with("http://") || source.starts_with("https://") {
-        let bytes = fetch(source).await.map_err(|(exit, why)| {
-            Unreadable::new(exit, format!("cannot fetch {source}: {why}"))
-        })?;
+        let bytes = fetch(source)
+            .await
+            .map_err(|(exit, why)| Unusable::new(exit, format!("cannot fetch {source}: {why}")))?;
         return parse(source, &bytes);
     }
     read_torrent(Path::new(source))
 }
 
 /// Reads a `.torrent` file.
-pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unreadable> {
+pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unusable> {
     let scheme = path.as_os_str().as_encoded_bytes().get(..7);
     if scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"magnet:")) {
         let sentence = "magnet links are not built yet: give a .torrent file instead";
-        return Err(Unreadable::new(Exit::Failure, sentence.into()));
+        return Err(Unusable::new(Exit::Failure, sentence.into()));
     }
     let shown = path.display();
     let unreadable = |error: io::Error| {
         let is_absent = error.kind() == io::ErrorKind::NotFound;
         let exit = if is_absent { Exit::NotFound } else { Exit::Failure };
-        Unreadable::new(exit, format!("cannot read {shown}: {error}"))
+        Unusable::new(exit, format!("cannot read {shown}: {error}"))
     };
     let len = std::fs::metadata(path).map_err(unreadable)?.len();
     if len > TORRENT_LEN_MAX as u64 {
         let sentence = format!("{shown} has {len} bytes; a torrent has at most {TORRENT_LEN_MAX}");
-        return Err(Unreadable::new(Exit::Failure, sentence));
+        return Err(Unusable::new(Exit::Failure, sentence));
     }
     let bytes = std::fs::read(path).map_err(unreadable)?;
     parse(&shown.to_string(), &bytes)
 }
 
-fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unreadable> {
+fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unusable> {
     Metainfo::parse(bytes)
-        .map_err(|error| Unreadable::new(Exit::Failure, format!("{source}: {error}")))
+        .map_err(|error| Unusable::new(Exit::Failure, format!("{source}: {error}")))
 }
 
 /// Fetches what a URL names, up to the length of a torrent.
@@ -139,30 +139,40 @@ pub(super) fn prepare(
     Ok(())
 }
 
-/// A sentence if nothing of the torrent is in `save_path`, which then is the wrong folder.
-pub(super) fn missing(metainfo: &Metainfo, save_path: &Path) -> Option<String> {
+/// What is wrong with `save_path` as the `--data` of a torrent: it is no folder, or nothing of the
+/// torrent is in it.
+pub(super) fn wrong_data(metainfo: &Metainfo, save_path: &Path) -> Option<Unusable> {
     let path = metainfo.layout.file(0)?.path();
     let top = Path::new(path.components().next()?.as_os_str());
-    let wanted = save_path.join(top);
-    let error = std::fs::symlink_metadata(&wanted).err()?;
-    // Whatever else is wrong is said by those who read the data.
-    if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
-        return None;
-    }
-    let sentence = format!(
-        "{} is not there: --data must be the folder that holds {}",
-        wanted.display(),
-        top.display()
-    );
+    let (shown, wanted) = (save_path.display(), save_path.join(top));
+    let (exit, what) = match std::fs::metadata(save_path) {
+        Err(error) if is_absent(&error) => {
+            (Exit::NotFound, format!("the folder {shown} does not exist"))
+        }
+        Ok(found) if !found.is_dir() => (Exit::Usage, format!("{shown} is not a folder")),
+        _ => match std::fs::symlink_metadata(&wanted) {
+            Err(error) if is_absent(&error) => {
+                (Exit::Partial, format!("{} is not there", wanted.display()))
+            }
+            // Whatever else is wrong is said by those who read the data.
+            _ => return None,
+        },
+    };
+    let mut sentence = format!("{what}: --data must be the folder that holds {}", top.display());
     // Who names the torrent's own folder or file means the one that it is in.
     let named = std::path::absolute(save_path).ok();
     let above = named.as_deref().and_then(Path::parent);
     let above =
         above.filter(|above| named.as_deref() == Some(&above.join(top)) && save_path.exists());
-    Some(match above {
-        Some(above) => format!("{sentence}; here that is --data {}", above.display()),
-        None => sentence,
-    })
+    if let Some(above) = above {
+        sentence += &format!("; here that is --data {}", above.display());
+    }
+    Some(Unusable::new(exit, sentence))
+}
+
+/// Whether there is nothing of that name.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]
@@ -200,14 +210,23 @@ mod tests {
     #[test]
     fn a_wrong_folder_is_named_and_the_right_one_if_it_shows() {
         let (dir, metainfo) = torrent_of(&[7; 1000]);
-        assert_eq!(missing(&metainfo, dir.path()), None);
-        let wrong = dir.path().join("elsewhere");
-        let sentence = missing(&metainfo, &wrong).unwrap();
-        assert!(sentence.contains("elsewhere/data is not there"), "{sentence}");
+        let told = |path: &Path| wrong_data(&metainfo, path).map(|it| (it.exit, it.sentence));
+        assert_eq!(told(dir.path()), None);
+        let folder = dir.path().join("folder");
+        let (exit, sentence) = told(&folder).unwrap();
+        assert_eq!(exit, Exit::NotFound);
+        assert!(sentence.contains("/folder does not exist: --data must be"), "{sentence}");
+        std::fs::create_dir(&folder).unwrap();
+        let (exit, sentence) = told(&folder).unwrap();
+        assert_eq!(exit, Exit::Partial);
+        assert!(sentence.contains("folder/data is not there: --data must be"), "{sentence}");
         assert!(!sentence.contains("here that is"), "{sentence}");
-        let sentence = missing(&metainfo, &dir.path().join("data")).unwrap();
+        let (exit, sentence) = told(&dir.path().join("data")).unwrap();
+        assert_eq!(exit, Exit::Usage);
+        assert!(sentence.contains("/data is not a folder"), "{sentence}");
         let right = format!("here that is --data {}", dir.path().display());
         assert!(sentence.ends_with(&right), "{sentence}");
+        assert_eq!(told(&dir.path().join("data/x")).unwrap().0, Exit::NotFound);
     }
 
     #[test]

@@ -322,18 +322,23 @@ fn data_that_is_looked_for_in_the_wrong_folder_is_named() {
     let wrong = dir.path().join("wrong");
     std::fs::create_dir(&wrong).unwrap();
     for (command, is_silent) in [("seed", true), ("check", false)] {
-        let mut words = seedring(&[command]);
-        words.arg(&content.torrent).arg("--data").arg(&wrong);
-        let (code, stdout, stderr) = end_of(&mut words);
+        let of = |data: &std::path::Path| {
+            let mut words = seedring(&[command]);
+            words.arg(&content.torrent).arg("--data").arg(data);
+            words
+        };
+        let (code, stdout, stderr) = end_of(&mut of(&wrong));
         assert_eq!((code, stdout.is_empty()), (6, is_silent), "{stderr}");
+        assert!(stdout.lines().all(|line| line.starts_with("incomplete data: 0 of 4")), "{stdout}");
         assert!(stderr.contains("/wrong/data is not there"), "{stderr}");
         assert!(stderr.contains("--data must be the folder that holds data"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        let sentence = sentence_of(&mut of(&dir.path().join("nowhere")), 3);
+        assert!(sentence.contains("/nowhere does not exist"), "{sentence}");
         // The data itself was named instead of the folder that holds it.
-        let mut words = seedring(&[command]);
-        words.arg(&content.torrent).arg("--data").arg(content.path());
-        let (_, _, stderr) = end_of(&mut words);
+        let sentence = sentence_of(&mut of(&content.path()), 2);
         let right = format!("here that is --data {}\n", content.root.display());
-        assert!(stderr.contains(&right), "{stderr}");
+        assert!(sentence.ends_with(&right), "{sentence}");
     }
 }
 
