@@ -4,11 +4,18 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Exit;
+use reqwest::redirect;
+
+use super::{Exit, names};
 use crate::metainfo::Metainfo;
+use crate::sys::net::Bind;
+use crate::tracker::policy::Reason;
 
 /// Longest `.torrent` that is taken.
 const TORRENT_LEN_MAX: usize = 10 * 1024 * 1024;
+
+/// Redirects that are followed.
+const REDIRECTS_MAX: usize = 5;
 
 /// How long a URL may take in all.
 const URL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,7 +28,7 @@ pub(super) struct Unusable {
 }
 
 impl Unusable {
-    fn new(exit: Exit, sentence: String) -> Self {
+    pub(super) fn new(exit: Exit, sentence: String) -> Self {
         Self { exit, sentence }
     }
 
@@ -31,10 +38,10 @@ impl Unusable {
     }
 }
 
-/// Reads a torrent from wherever `source` says.
-pub(super) async fn read(source: &str) -> Result<Metainfo, Unusable> {
+/// Reads a torrent from wherever `source` says; a connection leaves from where `bind` says.
+pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Metainfo, Unusable> {
     if source.starts_with("http://") || source.starts_with("https://") {
-        let bytes = fetch(source)
+        let bytes = fetch(source, bind)
             .await
             .map_err(|(exit, why)| Unusable::new(exit, format!("cannot fetch {source}: {why}")))?;
         return parse(source, &bytes);
@@ -69,15 +76,33 @@ fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unusable> {
         .map_err(|error| Unusable::new(Exit::Failure, format!("{source}: {error}")))
 }
 
-/// Fetches what a URL names, up to the length of a torrent.
-async fn fetch(url: &str) -> Result<Vec<u8>, (Exit, String)> {
+/// Fetches what a URL names, up to the length of a torrent. Neither it nor a redirect leads to an
+/// address that an operator has no business with.
+async fn fetch(url: &str, bind: Option<&Bind>) -> Result<Vec<u8>, (Exit, String)> {
+    let url = url::Url::parse(url).map_err(|error| (Exit::Usage, error.to_string()))?;
+    if let Some(reason) = names::refusal(&url) {
+        return Err((Exit::Usage, reason.to_string()));
+    }
     // Somebody may have been first; which one it was makes no difference.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder()
+    let redirects = redirect::Policy::custom(|attempt| match names::refusal(attempt.url()) {
+        Some(reason) => attempt.error(Redirected(reason)),
+        None if attempt.previous().len() > REDIRECTS_MAX => {
+            attempt.error("it was redirected too often")
+        }
+        None => attempt.follow(),
+    });
+    let builder = reqwest::Client::builder()
         .user_agent(concat!("seedring/", env!("CARGO_PKG_VERSION")))
         .timeout(URL_TIMEOUT)
-        .build()
-        .map_err(|error| explain(&error))?;
+        .dns_resolver(names::Names)
+        .redirect(redirects);
+    let builder = match bind {
+        Some(Bind::Address(ip)) => builder.local_address(*ip),
+        Some(Bind::Interface(name)) => builder.interface(name),
+        None => builder,
+    };
+    let client = builder.build().map_err(|error| explain(&error))?;
     let request = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
     let mut response = request.map_err(|error| explain(&error))?;
     let mut bytes = Vec::new();
@@ -90,6 +115,11 @@ async fn fetch(url: &str) -> Result<Vec<u8>, (Exit, String)> {
     }
     Ok(bytes)
 }
+
+/// A redirect that is not followed.
+#[derive(Debug, thiserror::Error)]
+#[error("it redirects to an address that is refused: {0}")]
+struct Redirected(Reason);
 
 /// The exit code for an error of HTTP, and its innermost cause.
 fn explain(error: &reqwest::Error) -> (Exit, String) {
@@ -137,6 +167,28 @@ pub(super) fn prepare(
             .map_err(|error| format!("cannot overwrite {shown}: {error}"))?;
     }
     Ok(())
+}
+
+/// Makes the folder that a torrent is fetched into, and those above it.
+pub(super) fn make_folder(folder: &Path) -> Result<(), Unusable> {
+    let Err(error) = std::fs::create_dir_all(folder) else { return Ok(()) };
+    let shown = folder.display();
+    // The highest thing on the way that is there and is no folder stands in it.
+    let is_other = |path: &&Path| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    match folder.ancestors().find(is_other) {
+        Some(found) if found == folder => {
+            let sentence = format!("{shown} is not a folder: -o must be one, or a new name");
+            Err(Unusable::new(Exit::Usage, sentence))
+        }
+        Some(found) => {
+            let sentence = format!("cannot make the folder {shown}: {} is a file", found.display());
+            Err(Unusable::new(Exit::Usage, sentence))
+        }
+        None => {
+            let sentence = format!("cannot make the folder {shown}: {error}");
+            Err(Unusable::new(Exit::Failure, sentence))
+        }
+    }
 }
 
 /// What is wrong with `save_path` as the `--data` of a torrent: it is no folder, or nothing of the
@@ -227,6 +279,25 @@ mod tests {
         let right = format!("here that is --data {}", dir.path().display());
         assert!(sentence.ends_with(&right), "{sentence}");
         assert_eq!(told(&dir.path().join("data/x")).unwrap().0, Exit::NotFound);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named_with_what_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        let told = |path: &Path| make_folder(path).map_err(|it| (it.exit, it.sentence));
+        assert_eq!(told(&dir.path().join("a/b")), Ok(()));
+        assert_eq!(told(dir.path()), Ok(()));
+        let (exit, sentence) = told(&file).unwrap_err();
+        assert_eq!(exit, Exit::Usage);
+        assert!(sentence.contains("/file is not a folder: -o must be one"), "{sentence}");
+        let (exit, sentence) = told(&file.join("below/it")).unwrap_err();
+        assert_eq!(exit, Exit::Usage);
+        assert!(sentence.ends_with("/file is a file"), "{sentence}");
+        let (exit, sentence) = told(Path::new("/proc/nothing")).unwrap_err();
+        assert_eq!(exit, Exit::Failure);
+        assert!(sentence.starts_with("cannot make the folder /proc/nothing: "), "{sentence}");
     }
 
     #[test]

@@ -145,7 +145,8 @@ impl Error {
         let path = path.display().to_string();
         match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull { path },
-            Some(libc::ENOENT) => Self::Missing { path },
+            // Where something cannot be made, it is not what is missing.
+            Some(libc::ENOENT) if action != "create" => Self::Missing { path },
             Some(libc::EXDEV | libc::ELOOP) => {
                 Self::Refused { path, reason: "it leads out of the save path".into() }
             }

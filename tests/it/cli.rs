@@ -1,5 +1,6 @@
 //! The contract with scripts: exit codes, the ready line, JSON, signals, ports.
 
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
@@ -43,6 +44,59 @@ fn a_peer_at_a_cloud_metadata_address_is_refused() {
         let sentence = format!("{peer}' for '--peer <ADDR:PORT>': it is the address of a cloud");
         assert!(stderr.contains(&sentence), "{stderr}");
     }
+}
+
+#[test]
+fn a_torrent_at_a_cloud_metadata_address_is_refused_also_behind_a_redirect() {
+    let url = "http://169.254.169.254/latest";
+    assert!(sentence_of(&mut seedring(&["get", url]), 2).contains("cloud metadata"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let from = format!("http://{}/x.torrent", listener.local_addr().unwrap());
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        // The request is one small packet; what it says does not matter.
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let head = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\nLocation: ";
+        stream.write_all(format!("{head}{url}\r\n\r\n").as_bytes()).unwrap();
+    });
+    let mut get = seedring(&["get", &from]);
+    let sentence = sentence_of(get.env("NO_PROXY", "*"), 1);
+    assert!(sentence.contains("it redirects to an address that is refused"), "{sentence}");
+    assert!(sentence.contains("cloud metadata"), "{sentence}");
+    answer.join().unwrap();
+}
+
+#[test]
+fn get_says_what_is_wrong_with_its_folder_or_its_peer() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 100_000, 60, &Shape::pieces_of(32 << 10));
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"x").unwrap();
+    let get = |output: &std::path::Path, words: &[&str]| {
+        let mut get = seedring(&["get", "--listen", "127.0.0.1:0", "-o"]);
+        get.arg(output).arg(&content.torrent).args(words);
+        get
+    };
+    assert!(sentence_of(&mut get(&file, &[]), 2).contains("/file is not a folder"));
+    assert!(sentence_of(&mut get(&file.join("x"), &[]), 2).contains("/file is a file"));
+    let sentence = sentence_of(&mut get("/proc/x".as_ref(), &[]), 1);
+    assert!(sentence.contains("cannot make the folder /proc/x: "), "{sentence}");
+    let fresh = dir.path().join("fresh");
+    let sentence = sentence_of(&mut get(&fresh, &["--peer", "nowhere.invalid:1"]), 5);
+    assert!(sentence.contains("cannot look up the host of --peer nowhere.invalid:1"), "{sentence}");
+    assert!(!fresh.exists(), "nothing is made before all is well");
+}
+
+#[test]
+fn a_peer_may_be_named_by_its_host() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 300_000, 61, &Shape::pieces_of(32 << 10));
+    let server = Server::seed(dir.path(), &content, "127.0.0.1:0", &[]);
+    let output = dir.path().join("out");
+    let peer = format!("localhost:{}", server.peer.port());
+    start_get("get", dir.path(), &content, &output, &[], &["--peer", &peer]).wait_ok(TRANSFER);
+    content.assert_same_in(&output);
+    server.stop();
 }
 
 #[test]
@@ -446,7 +500,10 @@ fn get_without_peers_says_what_was_tried() {
     let far = content.with_tracker(&folder("far-torrent"), &tracker.url());
     let host = format!("tracker http://{gone}/…: no connection to the tracker");
     let given = format!("--peer {gone}: not connected");
+    let udp = content.with_tracker(&folder("udp-torrent"), "udp://tracker.example:1/announce");
+    let not_asked = "1 tracker not asked: UDP trackers are not supported yet";
     let cases = [
+        ("udp", &udp, vec![], vec![not_asked]),
         ("none", &content, vec![], vec!["names no trackers"]),
         ("dead", &dead, vec![gone], vec![host.as_str(), given.as_str()]),
         ("far", &far, vec![], vec!["it names 0 peers", "10.0.0.1", "SEEDRING__NET__ALLOW_LOCAL="]),
