@@ -11,7 +11,7 @@ mod values;
 
 pub use crate::storage::Mode as StorageMode;
 
-pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, Size};
+pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, SeedChoker, Size};
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::storage::recovery::RETRY_INTERVAL;
-use crate::swarm::choker;
 
 /// What the variables that override settings begin with.
 pub const ENV_PREFIX: &str = "SEEDRING__";
@@ -112,7 +111,7 @@ pub struct Engine {
     pub cores: CoreList,
     /// Who is unchoked when we seed and slots are short: `round_robin`, `fastest_upload` or
     /// `anti_leech`. Default: `round_robin`.
-    pub choker: String,
+    pub choker: SeedChoker,
     /// Memory for data that is read from disk before it is sent. Default: `256MiB`.
     pub read_memory: Size,
     /// Memory for pieces that are being fetched; beyond it blocks are written at once and the
@@ -188,7 +187,7 @@ impl Default for Engine {
     fn default() -> Self {
         Self {
             cores: CoreList::default(),
-            choker: "round_robin".to_owned(),
+            choker: SeedChoker::default(),
             read_memory: Size(256 << 20),
             piece_memory: Size(256 << 20),
         }
@@ -298,8 +297,6 @@ impl Config {
         wrong(self.net.listen.is_empty(), "net.listen names no address")?;
         wrong(self.net.connections == 0, "net.connections is 0, no peer could connect")?;
         wrong(self.net.connections_per_torrent == 0, "net.connections_per_torrent is 0")?;
-        let choker = choker::find(choker::Phase::Seeding, &self.engine.choker);
-        wrong(choker.is_none(), "engine.choker is not the name of a choker for seeding")?;
         wrong(self.storage.retry_seconds == 0, "storage.retry_seconds is 0")?;
         wrong(self.engine.read_memory.0 < 1 << 20, "engine.read_memory is below 1MiB")?;
         wrong(self.engine.piece_memory.0 < 1 << 20, "engine.piece_memory is below 1MiB")
@@ -391,10 +388,9 @@ mod tests {
 
     #[test]
     fn contradictions_are_found() {
-        let spoil: [fn(&mut Config); 4] = [
+        let spoil: [fn(&mut Config); 3] = [
             |config| config.net.listen.clear(),
             |config| config.net.connections = 0,
-            |config| config.engine.choker = "tit_for_tat".to_owned(),
             |config| config.engine.piece_memory = Size(1),
         ];
         for (index, spoil) in spoil.iter().enumerate() {
@@ -450,6 +446,10 @@ mod tests {
             ("[limitz]\n", &[], "limitz"),
             ("[limits]\nup = \"10 parsecs\"\n", &[], "10 parsecs"),
             ("[storage]\nmode = \"mmap\"\n", &[], "mmap"),
+            ("[engine]\nchoker = \"tit_for_tat\"\n", &[], "\"tit_for_tat\" is not one of"),
+            ("[engine]\nchoker = \"x\"\n", &[], "round_robin, fastest_upload, anti_leech"),
+            ("[engine]\nchoker = \"x\"\n", &[], "seedring.toml"),
+            ("", &[("SEEDRING__ENGINE__CHOKER", "x")], "SEEDRING__ENGINE__CHOKER is wrong: \"x\""),
             ("", &[("SEEDRING__LIMITS__SLOTZ", "1")], "SEEDRING__LIMITS__SLOTZ"),
             ("", &[("SEEDRING__LIMITS", "1")], "SEEDRING__LIMITS"),
             ("", &[("SEEDRING__LIMITS__SLOTS", "many")], "SEEDRING__LIMITS__SLOTS"),
