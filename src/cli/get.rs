@@ -115,7 +115,10 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     source::prepare(&metainfo, &args.output, args.overwrite)?;
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
     let total = metainfo.geometry.total_len();
-    let mut engine = Engine::start(settings).map_err(|error| error.to_string())?;
+    let mut engine = match Engine::start(settings) {
+        Ok(engine) => engine,
+        Err(error) => return Ok(super::fail_start(&error)),
+    };
     if let Err(unusable) = source::make_folder(&args.output) {
         return Ok(unusable.tell());
     }

@@ -103,6 +103,7 @@ pub fn execute(args: RunArgs) -> Exit {
         match server::run(config, ready, stop).await {
             Ok(()) => Ok(Exit::Ok),
             Err(error @ server::Error::Folder(_)) => Ok(super::fail(Exit::Usage, error)),
+            Err(server::Error::Start(error)) => Ok(super::fail_start(&error)),
             Err(error) => Err(error.to_string()),
         }
     })

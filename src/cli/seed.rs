@@ -66,7 +66,10 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
         return Ok(wrong.tell());
     }
     let mut signals = session::Signals::new()?;
-    let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
+    let mut engine = match Engine::start(settings(&config)) {
+        Ok(engine) => engine,
+        Err(error) => return Ok(super::fail_start(&error)),
+    };
     let verify = if args.trust { Verify::Trust } else { Verify::Full };
     let save_path = config.paths.downloads;
     let peers = Vec::new();

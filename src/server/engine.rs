@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
-use super::start::{choose_cores, fitting_connections, new_peer_id, start_workers};
+use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, HashReason, Registry};
 use crate::ring;
@@ -90,6 +90,17 @@ pub enum StartError {
         core: usize,
         /// The cores there are.
         allowed: String,
+    },
+    /// Nothing could leave from where everything is to leave from.
+    #[error(
+        "connections cannot leave from {from}: {reason}; \
+         name another with --bind ADDR|IFACE (net.bind)"
+    )]
+    Bind {
+        /// The address or interface.
+        from: String,
+        /// The system's words.
+        reason: std::io::Error,
     },
     /// Trackers cannot be talked to.
     #[error("cannot set up HTTP: {0}")]
@@ -216,6 +227,7 @@ impl Engine {
     pub fn start(mut settings: Settings) -> Result<Self, StartError> {
         settings.connections_max = fitting_connections(settings.connections_max);
         let cores = choose_cores(&settings.cores)?;
+        check_bind(settings.bind.as_ref())?;
         let mut ports = ports::bind(&settings.listen, cores.len())?;
         let registry = Registry::new(cores.len());
         let (reports_in, reports) = mpsc::channel(REPORTS_MAX);

@@ -102,25 +102,22 @@ pub async fn run(
 ) -> Result<(), Error> {
     let paths = config.paths.clone();
     tokio::pin!(stop);
-    let opened = tokio::task::spawn_blocking(move || {
+    let open = move || {
         folders::look(&paths)?;
-        let (state, stored) = State::open(&paths.state)?;
-        folders::prepare(&paths.downloads, has_data_in(&paths.downloads, &stored))?;
-        Ok::<_, Error>((state, stored))
-    });
-    let opened = tokio::select! {
-        opened = opened => opened,
-        // A disk that hangs from the start.
-        () = &mut stop => return Ok(()),
+        Ok(State::open(&paths.state)?)
     };
-    let (state, stored) =
-        opened.map_err(|error| Error::Died(format!("opening the state: {error}")))??;
+    let Some((state, stored)) = on_disk(open, stop.as_mut()).await? else { return Ok(()) };
     let engine = Engine::start(settings(&config))?;
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
         Some(addr) => Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?),
         None => None,
     };
+    // Nothing is made for a server that does not start.
+    let downloads = config.paths.downloads.clone();
+    let had_data = has_data_in(&downloads, &stored);
+    let prepare = move || Ok(folders::prepare(&downloads, had_data)?);
+    let Some(()) = on_disk(prepare, stop.as_mut()).await? else { return Ok(()) };
     let is_ready = Arc::new(AtomicBool::new(false));
     let http_addr = http.as_ref().map(Http::addr);
     let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
@@ -165,6 +162,19 @@ pub async fn run(
         let _ = tokio::time::timeout(HTTP_STOP, task).await;
     }
     result
+}
+
+/// Does what may block, at the start; nothing comes of it if the end is nearer than the disk.
+async fn on_disk<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    stop: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<T>, Error> {
+    let done = tokio::select! {
+        done = tokio::task::spawn_blocking(job) => done,
+        // A disk that hangs from the start.
+        () = stop => return Ok(None),
+    };
+    done.map_err(|error| Error::Died(format!("looking at the folders: {error}")))?.map(Some)
 }
 
 /// Whether a torrent of an earlier run had data in `downloads` or below.

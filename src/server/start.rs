@@ -3,6 +3,7 @@
 //! Settings enter; running workers with open mailboxes leave. Invariant: no mailbox is open before
 //! every worker has its ring, so that a start that fails has begun nothing.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use super::engine::{Settings, StartError};
 use crate::metrics::Registry;
 use crate::ring::{self, Driver, Uring};
+use crate::sys::net::{self, Bind};
 use crate::sys::process;
 use crate::units::PeerId;
 use crate::worker::Worker;
@@ -23,6 +25,20 @@ pub(super) fn choose_cores(wanted: &[usize]) -> Result<Vec<usize>, StartError> {
         return Err(StartError::Core { core, allowed: names.join(",") });
     }
     Ok(if wanted.is_empty() { allowed } else { wanted.to_vec() })
+}
+
+/// Makes sure that connections can leave from where they are to leave from. What goes away later
+/// makes them fail; a name that was never there is a slip of the pen.
+pub(super) fn check_bind(bind: Option<&Bind>) -> Result<(), StartError> {
+    let (from, family) = match bind {
+        None => return Ok(()),
+        Some(Bind::Address(ip)) => (ip.to_string(), *ip),
+        Some(Bind::Interface(name)) => (name.clone(), Ipv4Addr::LOCALHOST.into()),
+    };
+    match net::outgoing(&SocketAddr::new(family, 0), bind) {
+        Ok(_) => Ok(()),
+        Err(reason) => Err(StartError::Bind { from, reason }),
+    }
 }
 
 /// A peer id of BEP 20's shape: `-sg<version>-` and random digits and letters.

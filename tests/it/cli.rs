@@ -13,7 +13,7 @@ use crate::support::wire::{RawPeer, connect_from, handshake};
 use crate::support::{dir, free_addr, network, wait};
 
 /// Runs a command to its end; returns exit code, stdout and stderr.
-fn end_of(command: &mut Command) -> (i32, String, String) {
+pub(crate) fn end_of(command: &mut Command) -> (i32, String, String) {
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
@@ -343,7 +343,7 @@ fn what_finds_no_memory_for_a_piece_is_fetched_all_the_same() {
 }
 
 /// Runs a command that has to end with one sentence on stderr, which is returned, and `code`.
-fn sentence_of(command: &mut Command, code: i32) -> String {
+pub(crate) fn sentence_of(command: &mut Command, code: i32) -> String {
     let (ended, stdout, stderr) = end_of(command);
     assert_eq!((ended, stdout.as_str()), (code, ""), "{command:?}: {stderr}");
     assert_eq!(stderr.trim_end().lines().count(), 1, "{command:?}: {stderr}");

@@ -86,7 +86,11 @@ pub struct Totals {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process holds the lock.
-    #[error("another seedring uses the state directory {}", .0.display())]
+    #[error(
+        "another seedring uses the state directory {}: stop it, \
+         or name another directory with --state DIR (paths.state)",
+        .0.display()
+    )]
     InUse(PathBuf),
     /// The database is of a later version.
     #[error(
