@@ -11,6 +11,7 @@ use super::run::replace_list;
 use super::{Exit, session, source};
 use crate::config::{Config, Error};
 use crate::server::engine::{Add, Engine, Event, Verify};
+use crate::server::run as server;
 use crate::server::settings::settings;
 
 /// Flags of `seedring seed`.
@@ -73,6 +74,7 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
     let verify = if args.trust { Verify::Trust } else { Verify::Full };
     let save_path = config.paths.downloads;
     let peers = Vec::new();
+    server::tell_trackers(&metainfo);
     let add = Add { metainfo, save_path, verify, fetch: false, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
     let result = loop {

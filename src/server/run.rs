@@ -208,7 +208,8 @@ fn load(
                     }
                 }
                 Err(error) => {
-                    tracing::error!(torrent = %info_hash, %error, "its file in the state is bad");
+                    let name = &torrent.name;
+                    tracing::error!(torrent = %info_hash, ?name, %error, "its file in the state is bad");
                     if let Err(error) = state.quarantine(&info_hash) {
                         tracing::warn!(torrent = %info_hash, %error, "and cannot be put aside");
                     }
@@ -258,10 +259,14 @@ impl Server {
     fn handle_event(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Checked { info_hash, have_count, piece_count, .. } => {
-                tracing::info!(torrent = %info_hash, have_count, piece_count, "checked");
+                let name = self.engine.shown_name(&info_hash);
+                tracing::info!(torrent = %info_hash, %name, have_count, piece_count, "checked");
                 self.has_news = true;
             }
-            Event::Finished(info_hash) => tracing::info!(torrent = %info_hash, "complete"),
+            Event::Finished(info_hash) => {
+                let name = self.engine.shown_name(&info_hash);
+                tracing::info!(torrent = %info_hash, %name, "complete");
+            }
             // Whoever found it has logged it, with its reason.
             Event::Failed(..) => {}
             Event::Died(reason) => return Err(Error::Died(reason)),
@@ -276,8 +281,9 @@ impl Server {
         self.ledger.remember(stored.info_hash, Counted { uploaded, downloaded, had });
         let (verify, peers, had_data) = (Verify::Full, Vec::new(), had > 0);
         let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data };
+        let name = add.metainfo.shown_name();
         if let Err(error) = self.add(add) {
-            tracing::warn!(torrent = %stored.info_hash, %error, "not added again");
+            tracing::warn!(torrent = %stored.info_hash, %name, %error, "not added again");
         }
     }
 
@@ -285,6 +291,7 @@ impl Server {
     fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
         let info_hash = self.engine.add(add)?;
         if let Some(torrent) = self.engine.torrent(&info_hash) {
+            tell_trackers(&torrent.content.metainfo);
             let total_len = torrent.content.metainfo.geometry.total_len();
             self.ledger.open(info_hash, Arc::clone(&torrent.totals), total_len);
         }
@@ -327,20 +334,25 @@ impl Server {
     /// Adds a torrent that was remembered, and answers in the watch folder.
     async fn answer(&mut self, found: Found, result: Result<Metainfo, String>) {
         let result = result.and_then(|metainfo| {
+            let name = metainfo.shown_name();
             for warning in &metainfo.warnings {
-                tracing::info!(torrent = %metainfo.info_hash, warning, "in the torrent");
+                tracing::info!(torrent = %metainfo.info_hash, %name, warning, "in the torrent");
             }
             let save_path = self.downloads.clone();
             let (verify, peers) = (Verify::Full, Vec::new());
             let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
             match self.add(add) {
                 Ok(info_hash) => {
-                    tracing::info!(torrent = %info_hash, file = %found.path.display(), "added");
+                    let file = found.path.display();
+                    tracing::info!(torrent = %info_hash, %name, %file, "added");
                     Ok(WatchResult::Added)
                 }
                 Err(AddError::Duplicate(info_hash)) => {
                     let file = found.path.display();
-                    tracing::info!(torrent = %info_hash, %file, "it is here already: nothing to add");
+                    tracing::info!(
+                        torrent = %info_hash, %name, %file,
+                        "it is here already: nothing to add"
+                    );
                     Ok(WatchResult::Duplicate)
                 }
                 Err(error) => Err(error.to_string()),
@@ -408,6 +420,31 @@ impl Server {
         if tokio::time::timeout(STATE_STOP, state.close()).await.is_err() {
             tracing::warn!("the state could not be closed in time");
         }
+    }
+}
+
+/// Says what of a torrent's trackers cannot be asked, or that it has none.
+pub fn tell_trackers(metainfo: &Metainfo) {
+    let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
+    let is_udp = |url: &&url::Url| url.scheme() == "udp";
+    let all_count = metainfo.trackers.iter().flatten().count();
+    let udp_count = metainfo.trackers.iter().flatten().filter(is_udp).count();
+    if all_count == 0 {
+        tracing::info!(
+            torrent = %info_hash, %name,
+            "it names no trackers: only peers that connect by themselves can be its peers"
+        );
+    } else if udp_count == all_count {
+        tracing::warn!(
+            torrent = %info_hash, %name, udp_count,
+            "UDP trackers are not supported yet, and it names no others: only peers that connect by \
+             themselves can be its peers"
+        );
+    } else if udp_count > 0 {
+        tracing::info!(
+            torrent = %info_hash, %name, udp_count,
+            "UDP trackers are not supported yet: only its other trackers are asked"
+        );
     }
 }
 

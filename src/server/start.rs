@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::engine::{Settings, StartError};
+use super::engine::Settings;
+use super::ports;
 use crate::metrics::Registry;
 use crate::ring::{self, Driver, Uring};
 use crate::sys::net::{self, Bind};
@@ -16,6 +17,45 @@ use crate::sys::process;
 use crate::units::PeerId;
 use crate::worker::Worker;
 use crate::worker::mailbox::{self, Mailbox, Report, Shared};
+
+/// Why the engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The peer port.
+    #[error(transparent)]
+    Ports(#[from] ports::Error),
+    /// The ring.
+    #[error(transparent)]
+    Ring(#[from] ring::Unavailable),
+    /// A core that does not exist or may not be used.
+    #[error("core {core} cannot be used: this process may run on {allowed}")]
+    Core {
+        /// The core asked for.
+        core: usize,
+        /// The cores there are.
+        allowed: String,
+    },
+    /// Nothing could leave from where everything is to leave from.
+    #[error(
+        "connections cannot leave from {from}: {reason}; \
+         name another with --bind ADDR|IFACE (net.bind)"
+    )]
+    Bind {
+        /// The address or interface.
+        from: String,
+        /// The system's words.
+        reason: std::io::Error,
+    },
+    /// Trackers cannot be talked to.
+    #[error("cannot set up HTTP: {0}")]
+    Http(String),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// The system has no randomness.
+    #[error("the system gives no random numbers")]
+    Random,
+}
 
 /// The cores to use: those asked for, or all that are allowed.
 pub(super) fn choose_cores(wanted: &[usize]) -> Result<Vec<usize>, StartError> {
