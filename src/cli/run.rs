@@ -13,8 +13,8 @@ use crate::server::run as server;
 /// Flags of `seedring run`. Each overrides the setting of the same name in the configuration.
 #[derive(Args, Clone, PartialEq, Debug, Default)]
 #[command(
-    after_help = "SIGINT or SIGTERM: trackers hear of the stop, files are flushed, and it ends \
-    within 10 s with 0. A second signal ends it at once with 130 or 143."
+    after_help = "SIGTERM or SIGINT ends the server within 10 s, with 0. A second signal ends it at \
+    once, with 143 or 130: trackers may not hear that it stopped, the database stays whole."
 )]
 pub struct RunArgs {
     /// Configuration file (TOML).
