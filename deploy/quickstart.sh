@@ -6,6 +6,16 @@ cd "$(dirname "$0")/.."
 
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
+# Cron and some containers set no HOME; cargo and the server's state have their place below it.
+if [ -z "${HOME:-}" ]; then
+    HOME=$(getent passwd "$(id -u)" | cut -d: -f6)
+    if [ -z "$HOME" ]; then
+        echo "quickstart: this user has no home directory: set HOME" >&2
+        exit 2
+    fi
+    export HOME
+fi
+
 # SQLite and the cryptography are compiled in: they want a C compiler.
 if ! command -v cc >/dev/null 2>&1; then
     as_root apt-get update
@@ -17,6 +27,10 @@ if ! command -v cargo >/dev/null 2>&1; then
 fi
 if ! command -v cargo >/dev/null 2>&1; then
     echo "quickstart: cargo is not there: install Rust from https://rustup.rs" >&2
+    exit 1
+fi
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "quickstart: there is no cargo: install Rust with https://rustup.rs" >&2
     exit 1
 fi
 cargo build --release --locked

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Exit, human, source};
 use crate::metainfo::{FileKind, Metainfo};
 use crate::storage::Content;
-use crate::storage::verify::{self, Checked, FileState, Options, Progress};
+use crate::storage::verify::{self, Checked, FileState, Options, Progress, ReadError};
 
 /// How often the bar moves.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
@@ -31,8 +31,8 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
-const SCHEMA: &str =
-    "Exits with 0 if everything is there, with 6 if not, with 3 if there is no folder DIR.
+const SCHEMA: &str = "Exits with 0 if everything is there, with 6 if not; with 3 if TORRENT or DIR
+does not exist, with 2 if DIR is a file.
 
 --json prints one object:
   info_hash  40 hexadecimal digits
@@ -73,14 +73,15 @@ struct FileLine {
 pub fn execute(args: &CheckArgs) -> Exit {
     let metainfo = match source::read_torrent(&args.torrent) {
         Ok(metainfo) => metainfo,
-        Err(unreadable) => return unreadable.fail(),
+        Err(unusable) => return unusable.tell(),
     };
-    if let Some(sentence) = source::no_folder("--data", &metainfo, &args.data) {
-        return super::fail(Exit::NotFound, sentence);
-    }
-    // Said at once; what it comes to is in the report.
-    if let Some(sentence) = source::missing(&metainfo, &args.data) {
-        eprintln!("seedring: {sentence}");
+    let wrong = source::wrong_data(&metainfo, &args.data);
+    if let Some(wrong) = &wrong {
+        let exit = wrong.tell();
+        // A folder without any of it is incomplete: what that comes to is in the report.
+        if exit != Exit::Partial {
+            return exit;
+        }
     }
     let content = Arc::new(Content { metainfo, save_path: args.data.clone() });
     let checked = check_with_bar(&content);
@@ -91,7 +92,7 @@ pub fn execute(args: &CheckArgs) -> Exit {
             Err(error) => return super::fail(Exit::Failure, error),
         }
     } else {
-        report.print();
+        report.print(wrong.is_none());
     }
     if report.complete { Exit::Ok } else { Exit::Partial }
 }
@@ -123,6 +124,11 @@ impl Report {
     fn new(metainfo: &Metainfo, checked: &Checked) -> Self {
         let geometry = metainfo.geometry;
         let have = checked.have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum();
+        let sentence = |failed: &ReadError| {
+            let file = failed.file.and_then(|index| metainfo.layout.file(index));
+            let path = file.map(|file| file.path().display().to_string());
+            format!("cannot read {}: {}", path.as_deref().unwrap_or("the folder"), failed.error)
+        };
         let files = metainfo.layout.files().zip(&checked.files).map(|(file, report)| FileLine {
             path: file.path().to_string_lossy().into_owned(),
             length: file.len,
@@ -145,16 +151,17 @@ impl Report {
             },
             bytes: Share { total: geometry.total_len(), have },
             files: files.collect(),
-            errors: checked.errors.iter().map(ToString::to_string).collect(),
+            errors: checked.errors.iter().map(sentence).collect(),
         }
     }
 
-    fn print(&self) {
+    /// `lists_files` is whether the files that are not as they should be are named one by one.
+    fn print(&self, lists_files: bool) {
         for error in &self.errors {
             eprintln!("seedring: {error}");
         }
         let odd = |file: &&FileLine| !matches!(file.state, "whole" | "padding");
-        for file in self.files.iter().filter(odd) {
+        for file in self.files.iter().filter(odd).filter(|_| lists_files) {
             println!("{:8} {}", file.state, file.path);
         }
         println!(

@@ -17,7 +17,7 @@ pub struct CreateArgs {
     /// File or folder to share.
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
-    /// The .torrent file to write.
+    /// The .torrent file to write, or a folder for NAME.torrent.
     #[arg(short = 'o', long = "output", value_name = "FILE")]
     pub output: PathBuf,
     /// Replace FILE if it is there already.
@@ -27,10 +27,10 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SIZE")]
     pub piece_length: Option<Size>,
     /// Tracker; may be given several times.
-    #[arg(long, value_name = "URL", value_parser = parse_tracker)]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
     pub tracker: Vec<url::Url>,
     /// HTTP server that has the data too; may be given several times.
-    #[arg(long, value_name = "URL", value_parser = parse_web_seed)]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
     pub web_seed: Vec<url::Url>,
     /// Only peers of the trackers may be used.
     #[arg(long)]
@@ -40,30 +40,19 @@ pub struct CreateArgs {
     pub comment: Option<String>,
 }
 
-fn parse_tracker(text: &str) -> Result<url::Url, String> {
-    parse_url(text, &["http", "https", "udp", "ws", "wss"])
-        .ok_or_else(|| "the URL of a tracker is expected, as http://HOST:PORT/announce".into())
-}
-
-fn parse_web_seed(text: &str) -> Result<url::Url, String> {
-    parse_url(text, &["http", "https", "ftp"])
-        .ok_or_else(|| "the URL of a file or folder is expected, as http://HOST/PATH".into())
-}
-
-fn parse_url(text: &str, schemes: &[&str]) -> Option<url::Url> {
-    let url = url::Url::parse(text).ok()?;
-    (schemes.contains(&url.scheme()) && url.has_host()).then_some(url)
+fn parse_url(text: &str) -> Result<url::Url, &'static str> {
+    text.parse().map_err(|_| "a URL is expected, as http://tracker.example:6969/announce")
 }
 
 /// Runs the command.
 pub fn execute(args: &CreateArgs) -> Exit {
+    let output = args.output();
     // Said before hours of hashing, not after.
-    if args.output.is_dir() {
-        let shown = args.output.display();
-        let sentence = format!("{shown} is a folder: -o names the .torrent file to write");
-        return super::fail(Exit::Usage, sentence);
+    if let Some(folder) = folder_of(&output).filter(|folder| !folder.exists()) {
+        let sentence = format!("the folder {} does not exist", folder.display());
+        return super::fail(Exit::NotFound, sentence);
     }
-    if let Err(sentence) = args.check_free() {
+    if let Err(sentence) = args.check_free(&output) {
         return super::fail(Exit::Failure, sentence);
     }
     let bar = super::progress_bar(0, "hash");
@@ -81,7 +70,7 @@ pub fn execute(args: &CreateArgs) -> Exit {
     for warning in &created.warnings {
         eprintln!("seedring: {warning}");
     }
-    if let Err(sentence) = args.check_free().and_then(|()| write(&args.output, &created.bytes)) {
+    if let Err(sentence) = args.check_free(&output).and_then(|()| write(&output, &created.bytes)) {
         return super::fail(Exit::Failure, sentence);
     }
     eprintln!(
@@ -98,12 +87,30 @@ pub fn execute(args: &CreateArgs) -> Exit {
 }
 
 impl CreateArgs {
-    /// A sentence if there is something in the place of the new torrent that must stay.
-    fn check_free(&self) -> Result<(), String> {
-        if self.force || fs::symlink_metadata(&self.output).is_err() {
+    /// The file to write: in a folder that was named, it is called after what is shared.
+    fn output(&self) -> PathBuf {
+        if !self.output.is_dir() {
+            return self.output.clone();
+        }
+        // The torrent's own name, as `create` makes it.
+        let root = self.path.canonicalize().unwrap_or_default();
+        let Some(name) = self.path.file_name().or(root.file_name()) else {
+            return self.output.clone();
+        };
+        let mut name = name.to_owned();
+        name.push(".torrent");
+        self.output.join(name)
+    }
+
+    /// A sentence if there is something at `output`, where the new torrent goes, that must stay.
+    fn check_free(&self, output: &Path) -> Result<(), String> {
+        let shown = output.display();
+        if output.is_dir() {
+            return Err(format!("{shown} is a folder: name a file with -o FILE"));
+        }
+        if self.force || fs::symlink_metadata(output).is_err() {
             return Ok(());
         }
-        let shown = self.output.display();
         Err(format!("{shown} is there already: use --force to replace it, or another name"))
     }
 
@@ -114,7 +121,7 @@ impl CreateArgs {
     pub fn options(&self) -> Result<CreateOptions, CreateError> {
         let texts = |urls: &[url::Url]| urls.iter().map(|url| url.as_str().to_owned()).collect();
         let narrow = |size: Size| {
-            u32::try_from(size.0).map_err(|_| CreateError::PieceLength { value: u32::MAX })
+            u32::try_from(size.0).map_err(|_| CreateError::PieceLength { value: size.0 })
         };
         Ok(CreateOptions {
             piece_length: self.piece_length.map(narrow).transpose()?,
@@ -134,9 +141,17 @@ fn exit_of(error: &CreateError) -> Exit {
         CreateError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             Exit::NotFound
         }
-        CreateError::PieceLength { .. } => Exit::Usage,
+        CreateError::PieceLength { .. } | CreateError::Url { .. } => Exit::Usage,
         _ => Exit::Failure,
     }
+}
+
+/// The folder that a file goes to; `None` for the current one, which exists.
+fn folder_of(file: &Path) -> Option<&Path> {
+    if file.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Some(file);
+    }
+    file.parent().filter(|folder| !folder.as_os_str().is_empty())
 }
 
 /// Whoever watches for the name sees a whole file.

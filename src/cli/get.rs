@@ -2,20 +2,24 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::names::Peer;
 use super::run::replace_list;
+use super::source::Unusable;
 use super::{DiscoveryArgs, Exit, human, session, source};
 use crate::config::{Config, Error, HttpListen, LogLevel};
+use crate::metainfo::Metainfo;
 use crate::server::engine::{Add, Engine, Event, Verify};
 use crate::server::settings::settings;
 use crate::sys::clock;
-use crate::tracker::{self, policy};
+use crate::sys::net::Bind;
+use crate::tracker::{self, tracker_url::UrlError};
 use crate::units::InfoHash;
 use crate::worker::mailbox::Totals;
 
@@ -31,8 +35,9 @@ pub struct GetArgs {
     /// Go on seeding when complete, until a signal.
     #[arg(long)]
     pub seed: bool,
-    /// Peer to connect to, by address or name; may be given several times.
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_peer)]
+    /// Peer to connect to; may be given several times. ADDR may be a host name: it is looked up once,
+    /// at the start.
+    #[arg(long, value_name = "ADDR:PORT", value_parser = Peer::parse)]
     pub peer: Vec<Peer>,
     /// Address for peers; may be given several times [default: any free port].
     #[arg(long, value_name = "ADDR:PORT")]
@@ -79,28 +84,6 @@ pub(super) fn for_one_torrent(
     Ok(config)
 }
 
-/// Addresses of one peer that are tried.
-const PEER_ADDRS_MAX: usize = 8;
-
-/// A peer that the operator names: all its addresses.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Peer(Vec<SocketAddr>);
-
-/// The addresses of a peer, if they are ones that are connected to at all. A name is looked up.
-fn parse_peer(text: &str) -> Result<Peer, String> {
-    super::parse_host_port(text)?;
-    let found = text.to_socket_addrs().map_err(|error| format!("it has no address: {error}"))?;
-    let mut addrs: Vec<_> = found.take(PEER_ADDRS_MAX).collect();
-    addrs.dedup();
-    if addrs.is_empty() {
-        return Err("it has no address".to_owned());
-    }
-    for addr in &addrs {
-        policy::permits_operator(addr.ip()).map_err(|reason| reason.to_string())?;
-    }
-    Ok(Peer(addrs))
-}
-
 /// Runs the command.
 pub fn execute(args: GetArgs) -> Exit {
     let mut config = match args.to_config(std::env::vars_os()) {
@@ -117,32 +100,31 @@ pub fn execute(args: GetArgs) -> Exit {
 
 async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     let mut signals = session::Signals::new()?;
-    let metainfo = tokio::select! {
-        metainfo = source::read(&args.source) => match metainfo {
-            Ok(metainfo) => metainfo,
-            Err(unreadable) => return Ok(unreadable.fail()),
-        },
+    let settings = settings(&config);
+    let found = tokio::select! {
+        found = find(&args, settings.bind.as_ref()) => found,
         exit = signals.next() => return Ok(exit),
+    };
+    let (metainfo, peers) = match found {
+        Ok(found) => found,
+        Err(unusable) => return Ok(unusable.tell()),
     };
     for warning in &metainfo.warnings {
         eprintln!("seedring: {warning}");
     }
-    if let Err(error) = std::fs::create_dir_all(&args.output) {
-        let no_folder = source::no_folder("-o", &metainfo, &args.output);
-        let exit = if args.output.exists() { Exit::Usage } else { Exit::Failure };
-        let shown = args.output.display();
-        let otherwise = || format!("cannot make the folder {shown}: {error}");
-        let sentence = no_folder.filter(|_| exit == Exit::Usage).unwrap_or_else(otherwise);
-        return Ok(super::fail(exit, sentence));
-    }
     source::prepare(&metainfo, &args.output, args.overwrite)?;
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
     let total = metainfo.geometry.total_len();
-    let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
-    let peers: Vec<_> = args.peer.iter().flat_map(|peer| peer.0.clone()).collect();
+    let mut engine = match Engine::start(settings) {
+        Ok(engine) => engine,
+        Err(error) => return Ok(super::fail_start(&error)),
+    };
+    if let Err(unusable) = source::make_folder(&args.output) {
+        return Ok(unusable.tell());
+    }
     let save_path = args.output.clone();
     let verify = Verify::Full;
-    let named = peers.clone();
+    let given = peers.clone();
     let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
     let mut fetch = Fetch {
@@ -154,7 +136,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         is_complete: false,
         best: (u64::MAX, clock::now()),
         lonely_since: None,
-        peers: named,
+        peers: given,
         timeout: args.timeout.map(Duration::from_secs),
         go_on: args.seed,
     };
@@ -177,6 +159,20 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         eprintln!("{name}: complete, {}", human::size(total));
     }
     result
+}
+
+/// The torrent and the addresses of the peers that the command line names.
+async fn find(
+    args: &GetArgs,
+    bind: Option<&Bind>,
+) -> Result<(Metainfo, Vec<SocketAddr>), Unusable> {
+    let metainfo = source::read(&args.source, bind).await?;
+    let mut peers = Vec::new();
+    for peer in &args.peer {
+        let found = peer.addresses().await;
+        peers.extend(found.map_err(|sentence| Unusable::new(Exit::Unreachable, sentence))?);
+    }
+    Ok((metainfo, peers))
 }
 
 /// How long nobody may be connected before it is said.
@@ -282,23 +278,23 @@ impl Fetch {
     }
 
     fn loneliness(&self) -> Vec<String> {
-        let mut lines = vec!["no peers yet, still looking".to_owned()];
+        let mut lines = vec!["no peers yet; still looking".to_owned()];
         let status = self.engine.tracker_status(&self.info_hash);
         let trackers = status.map(|status| lines_of(&status)).unwrap_or_default();
         if trackers.is_empty() {
             lines.push(
-                "the torrent names no trackers, and nothing else that finds peers is built yet"
+                "the torrent names no trackers, and other ways to find peers are not built yet"
                     .to_owned(),
             );
         }
         lines.extend(trackers);
         let given = self.peers.iter().take(NAMED_MAX);
         lines.extend(given.map(|peer| format!("--peer {peer}: not connected")));
-        lines.push("to connect to a peer that you know, give --peer HOST:PORT".to_owned());
+        lines.push("if you know a peer, name it with --peer ADDR:PORT".to_owned());
         if lines.iter().any(|line| line.contains("net.allow_local")) {
             let name = crate::config::ENV_PREFIX;
             lines.push(format!(
-                "net.allow_local is set by {name}NET__ALLOW_LOCAL=RANGE, as 10.0.0.0/8"
+                "to set net.allow_local, use the variable {name}NET__ALLOW_LOCAL=10.0.0.0/8"
             ));
         }
         lines
@@ -333,13 +329,19 @@ fn lines_of(status: &tracker::Status) -> Vec<String> {
         // Neither path nor query is shown: they hold keys.
         format!("tracker {}: {result}", tracker.url)
     });
-    let skipped = status.skipped.iter();
-    let skipped = skipped.map(|skipped| {
-        let number = || (skipped.position + 1).to_string();
-        format!("tracker {}: {}", skipped.host.clone().unwrap_or_else(number), skipped.why)
+    let (udp, skipped): (Vec<_>, Vec<_>) =
+        status.skipped.iter().partition(|skipped| skipped.why == UrlError::Udp);
+    let count = human::counted(udp.len() as u64, "tracker");
+    let udp = (!udp.is_empty()).then(|| format!("{count} not asked: {}", UrlError::Udp));
+    let skipped = skipped.iter().map(|skipped| {
+        let number = || format!("number {}", skipped.position + 1);
+        let which = skipped.host.clone().unwrap_or_else(number);
+        format!("tracker {which} not asked: {}", skipped.why)
     });
-    let mut lines: Vec<_> = asked.chain(skipped).take(NAMED_MAX).collect();
-    let more = (status.trackers.len() + status.skipped.len()).saturating_sub(lines.len());
+    let mut lines: Vec<_> = asked.chain(skipped).collect();
+    let more = lines.len().saturating_sub(NAMED_MAX);
+    lines.truncate(NAMED_MAX);
+    lines.extend(udp);
     if more > 0 {
         lines.push(format!("and {more} trackers more"));
     }

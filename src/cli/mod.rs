@@ -9,6 +9,7 @@ pub mod create;
 pub mod doctor;
 pub mod get;
 pub mod human;
+pub mod names;
 pub mod remote;
 pub mod run;
 pub mod seed;
@@ -23,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::fmt::writer::MakeWriterExt as _;
 
 use crate::config::{Error, LogLevel};
+use crate::server::engine::StartError;
 
 /// How a command ended; the numbers are part of the contract with scripts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,6 +161,15 @@ fn fail_config(error: &Error) -> Exit {
         Error::Read { error, .. } if error.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
         Error::Read { .. } => Exit::Failure,
         _ => Exit::Usage,
+    };
+    fail(exit, error)
+}
+
+/// Ends because the engine does not start.
+fn fail_start(error: &StartError) -> Exit {
+    let exit = match error {
+        StartError::Bind { .. } | StartError::Core { .. } => Exit::Usage,
+        _ => Exit::Failure,
     };
     fail(exit, error)
 }

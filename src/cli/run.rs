@@ -8,14 +8,13 @@ use clap::Args;
 
 use super::{DiscoveryArgs, Exit, session};
 use crate::config::{Bind, Config, CoreList, Error, HttpListen, LogLevel};
-use crate::control::state::OpenError;
 use crate::server::run as server;
 
 /// Flags of `seedring run`. Each overrides the setting of the same name in the configuration.
 #[derive(Args, Clone, PartialEq, Debug, Default)]
 #[command(
-    after_help = "SIGINT or SIGTERM: trackers hear of the stop, files are flushed, and it ends \
-    within 10 s with 0. A second signal ends it at once with 130 or 143."
+    after_help = "SIGTERM or SIGINT ends the server within 10 s, with 0. A second signal ends it at \
+    once, with 143 or 130: trackers may not hear that it stopped, the database stays whole."
 )]
 pub struct RunArgs {
     /// Configuration file (TOML).
@@ -107,9 +106,8 @@ pub fn execute(args: RunArgs) -> Exit {
         let ready = |peer, http| println!("{}", session::ready_line(peer, http));
         match server::run(config, ready, stop).await {
             Ok(()) => Ok(Exit::Ok),
-            Err(
-                error @ (server::Error::Folder(_) | server::Error::State(OpenError::NoFolder(_))),
-            ) => Ok(super::fail(Exit::Usage, error)),
+            Err(error @ server::Error::Folder(_)) => Ok(super::fail(Exit::Usage, error)),
+            Err(server::Error::Start(error)) => Ok(super::fail_start(&error)),
             Err(error) => Err(error.to_string()),
         }
     })

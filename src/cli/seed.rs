@@ -11,6 +11,7 @@ use super::run::replace_list;
 use super::{Exit, session, source};
 use crate::config::{Config, Error};
 use crate::server::engine::{Add, Engine, Event, Verify};
+use crate::server::run as server;
 use crate::server::settings::settings;
 
 /// Flags of `seedring seed`.
@@ -60,19 +61,20 @@ pub fn execute(args: SeedArgs) -> Exit {
 async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
     let metainfo = match source::read_torrent(&args.torrent) {
         Ok(metainfo) => metainfo,
-        Err(unreadable) => return Ok(unreadable.fail()),
+        Err(unusable) => return Ok(unusable.tell()),
     };
-    if let Some(sentence) = source::no_folder("--data", &metainfo, &args.data) {
-        return Ok(super::fail(Exit::NotFound, sentence));
-    }
-    if let Some(sentence) = source::missing(&metainfo, &args.data) {
-        return Ok(super::fail(Exit::Partial, sentence));
+    if let Some(wrong) = source::wrong_data(&metainfo, &args.data) {
+        return Ok(wrong.tell());
     }
     let mut signals = session::Signals::new()?;
-    let mut engine = Engine::start(settings(&config)).map_err(|error| error.to_string())?;
+    let mut engine = match Engine::start(settings(&config)) {
+        Ok(engine) => engine,
+        Err(error) => return Ok(super::fail_start(&error)),
+    };
     let verify = if args.trust { Verify::Trust } else { Verify::Full };
     let save_path = config.paths.downloads;
     let peers = Vec::new();
+    server::tell_trackers(&metainfo);
     let add = Add { metainfo, save_path, verify, fetch: false, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
     let result = loop {

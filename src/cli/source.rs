@@ -4,100 +4,106 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect;
 
-use super::Exit;
+use super::{Exit, names};
 use crate::metainfo::Metainfo;
-use crate::tracker::policy::{self, permits_operator};
+use crate::sys::net::Bind;
+use crate::tracker::policy::Reason;
 
 /// Longest `.torrent` that is taken.
 const TORRENT_LEN_MAX: usize = 10 * 1024 * 1024;
 
+/// Redirects that are followed.
+const REDIRECTS_MAX: usize = 5;
+
 /// How long a URL may take in all.
 const URL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Redirects that are followed.
-const REDIRECTS_MAX: usize = 10;
-
-/// Why there is no torrent to work with.
+/// Why there is no torrent, or no folder, to work with.
 #[derive(Debug)]
-pub(super) struct Unreadable {
+pub(super) struct Unusable {
     exit: Exit,
     sentence: String,
 }
 
-impl Unreadable {
-    fn new(exit: Exit, sentence: String) -> Self {
+impl Unusable {
+    pub(super) fn new(exit: Exit, sentence: String) -> Self {
         Self { exit, sentence }
     }
 
     /// Says so, and how to exit.
-    pub(super) fn fail(self) -> Exit {
-        super::fail(self.exit, self.sentence)
+    pub(super) fn tell(&self) -> Exit {
+        super::fail(self.exit, &self.sentence)
     }
 }
 
-/// Reads a torrent from wherever `source` says.
-pub(super) async fn read(source: &str) -> Result<Metainfo, Unreadable> {
+/// Reads a torrent from wherever `source` says; a connection leaves from where `bind` says.
+pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Metainfo, Unusable> {
     if source.starts_with("http://") || source.starts_with("https://") {
-        let bytes = fetch(source).await.map_err(|(exit, why)| {
-            Unreadable::new(exit, format!("cannot fetch {source}: {why}"))
-        })?;
+        let bytes = fetch(source, bind)
+            .await
+            .map_err(|(exit, why)| Unusable::new(exit, format!("cannot fetch {source}: {why}")))?;
         return parse(source, &bytes);
     }
     read_torrent(Path::new(source))
 }
 
 /// Reads a `.torrent` file.
-pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unreadable> {
+pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unusable> {
     let scheme = path.as_os_str().as_encoded_bytes().get(..7);
     if scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"magnet:")) {
         let sentence = "magnet links are not built yet: give a .torrent file instead";
-        return Err(Unreadable::new(Exit::Failure, sentence.into()));
+        return Err(Unusable::new(Exit::Failure, sentence.into()));
     }
     let shown = path.display();
     let unreadable = |error: io::Error| {
         let is_absent = error.kind() == io::ErrorKind::NotFound;
         let exit = if is_absent { Exit::NotFound } else { Exit::Failure };
-        Unreadable::new(exit, format!("cannot read {shown}: {error}"))
+        Unusable::new(exit, format!("cannot read {shown}: {error}"))
     };
     let len = std::fs::metadata(path).map_err(unreadable)?.len();
     if len > TORRENT_LEN_MAX as u64 {
         let sentence = format!("{shown} has {len} bytes; a torrent has at most {TORRENT_LEN_MAX}");
-        return Err(Unreadable::new(Exit::Failure, sentence));
+        return Err(Unusable::new(Exit::Failure, sentence));
     }
     let bytes = std::fs::read(path).map_err(unreadable)?;
     parse(&shown.to_string(), &bytes)
 }
 
-fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unreadable> {
-    if bytes.is_empty() {
-        return Err(Unreadable::new(Exit::Failure, format!("{source} is empty: not a torrent")));
-    }
+fn parse(source: &str, bytes: &[u8]) -> Result<Metainfo, Unusable> {
     Metainfo::parse(bytes)
-        .map_err(|error| Unreadable::new(Exit::Failure, format!("{source}: {error}")))
+        .map_err(|error| Unusable::new(Exit::Failure, format!("{source}: {error}")))
 }
 
-/// Fetches what a URL names, up to the length of a torrent.
-async fn fetch(url: &str) -> Result<Vec<u8>, (Exit, String)> {
+/// Fetches what a URL names, up to the length of a torrent. Neither it nor a redirect leads to an
+/// address that an operator has no business with.
+async fn fetch(url: &str, bind: Option<&Bind>) -> Result<Vec<u8>, (Exit, String)> {
+    let url = url::Url::parse(url).map_err(|error| (Exit::Usage, error.to_string()))?;
+    if let Some(reason) = names::refusal(&url) {
+        return Err((Exit::Usage, reason.to_string()));
+    }
     // Somebody may have been first; which one it was makes no difference.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let first = reqwest::Url::parse(url).map_err(|error| (Exit::Usage, error.to_string()))?;
-    judge_host(&first).map_err(|reason| (Exit::Failure, reason.to_string()))?;
-    let follow = redirect::Policy::custom(|attempt| match judge_host(attempt.url()) {
-        Err(reason) => attempt.error(reason),
-        Ok(()) if attempt.previous().len() > REDIRECTS_MAX => attempt.error("too many redirects"),
-        Ok(()) => attempt.follow(),
+    let redirects = redirect::Policy::custom(|attempt| match names::refusal(attempt.url()) {
+        Some(reason) => attempt.error(Redirected(reason)),
+        None if attempt.previous().len() > REDIRECTS_MAX => {
+            attempt.error("it was redirected too often")
+        }
+        None => attempt.follow(),
     });
-    let client = reqwest::Client::builder()
+    let builder = reqwest::Client::builder()
         .user_agent(concat!("seedring/", env!("CARGO_PKG_VERSION")))
         .timeout(URL_TIMEOUT)
-        .redirect(follow)
-        .dns_resolver(Guarded)
-        .build()
-        .map_err(|error| explain(&error))?;
-    let request = client.get(first).send().await.and_then(reqwest::Response::error_for_status);
+        .dns_resolver(names::Names)
+        .redirect(redirects);
+    let builder = match bind {
+        Some(Bind::Address(ip)) => builder.local_address(*ip),
+        Some(Bind::Interface(name)) => builder.interface(name),
+        None => builder,
+    };
+    let client = builder.build().map_err(|error| explain(&error))?;
+    let request = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
     let mut response = request.map_err(|error| explain(&error))?;
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| explain(&error))? {
@@ -110,30 +116,10 @@ async fn fetch(url: &str) -> Result<Vec<u8>, (Exit, String)> {
     Ok(bytes)
 }
 
-/// Whether an address that a URL names itself may be connected to.
-fn judge_host(url: &reqwest::Url) -> Result<(), policy::Reason> {
-    match url.host() {
-        Some(url::Host::Ipv4(ip)) => permits_operator(ip.into()),
-        Some(url::Host::Ipv6(ip)) => permits_operator(ip.into()),
-        Some(url::Host::Domain(_)) | None => Ok(()),
-    }
-}
-
-/// Looks names up, and refuses those of addresses that nobody is sent to: a redirect is not the
-/// operator's word.
-struct Guarded;
-
-impl Resolve for Guarded {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            for addr in &found {
-                permits_operator(addr.ip())?;
-            }
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
-    }
-}
+/// A redirect that is not followed.
+#[derive(Debug, thiserror::Error)]
+#[error("it redirects to an address that is refused: {0}")]
+struct Redirected(Reason);
 
 /// The exit code for an error of HTTP, and its innermost cause.
 fn explain(error: &reqwest::Error) -> (Exit, String) {
@@ -183,61 +169,62 @@ pub(super) fn prepare(
     Ok(())
 }
 
-/// A sentence if `save_path`, given as `flag`, is no folder that could hold the torrent.
-pub(super) fn no_folder(flag: &str, metainfo: &Metainfo, save_path: &Path) -> Option<String> {
-    let shown = save_path.display();
-    let what = match std::fs::metadata(save_path) {
-        Ok(found) if found.is_dir() => return None,
-        Ok(_) => "is not a folder",
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-        {
-            "is not there"
+/// Makes the folder that a torrent is fetched into, and those above it.
+pub(super) fn make_folder(folder: &Path) -> Result<(), Unusable> {
+    let Err(error) = std::fs::create_dir_all(folder) else { return Ok(()) };
+    let shown = folder.display();
+    // The highest thing on the way that is there and is no folder stands in it.
+    let is_other = |path: &&Path| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    match folder.ancestors().find(is_other) {
+        Some(found) if found == folder => {
+            let sentence = format!("{shown} is not a folder: -o must be one, or a new name");
+            Err(Unusable::new(Exit::Usage, sentence))
         }
-        // Whatever else is wrong is said by those who read or write the data.
-        Err(_) => return None,
-    };
-    let sentence =
-        format!("{shown} {what}: {flag} must be a folder, the one that holds {}", metainfo.name);
-    Some(with_better_folder(sentence, flag, metainfo, save_path))
+        Some(found) => {
+            let sentence = format!("cannot make the folder {shown}: {} is a file", found.display());
+            Err(Unusable::new(Exit::Usage, sentence))
+        }
+        None => {
+            let sentence = format!("cannot make the folder {shown}: {error}");
+            Err(Unusable::new(Exit::Failure, sentence))
+        }
+    }
 }
 
-/// A sentence if nothing of the torrent is in `save_path`, which then is the wrong folder.
-pub(super) fn missing(metainfo: &Metainfo, save_path: &Path) -> Option<String> {
+/// What is wrong with `save_path` as the `--data` of a torrent: it is no folder, or nothing of the
+/// torrent is in it.
+pub(super) fn wrong_data(metainfo: &Metainfo, save_path: &Path) -> Option<Unusable> {
     let path = metainfo.layout.file(0)?.path();
     let top = Path::new(path.components().next()?.as_os_str());
-    let wanted = save_path.join(top);
-    let error = std::fs::symlink_metadata(&wanted).err()?;
-    // Whatever else is wrong is said by those who read the data.
-    if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
-        return None;
-    }
-    let sentence = format!(
-        "{} is not there: --data must be the folder that holds {}",
-        wanted.display(),
-        top.display()
-    );
-    Some(with_better_folder(sentence, "--data", metainfo, save_path))
-}
-
-/// Who names the torrent's own folder or file means the one that it is in.
-fn with_better_folder(
-    sentence: String,
-    flag: &str,
-    metainfo: &Metainfo,
-    save_path: &Path,
-) -> String {
-    let path = metainfo.layout.file(0).map(|file| file.path());
-    let top = path.as_deref().and_then(|path| path.components().next());
-    let Some(top) = top.map(|top| Path::new(top.as_os_str())) else { return sentence };
+    let (shown, wanted) = (save_path.display(), save_path.join(top));
+    let (exit, what) = match std::fs::metadata(save_path) {
+        Err(error) if is_absent(&error) => {
+            (Exit::NotFound, format!("the folder {shown} does not exist"))
+        }
+        Ok(found) if !found.is_dir() => (Exit::Usage, format!("{shown} is not a folder")),
+        _ => match std::fs::symlink_metadata(&wanted) {
+            Err(error) if is_absent(&error) => {
+                (Exit::Partial, format!("{} is not there", wanted.display()))
+            }
+            // Whatever else is wrong is said by those who read the data.
+            _ => return None,
+        },
+    };
+    let mut sentence = format!("{what}: --data must be the folder that holds {}", top.display());
+    // Who names the torrent's own folder or file means the one that it is in.
     let named = std::path::absolute(save_path).ok();
     let above = named.as_deref().and_then(Path::parent);
     let above =
         above.filter(|above| named.as_deref() == Some(&above.join(top)) && save_path.exists());
-    match above {
-        Some(above) => format!("{sentence}; here that is {flag} {}", above.display()),
-        None => sentence,
+    if let Some(above) = above {
+        sentence += &format!("; here that is --data {}", above.display());
     }
+    Some(Unusable::new(exit, sentence))
+}
+
+/// Whether there is nothing of that name.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]
@@ -275,27 +262,42 @@ mod tests {
     #[test]
     fn a_wrong_folder_is_named_and_the_right_one_if_it_shows() {
         let (dir, metainfo) = torrent_of(&[7; 1000]);
-        assert_eq!(missing(&metainfo, dir.path()), None);
-        let wrong = dir.path().join("elsewhere");
-        let sentence = missing(&metainfo, &wrong).unwrap();
-        assert!(sentence.contains("elsewhere/data is not there"), "{sentence}");
+        let told = |path: &Path| wrong_data(&metainfo, path).map(|it| (it.exit, it.sentence));
+        assert_eq!(told(dir.path()), None);
+        let folder = dir.path().join("folder");
+        let (exit, sentence) = told(&folder).unwrap();
+        assert_eq!(exit, Exit::NotFound);
+        assert!(sentence.contains("/folder does not exist: --data must be"), "{sentence}");
+        std::fs::create_dir(&folder).unwrap();
+        let (exit, sentence) = told(&folder).unwrap();
+        assert_eq!(exit, Exit::Partial);
+        assert!(sentence.contains("folder/data is not there: --data must be"), "{sentence}");
         assert!(!sentence.contains("here that is"), "{sentence}");
-        let sentence = missing(&metainfo, &dir.path().join("data")).unwrap();
+        let (exit, sentence) = told(&dir.path().join("data")).unwrap();
+        assert_eq!(exit, Exit::Usage);
+        assert!(sentence.contains("/data is not a folder"), "{sentence}");
         let right = format!("here that is --data {}", dir.path().display());
         assert!(sentence.ends_with(&right), "{sentence}");
+        assert_eq!(told(&dir.path().join("data/x")).unwrap().0, Exit::NotFound);
     }
 
     #[test]
-    fn what_is_no_folder_is_told_from_one_that_is_missing() {
-        let (dir, metainfo) = torrent_of(&[7; 1000]);
-        assert_eq!(no_folder("-o", &metainfo, dir.path()), None);
-        let sentence = no_folder("-o", &metainfo, &dir.path().join("data")).unwrap();
-        assert!(sentence.contains("is not a folder"), "{sentence}");
-        assert!(sentence.ends_with(&format!("-o {}", dir.path().display())), "{sentence}");
-        for missing in ["nothing", "data/below"] {
-            let sentence = no_folder("-o", &metainfo, &dir.path().join(missing)).unwrap();
-            assert!(sentence.contains("is not there"), "{sentence}");
-        }
+    fn a_folder_that_cannot_be_made_is_named_with_what_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        let told = |path: &Path| make_folder(path).map_err(|it| (it.exit, it.sentence));
+        assert_eq!(told(&dir.path().join("a/b")), Ok(()));
+        assert_eq!(told(dir.path()), Ok(()));
+        let (exit, sentence) = told(&file).unwrap_err();
+        assert_eq!(exit, Exit::Usage);
+        assert!(sentence.contains("/file is not a folder: -o must be one"), "{sentence}");
+        let (exit, sentence) = told(&file.join("below/it")).unwrap_err();
+        assert_eq!(exit, Exit::Usage);
+        assert!(sentence.ends_with("/file is a file"), "{sentence}");
+        let (exit, sentence) = told(Path::new("/proc/nothing")).unwrap_err();
+        assert_eq!(exit, Exit::Failure);
+        assert!(sentence.starts_with("cannot make the folder /proc/nothing: "), "{sentence}");
     }
 
     /// The URL itself and a redirect of a server that is allowed.
@@ -312,7 +314,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
         });
         for url in ["http://169.254.169.254/x", &hop] {
-            let refused = read(url).await.unwrap_err();
+            let refused = read(url, None).await.unwrap_err();
             assert!(refused.sentence.contains("metadata service"), "{}", refused.sentence);
         }
         thread.join().unwrap();
@@ -331,8 +333,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.torrent");
         assert!(read_torrent(&path).unwrap_err().sentence.contains("x.torrent"));
-        std::fs::write(&path, b"").unwrap();
-        assert!(read_torrent(&path).unwrap_err().sentence.contains("is empty"));
         std::fs::write(&path, b"hello").unwrap();
         assert!(read_torrent(&path).unwrap_err().sentence.contains("x.torrent"));
     }

@@ -75,7 +75,6 @@ fn wrong_lines_end_with_usage() {
         "create p",
         "create p -o f --piece-length 3x",
         "create src -o f --piece-length 3",
-        "create p -o /",
         "create p -o f --tracker nonsense",
         "create p -o f --web-seed file:///x",
         "get a --peer 127.0.0.1",

@@ -11,7 +11,7 @@ mod values;
 
 pub use crate::storage::Mode as StorageMode;
 
-pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, Size};
+pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, SeedChoker, Size};
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,14 +20,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::storage::recovery::RETRY_INTERVAL;
-use crate::swarm::choker;
 
 /// What the variables that override settings begin with.
 pub const ENV_PREFIX: &str = "SEEDRING__";
 /// The peer port when none is given.
 pub const DEFAULT_PEER_PORT: u16 = 51413;
-/// Characters of a wrong value that are shown.
-const SHOWN_LEN_MAX: usize = 40;
 /// A configuration file may have this many bytes.
 pub const FILE_LEN_MAX: u64 = 1024 * 1024;
 
@@ -114,7 +111,7 @@ pub struct Engine {
     pub cores: CoreList,
     /// Who is unchoked when we seed and slots are short: `round_robin`, `fastest_upload` or
     /// `anti_leech`. Default: `round_robin`.
-    pub choker: String,
+    pub choker: SeedChoker,
     /// Memory for data that is read from disk before it is sent. Default: `256MiB`.
     pub read_memory: Size,
     /// Memory for pieces that are being fetched; beyond it blocks are written at once and the
@@ -190,7 +187,7 @@ impl Default for Engine {
     fn default() -> Self {
         Self {
             cores: CoreList::default(),
-            choker: "round_robin".to_owned(),
+            choker: SeedChoker::default(),
             read_memory: Size(256 << 20),
             piece_memory: Size(256 << 20),
         }
@@ -258,15 +255,6 @@ pub enum Error {
          or set XDG_STATE_HOME or HOME to an absolute path"
     )]
     NoState,
-    /// A choker that does not exist.
-    #[error(
-        "engine.choker is {found:?}: it must be one of {}",
-        choker::of_phase(choker::Phase::Seeding).map(|it| it.name()).collect::<Vec<_>>().join(", ")
-    )]
-    Choker {
-        /// What was written.
-        found: String,
-    },
     /// Settings that contradict each other.
     #[error("{0}")]
     Contradiction(&'static str),
@@ -309,10 +297,6 @@ impl Config {
         wrong(self.net.listen.is_empty(), "net.listen names no address")?;
         wrong(self.net.connections == 0, "net.connections is 0, no peer could connect")?;
         wrong(self.net.connections_per_torrent == 0, "net.connections_per_torrent is 0")?;
-        let choker = &self.engine.choker;
-        if choker::find(choker::Phase::Seeding, choker).is_none() {
-            return Err(Error::Choker { found: choker.chars().take(SHOWN_LEN_MAX).collect() });
-        }
         wrong(self.storage.retry_seconds == 0, "storage.retry_seconds is 0")?;
         wrong(self.engine.read_memory.0 < 1 << 20, "engine.read_memory is below 1MiB")?;
         wrong(self.engine.piece_memory.0 < 1 << 20, "engine.piece_memory is below 1MiB")
@@ -433,12 +417,6 @@ mod tests {
             spoil(&mut config);
             assert!(matches!(config.check(), Err(Error::Contradiction(_))), "{index}");
         }
-        let mut config = Config::default();
-        config.engine.choker = "tit_for_tat".to_owned();
-        let sentence = config.check().unwrap_err().to_string();
-        for part in ["tit_for_tat", "round_robin", "anti_leech"] {
-            assert!(sentence.contains(part), "{part}: {sentence}");
-        }
     }
 
     #[test]
@@ -487,6 +465,10 @@ mod tests {
             ("[limitz]\n", &[], "limitz"),
             ("[limits]\nup = \"10 parsecs\"\n", &[], "10 parsecs"),
             ("[storage]\nmode = \"mmap\"\n", &[], "mmap"),
+            ("[engine]\nchoker = \"tit_for_tat\"\n", &[], "\"tit_for_tat\" is not one of"),
+            ("[engine]\nchoker = \"x\"\n", &[], "round_robin, fastest_upload, anti_leech"),
+            ("[engine]\nchoker = \"x\"\n", &[], "seedring.toml"),
+            ("", &[("SEEDRING__ENGINE__CHOKER", "x")], "SEEDRING__ENGINE__CHOKER is wrong: \"x\""),
             ("", &[("SEEDRING__LIMITS__SLOTZ", "1")], "SEEDRING__LIMITS__SLOTZ"),
             ("", &[("SEEDRING__LIMITS", "1")], "SEEDRING__LIMITS"),
             ("", &[("SEEDRING__LIMITS__SLOTS", "many")], "SEEDRING__LIMITS__SLOTS"),

@@ -3,6 +3,7 @@
 //! Text enters, a checked value leaves, and its text reads back as the same value. Invariant: a
 //! value that is out of range is refused with a sentence, never cut to fit.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,17 +11,19 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::swarm::choker::{self, Choker, Phase};
+
 /// Why a text is not a value of its setting.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("\"{text}\" is not {expected}")]
 pub struct ParseError {
     text: String,
-    expected: &'static str,
+    expected: Cow<'static, str>,
 }
 
-fn refuse(text: &str, expected: &'static str) -> ParseError {
+fn refuse(text: &str, expected: impl Into<Cow<'static, str>>) -> ParseError {
     let cut: String = text.chars().take(64).collect();
-    ParseError { text: cut.escape_debug().to_string(), expected }
+    ParseError { text: cut.escape_debug().to_string(), expected: expected.into() }
 }
 
 /// A number of bytes: `1048576`, `1024KiB` or `1MiB`. Units: B, KiB, MiB, GiB, TiB (powers of
@@ -285,6 +288,43 @@ impl fmt::Display for HttpListen {
     }
 }
 
+/// The choker of torrents that seed, by its name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SeedChoker(String);
+
+impl SeedChoker {
+    /// The choker itself.
+    pub fn choker(&self) -> &'static dyn Choker {
+        choker::find(Phase::Seeding, &self.0).unwrap_or_else(|| choker::default_of(Phase::Seeding))
+    }
+}
+
+impl Default for SeedChoker {
+    fn default() -> Self {
+        Self(choker::default_of(Phase::Seeding).name().to_owned())
+    }
+}
+
+impl FromStr for SeedChoker {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let found =
+            choker::find(Phase::Seeding, text.trim()).map(|choker| Self(choker.name().to_owned()));
+        found.ok_or_else(|| {
+            let names: Vec<_> = choker::of_phase(Phase::Seeding).map(Choker::name).collect();
+            refuse(text, format!("one of the chokers for seeding: {}", names.join(", ")))
+        })
+    }
+}
+
+impl fmt::Display for SeedChoker {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
 macro_rules! as_text {
     ($($kind:ident)+) => {$(
         impl TryFrom<String> for $kind {
@@ -303,7 +343,7 @@ macro_rules! as_text {
     )+};
 }
 
-as_text! { Cidr CoreList Bind HttpListen }
+as_text! { Cidr CoreList Bind HttpListen SeedChoker }
 
 impl From<Size> for String {
     fn from(value: Size) -> Self {

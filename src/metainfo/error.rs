@@ -12,6 +12,9 @@ use crate::bencode;
 /// A torrent that is not taken; nothing of it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// There are no bytes.
+    #[error("the file is empty")]
+    Empty,
     /// The bytes are not one bencoded value.
     #[error("not a torrent: {0}")]
     Bencode(#[from] bencode::Error),
@@ -136,6 +139,7 @@ impl Error {
     /// The name of this refusal in metrics.
     pub fn label(&self) -> &'static str {
         match self {
+            Self::Empty => "empty",
             Self::Bencode(error) => error.label(),
             Self::NotADictionary => "not_a_dictionary",
             Self::Missing { .. } => "missing_key",

@@ -151,7 +151,7 @@ fn structure() {
     let unsorted = [&b"d4:info"[..], &dict(&single().info), b"8:announce8:http://te"].concat();
     judge(vec![
         ("good", good.clone(), ""),
-        ("empty file", vec![], "the data ends inside a value at byte 0"),
+        ("empty file", vec![], "the file is empty"),
         ("html instead", b"<html>".to_vec(), "unexpected byte 0x3c"),
         ("an integer", b"i1e".to_vec(), "not a dictionary"),
         ("a list", list([good]), "not a dictionary"),
@@ -436,6 +436,15 @@ fn changed_names_are_told() {
     );
     assert_eq!(metainfo.original_path(3), None);
     check_paths(&metainfo);
+}
+
+#[test]
+fn names_in_logs_are_quoted_and_cut() {
+    let shown = |name: &str| single().with("name", string(name)).parse().shown_name();
+    assert_eq!(shown("it's \"here\" x=1"), "\"it's \\\"here\\\" x=1\"");
+    assert_eq!(shown(&"ü".repeat(NAME_SHOWN_MAX)).chars().count(), NAME_SHOWN_MAX + 2);
+    let cut = shown(&"ü".repeat(NAME_SHOWN_MAX + 1));
+    assert_eq!(cut, format!("\"{}…\"", "ü".repeat(NAME_SHOWN_MAX)));
 }
 
 #[test]

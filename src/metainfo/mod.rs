@@ -68,6 +68,9 @@ pub const NODES_MAX: usize = 64;
 /// Most warnings that are kept; the last one then says that there were more.
 pub const WARNINGS_MAX: usize = 64;
 
+/// Characters of a name that logs show.
+pub const NAME_SHOWN_MAX: usize = 80;
+
 /// Longest comment, or name of a program, that is kept, in bytes.
 pub const TEXT_LEN_MAX: usize = 4096;
 
@@ -132,6 +135,15 @@ impl Metainfo {
             dict.raw(b"info", info);
         });
         Self::parse(&encoder.finish())
+    }
+
+    /// The name for logs: in quotes, cut to [`NAME_SHOWN_MAX`] characters, with whatever is not
+    /// printable escaped.
+    pub fn shown_name(&self) -> String {
+        match self.name.char_indices().nth(NAME_SHOWN_MAX) {
+            Some((end, _)) => format!("{:?}", format!("{}…", &self.name.get(..end).unwrap_or(""))),
+            None => format!("{:?}", self.name),
+        }
     }
 
     /// The `.torrent` file as it came.

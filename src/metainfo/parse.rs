@@ -16,6 +16,9 @@ use crate::bencode::{Dict, Document, Limits, Value, escape};
 use crate::units::{Geometry, InfoHash};
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Metainfo, Error> {
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
     let document = Document::parse(bytes, &Limits::TORRENT)?;
     let root = document.root().as_dict().ok_or(Error::NotADictionary)?;
     let info_value = root.get(b"info").ok_or(Error::Missing { key: "info" })?;

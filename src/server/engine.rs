@@ -16,10 +16,10 @@ use tokio::sync::mpsc;
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
-use super::start::{choose_cores, fitting_connections, new_peer_id, start_workers};
+pub use super::start::StartError;
+use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, HashReason, Registry};
-use crate::ring;
 use crate::storage::recovery::Had;
 use crate::storage::verify::{self, Checker, Progress};
 use crate::storage::{self, Content, Mode};
@@ -72,34 +72,6 @@ pub struct Settings {
     pub retry: Duration,
     /// Which addresses may be talked to.
     pub policy: tracker::AddressPolicy,
-}
-
-/// Why the engine does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The peer port.
-    #[error(transparent)]
-    Ports(#[from] ports::Error),
-    /// The ring.
-    #[error(transparent)]
-    Ring(#[from] ring::Unavailable),
-    /// A core that does not exist or may not be used.
-    #[error("core {core} cannot be used: this process may run on {allowed}")]
-    Core {
-        /// The core asked for.
-        core: usize,
-        /// The cores there are.
-        allowed: String,
-    },
-    /// Trackers cannot be talked to.
-    #[error("cannot set up HTTP: {0}")]
-    Http(String),
-    /// A thread could not be started.
-    #[error("cannot start a thread: {0}")]
-    Thread(std::io::Error),
-    /// The system has no randomness.
-    #[error("the system gives no random numbers")]
-    Random,
 }
 
 /// What happened to a torrent, or to the engine.
@@ -215,12 +187,8 @@ impl Engine {
     /// Binds the ports and starts every thread.
     pub fn start(mut settings: Settings) -> Result<Self, StartError> {
         settings.connections_max = fitting_connections(settings.connections_max);
-        if let Some(bind) = &settings.bind
-            && let Err(error) = bind.probe()
-        {
-            tracing::warn!(%bind, %error, "nobody is connected to until this can be used (net.bind)");
-        }
         let cores = choose_cores(&settings.cores)?;
+        check_bind(settings.bind.as_ref())?;
         let mut ports = ports::bind(&settings.listen, cores.len())?;
         let registry = Registry::new(cores.len());
         let (reports_in, reports) = mpsc::channel(REPORTS_MAX);
@@ -313,6 +281,12 @@ impl Engine {
     /// A torrent that was added.
     pub fn torrent(&self, info_hash: &InfoHash) -> Option<&Torrent> {
         self.torrents.get(info_hash)
+    }
+
+    /// The name of a torrent for logs; empty if it is not here.
+    pub fn shown_name(&self, info_hash: &InfoHash) -> String {
+        let torrent = self.torrents.get(info_hash);
+        torrent.map(|torrent| torrent.content.metainfo.shown_name()).unwrap_or_default()
     }
 
     /// All torrents.
@@ -451,8 +425,8 @@ impl Engine {
         }
         let torrent = self.torrents.get_mut(&info_hash)?;
         if torrent.error.take().is_some() {
-            let name = &content.metainfo.name;
-            tracing::info!(torrent = %info_hash, ?name, "its files can be used again: it goes on");
+            let name = content.metainfo.shown_name();
+            tracing::info!(torrent = %info_hash, %name, "its files can be used again: the torrent goes on");
         }
         torrent.awaits_files = false;
         torrent.trial.succeed();
@@ -486,7 +460,8 @@ impl Engine {
             left: totals.left.load(Relaxed),
         };
         if let Err(error) = self.trackers.add(info_hash, &tiers, Arc::new(source)) {
-            tracing::warn!(torrent = %info_hash, %error, "not announced");
+            let name = self.shown_name(&info_hash);
+            tracing::warn!(torrent = %info_hash, %name, %error, "not announced");
         }
         self.add_peers(&info_hash, Source::Operator, peers);
         Some(event)

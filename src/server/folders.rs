@@ -26,6 +26,12 @@ pub enum Error {
         /// The system's words.
         error: io::Error,
     },
+    /// Nothing could be remembered there.
+    #[error(
+        "the state directory {} is not a folder: name another with --state DIR (paths.state)",
+        .0.display()
+    )]
+    State(PathBuf),
     /// It would never hold a file.
     #[error(
         "the watch folder {} is not a folder: name another with --watch DIR (paths.watch)",
@@ -47,6 +53,9 @@ pub(super) fn look(paths: &Paths) -> Result<(), Error> {
         _ => {}
     }
     let is_other = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    if is_other(&&paths.state) {
+        return Err(Error::State(paths.state.clone()));
+    }
     match paths.watch.iter().find(is_other) {
         Some(path) => Err(Error::Watch(path.clone())),
         None => Ok(()),
@@ -110,6 +119,10 @@ mod tests {
         let refused = look(&paths).unwrap_err().to_string();
         assert!(refused.contains(&*file.to_string_lossy()), "{refused}");
         assert!(refused.contains("--watch"), "{refused}");
+        paths = Paths { state: file.clone(), ..Paths::default() };
+        let refused = look(&paths).unwrap_err().to_string();
+        assert!(refused.contains(&*file.to_string_lossy()), "{refused}");
+        assert!(refused.contains("--state"), "{refused}");
         for downloads in [file.clone(), file.join("below")] {
             paths = Paths { downloads: downloads.clone(), ..Paths::default() };
             let refused = look(&paths).unwrap_err().to_string();

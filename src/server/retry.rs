@@ -155,8 +155,8 @@ impl Engine {
             let is_absent =
                 |error: &verify::ReadError| had.is_some() || error.error.kind() == NotFound;
             for error in checked.errors.iter().filter(|error| !is_absent(error)) {
-                let name = &data.metainfo.name;
-                tracing::warn!(torrent = %info_hash, ?name, %error, "while checking");
+                let name = data.metainfo.shown_name();
+                tracing::warn!(torrent = %info_hash, %name, %error, "while checking");
             }
             // One that only serves has nothing to lose here, until it had something.
             let judges = fetch || had.is_some();
@@ -193,8 +193,8 @@ impl Engine {
         let check_took = torrent.trial.check_took;
         let wait = torrent.trial.patience.handle_failure(now, retry, check_took);
         if torrent.error.as_ref().is_none_or(|before| !before.is_like(&error)) {
-            let name = &torrent.content.metainfo.name;
-            tracing::error!(torrent = %info_hash, ?name, %error, "torrent stopped");
+            let name = torrent.content.metainfo.shown_name();
+            tracing::error!(torrent = %info_hash, %name, %error, "torrent stopped");
         }
         torrent.error = Some(error.clone());
         torrent.totals.set_state(TorrentState::Error);

@@ -102,25 +102,22 @@ pub async fn run(
 ) -> Result<(), Error> {
     let paths = config.paths.clone();
     tokio::pin!(stop);
-    let opened = tokio::task::spawn_blocking(move || {
+    let open = move || {
         folders::look(&paths)?;
-        let (state, stored) = State::open(&paths.state)?;
-        folders::prepare(&paths.downloads, has_data_in(&paths.downloads, &stored))?;
-        Ok::<_, Error>((state, stored))
-    });
-    let opened = tokio::select! {
-        opened = opened => opened,
-        // A disk that hangs from the start.
-        () = &mut stop => return Ok(()),
+        Ok(State::open(&paths.state)?)
     };
-    let (state, stored) =
-        opened.map_err(|error| Error::Died(format!("opening the state: {error}")))??;
+    let Some((state, stored)) = on_disk(open, stop.as_mut()).await? else { return Ok(()) };
     let engine = Engine::start(settings(&config))?;
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
         Some(addr) => Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?),
         None => None,
     };
+    // Nothing is made for a server that does not start.
+    let downloads = config.paths.downloads.clone();
+    let had_data = has_data_in(&downloads, &stored);
+    let prepare = move || Ok(folders::prepare(&downloads, had_data)?);
+    let Some(()) = on_disk(prepare, stop.as_mut()).await? else { return Ok(()) };
     let is_ready = Arc::new(AtomicBool::new(false));
     let http_addr = http.as_ref().map(Http::addr);
     let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
@@ -167,6 +164,19 @@ pub async fn run(
     result
 }
 
+/// Does what may block, at the start; nothing comes of it if the end is nearer than the disk.
+async fn on_disk<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    stop: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<T>, Error> {
+    let done = tokio::select! {
+        done = tokio::task::spawn_blocking(job) => done,
+        // A disk that hangs from the start.
+        () = stop => return Ok(None),
+    };
+    done.map_err(|error| Error::Died(format!("looking at the folders: {error}")))?.map(Some)
+}
+
 /// Whether a torrent of an earlier run had data in `downloads` or below.
 fn has_data_in(downloads: &Path, stored: &[StoredTorrent]) -> bool {
     let downloads = std::path::absolute(downloads).unwrap_or_else(|_| downloads.to_owned());
@@ -198,7 +208,8 @@ fn load(
                     }
                 }
                 Err(error) => {
-                    tracing::error!(torrent = %info_hash, %error, "its file in the state is bad");
+                    let name = &torrent.name;
+                    tracing::error!(torrent = %info_hash, ?name, %error, "its file in the state is bad");
                     if let Err(error) = state.quarantine(&info_hash) {
                         tracing::warn!(torrent = %info_hash, %error, "and cannot be put aside");
                     }
@@ -248,44 +259,19 @@ impl Server {
     fn handle_event(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Checked { info_hash, have_count, piece_count, .. } => {
-                let name = self.name_of(&info_hash);
-                tracing::info!(torrent = %info_hash, name, have_count, piece_count, "checked");
+                let name = self.engine.shown_name(&info_hash);
+                tracing::info!(torrent = %info_hash, %name, have_count, piece_count, "checked");
                 self.has_news = true;
-                if let Some(why) = self.why_unannounced(&info_hash) {
-                    let name = self.name_of(&info_hash);
-                    tracing::warn!(
-                        torrent = %info_hash, name,
-                        "{why}: it has only the peers that connect by themselves"
-                    );
-                }
             }
             Event::Finished(info_hash) => {
-                let name = self.name_of(&info_hash);
-                tracing::info!(torrent = %info_hash, name, "complete");
+                let name = self.engine.shown_name(&info_hash);
+                tracing::info!(torrent = %info_hash, %name, "complete");
             }
             // Whoever found it has logged it, with its reason.
             Event::Failed(..) => {}
             Event::Died(reason) => return Err(Error::Died(reason)),
         }
         Ok(())
-    }
-
-    /// What a torrent is called, for logs.
-    fn name_of(&self, info_hash: &InfoHash) -> Option<tracing::field::DebugValue<&str>> {
-        let torrent = self.engine.torrent(info_hash)?;
-        Some(tracing::field::debug(&*torrent.content.metainfo.name))
-    }
-
-    /// Why no tracker will ever name peers for a torrent; `None` if one may.
-    fn why_unannounced(&self, info_hash: &InfoHash) -> Option<String> {
-        let status = self.engine.tracker_status(info_hash)?;
-        if !status.trackers.is_empty() {
-            return None;
-        }
-        Some(match status.skipped.first() {
-            None => "the torrent names no tracker".to_owned(),
-            Some(skipped) => format!("no tracker of the torrent can be asked ({})", skipped.why),
-        })
     }
 
     /// Adds a torrent of an earlier run.
@@ -295,8 +281,9 @@ impl Server {
         self.ledger.remember(stored.info_hash, Counted { uploaded, downloaded, had });
         let (verify, peers, had_data) = (Verify::Full, Vec::new(), had > 0);
         let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data };
+        let name = add.metainfo.shown_name();
         if let Err(error) = self.add(add) {
-            tracing::warn!(torrent = %stored.info_hash, %error, "not added again");
+            tracing::warn!(torrent = %stored.info_hash, %name, %error, "not added again");
         }
     }
 
@@ -304,6 +291,7 @@ impl Server {
     fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
         let info_hash = self.engine.add(add)?;
         if let Some(torrent) = self.engine.torrent(&info_hash) {
+            tell_trackers(&torrent.content.metainfo);
             let total_len = torrent.content.metainfo.geometry.total_len();
             self.ledger.open(info_hash, Arc::clone(&torrent.totals), total_len);
         }
@@ -346,21 +334,25 @@ impl Server {
     /// Adds a torrent that was remembered, and answers in the watch folder.
     async fn answer(&mut self, found: Found, result: Result<Metainfo, String>) {
         let result = result.and_then(|metainfo| {
+            let name = metainfo.shown_name();
             for warning in &metainfo.warnings {
-                tracing::info!(torrent = %metainfo.info_hash, warning, "in the torrent");
+                tracing::info!(torrent = %metainfo.info_hash, %name, warning, "in the torrent");
             }
             let save_path = self.downloads.clone();
             let (verify, peers) = (Verify::Full, Vec::new());
             let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
             match self.add(add) {
                 Ok(info_hash) => {
-                    let (name, file) = (self.name_of(&info_hash), found.path.display());
-                    tracing::info!(torrent = %info_hash, name, %file, "added");
+                    let file = found.path.display();
+                    tracing::info!(torrent = %info_hash, %name, %file, "added");
                     Ok(WatchResult::Added)
                 }
                 Err(AddError::Duplicate(info_hash)) => {
                     let file = found.path.display();
-                    tracing::info!(torrent = %info_hash, %file, "it is here already: nothing to add");
+                    tracing::info!(
+                        torrent = %info_hash, %name, %file,
+                        "it is here already: nothing to add"
+                    );
                     Ok(WatchResult::Duplicate)
                 }
                 Err(error) => Err(error.to_string()),
@@ -428,6 +420,31 @@ impl Server {
         if tokio::time::timeout(STATE_STOP, state.close()).await.is_err() {
             tracing::warn!("the state could not be closed in time");
         }
+    }
+}
+
+/// Says what of a torrent's trackers cannot be asked, or that it has none.
+pub fn tell_trackers(metainfo: &Metainfo) {
+    let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
+    let is_udp = |url: &&url::Url| url.scheme() == "udp";
+    let all_count = metainfo.trackers.iter().flatten().count();
+    let udp_count = metainfo.trackers.iter().flatten().filter(is_udp).count();
+    if all_count == 0 {
+        tracing::info!(
+            torrent = %info_hash, %name,
+            "it names no trackers: only peers that connect by themselves can be its peers"
+        );
+    } else if udp_count == all_count {
+        tracing::warn!(
+            torrent = %info_hash, %name, udp_count,
+            "UDP trackers are not supported yet, and it names no others: only peers that connect by \
+             themselves can be its peers"
+        );
+    } else if udp_count > 0 {
+        tracing::info!(
+            torrent = %info_hash, %name, udp_count,
+            "UDP trackers are not supported yet: only its other trackers are asked"
+        );
     }
 }
 

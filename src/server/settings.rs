@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::engine::Settings;
 use crate::config::{self, Config, StorageMode};
 use crate::storage::Mode;
-use crate::swarm::{self, choker, choker::Slots};
+use crate::swarm::{self, choker::Slots};
 use crate::sys::net::Bind;
 use crate::tracker::{AddressPolicy, Cidr};
 
@@ -19,16 +19,13 @@ pub fn settings(config: &Config) -> Settings {
     let allow: Vec<Cidr> =
         config.net.allow_local.iter().filter_map(|range| range.to_string().parse().ok()).collect();
     let policy = AddressPolicy::for_listen(&listen, &allow);
-    let mut torrent = swarm::Options {
+    let torrent = swarm::Options {
+        seed_choker: config.engine.choker.choker(),
         slots: limit(config.limits.slots_per_torrent).map_or(Slots::Unlimited, Slots::Limited),
         connections_max: config.net.connections_per_torrent as usize,
         local: Some(policy.clone()),
         ..swarm::Options::default()
     };
-    let named = |choker: &&&dyn choker::Choker| choker.name() == config.engine.choker;
-    if let Some(choker) = choker::CHOKERS.iter().find(named) {
-        torrent.seed_choker = *choker;
-    }
     Settings {
         listen: config.net.listen.clone(),
         cores: config.engine.cores.iter().collect(),

@@ -3,17 +3,59 @@
 //! Settings enter; running workers with open mailboxes leave. Invariant: no mailbox is open before
 //! every worker has its ring, so that a start that fails has begun nothing.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::engine::{Settings, StartError};
+use super::engine::Settings;
+use super::ports;
 use crate::metrics::Registry;
 use crate::ring::{self, Driver, Uring};
+use crate::sys::net::{self, Bind};
 use crate::sys::process;
 use crate::units::PeerId;
 use crate::worker::Worker;
 use crate::worker::mailbox::{self, Mailbox, Report, Shared};
+
+/// Why the engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The peer port.
+    #[error(transparent)]
+    Ports(#[from] ports::Error),
+    /// The ring.
+    #[error(transparent)]
+    Ring(#[from] ring::Unavailable),
+    /// A core that does not exist or may not be used.
+    #[error("core {core} cannot be used: this process may run on {allowed}")]
+    Core {
+        /// The core asked for.
+        core: usize,
+        /// The cores there are.
+        allowed: String,
+    },
+    /// Nothing could leave from where everything is to leave from.
+    #[error(
+        "connections cannot leave from {from}: {reason}; \
+         name another with --bind ADDR|IFACE (net.bind)"
+    )]
+    Bind {
+        /// The address or interface.
+        from: String,
+        /// The system's words.
+        reason: std::io::Error,
+    },
+    /// Trackers cannot be talked to.
+    #[error("cannot set up HTTP: {0}")]
+    Http(String),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// The system has no randomness.
+    #[error("the system gives no random numbers")]
+    Random,
+}
 
 /// The cores to use: those asked for, or all that are allowed.
 pub(super) fn choose_cores(wanted: &[usize]) -> Result<Vec<usize>, StartError> {
@@ -23,6 +65,20 @@ pub(super) fn choose_cores(wanted: &[usize]) -> Result<Vec<usize>, StartError> {
         return Err(StartError::Core { core, allowed: names.join(",") });
     }
     Ok(if wanted.is_empty() { allowed } else { wanted.to_vec() })
+}
+
+/// Makes sure that connections can leave from where they are to leave from. What goes away later
+/// makes them fail; a name that was never there is a slip of the pen.
+pub(super) fn check_bind(bind: Option<&Bind>) -> Result<(), StartError> {
+    let (from, family) = match bind {
+        None => return Ok(()),
+        Some(Bind::Address(ip)) => (ip.to_string(), *ip),
+        Some(Bind::Interface(name)) => (name.clone(), Ipv4Addr::LOCALHOST.into()),
+    };
+    match net::outgoing(&SocketAddr::new(family, 0), bind) {
+        Ok(_) => Ok(()),
+        Err(reason) => Err(StartError::Bind { from, reason }),
+    }
 }
 
 /// A peer id of BEP 20's shape: `-sg<version>-` and random digits and letters.

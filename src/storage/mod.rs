@@ -145,7 +145,7 @@ impl Error {
         let path = path.display().to_string();
         match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::DiskFull { path },
-            // What is to be made cannot be missing: its file system takes nothing new.
+            // Where something cannot be made, it is not what is missing.
             Some(libc::ENOENT) if action != "create" => Self::Missing { path },
             Some(libc::EXDEV | libc::ELOOP) => {
                 Self::Refused { path, reason: "it leads out of the save path".into() }

@@ -85,7 +85,8 @@ fn look(content: &Content, had: &Had) -> Result<(), Error> {
             Ok(_) => {}
             Err(error) if error.kind() == NotFound && !was_complete && known.dev == root_dev => {
                 tracing::warn!(
-                    torrent = %content.metainfo.info_hash, path = %path.display(),
+                    torrent = %content.metainfo.info_hash,
+                    name = %content.metainfo.shown_name(), path = %path.display(),
                     "the file has gone before it was complete: it is begun anew"
                 );
             }

@@ -168,7 +168,7 @@ pub struct ReadError {
 }
 
 fn place(file: Option<usize>) -> String {
-    file.map_or_else(|| "the save path".to_owned(), |index| format!("file {index}"))
+    file.map_or_else(|| "the folder".to_owned(), |index| format!("file {index}"))
 }
 
 /// The result of a check.

@@ -289,28 +289,6 @@ pub enum Bind {
     Interface(String),
 }
 
-impl Bind {
-    /// Whether connections could leave from there now; an interface may come and go.
-    ///
-    /// # Errors
-    /// What the kernel says: `ENODEV` or `EADDRNOTAVAIL` where there is no such thing.
-    pub fn probe(&self) -> io::Result<()> {
-        let is_v6 = matches!(self, Self::Address(IpAddr::V6(_)));
-        let any: IpAddr =
-            if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-        outgoing(&SocketAddr::new(any, 0), Some(self)).map(drop)
-    }
-}
-
-impl std::fmt::Display for Bind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Address(address) => write!(f, "{address}"),
-            Self::Interface(name) => f.write_str(name),
-        }
-    }
-}
-
 /// A socket to connect to `addr` with, that leaves from where `bind` says or not at all.
 ///
 /// # Errors
@@ -417,18 +395,6 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-
-    #[test]
-    fn what_connections_are_to_leave_from_is_found_out() {
-        let local = |ip: &str| Bind::Address(ip.parse().unwrap());
-        for bind in [local("127.0.0.1"), Bind::Interface("lo".to_owned())] {
-            bind.probe().unwrap();
-        }
-        // 192.0.2.0/24 is for documentation: no host has it.
-        for bind in [local("192.0.2.1"), Bind::Interface("nosuch0".to_owned())] {
-            assert!(bind.probe().is_err(), "{bind}");
-        }
-    }
 
     #[test]
     fn addresses_keep_their_meaning() {

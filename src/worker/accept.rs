@@ -303,7 +303,8 @@ impl<D: Driver> Worker<D> {
                 // Only this one is for the operator to change.
                 let is_local = refused == Refused::LocalAddress;
                 if is_local && torrent.is_refusal_news(addr.ip()) {
-                    tracing::warn!(torrent = %info_hash, %addr, %refused, "peer refused");
+                    let name = torrent.content.metainfo.shown_name();
+                    tracing::warn!(torrent = %info_hash, %name, %addr, %refused, "peer refused");
                 } else {
                     tracing::debug!(%addr, %refused, "peer not taken");
                 }

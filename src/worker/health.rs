@@ -31,8 +31,11 @@ impl<D: Driver> Worker<D> {
         if torrent.read_error_count >= READ_ERRORS_MAX {
             return self.fail_torrent(key, error);
         }
-        let info_hash = torrent.info_hash;
-        tracing::warn!(torrent = %info_hash, %piece, %error, "a piece is lost: it cannot be read");
+        let (info_hash, name) = (torrent.info_hash, torrent.content.metainfo.shown_name());
+        tracing::warn!(
+            torrent = %info_hash, %name, %piece, %error,
+            "a piece is lost: it cannot be read"
+        );
         torrent.left += u64::from(torrent.geometry().piece_len(piece));
         torrent.swarm.handle_lost(self.now, piece);
         if torrent.fetches {
@@ -102,7 +105,8 @@ impl<D: Driver> Worker<D> {
             }
         }
         if std::mem::replace(&mut torrent.is_reported, true) {
-            tracing::info!(torrent = %torrent.info_hash, "whole again: the lost pieces are back");
+            let (info_hash, name) = (torrent.info_hash, torrent.content.metainfo.shown_name());
+            tracing::info!(torrent = %info_hash, %name, "whole again: the lost pieces are back");
         } else {
             self.reports.push_back(Report::Finished(torrent.info_hash));
         }

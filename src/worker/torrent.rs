@@ -308,7 +308,12 @@ impl<D: Driver> Worker<D> {
                     self.discard_in_place(key, piece);
                 }
                 Action::Ban(offender) => {
-                    tracing::warn!(?offender, torrent = %torrent.info_hash, "peer banned: it sent bad data");
+                    let (info_hash, name) =
+                        (torrent.info_hash, torrent.content.metainfo.shown_name());
+                    tracing::warn!(
+                        ?offender, torrent = %info_hash, %name,
+                        "peer banned: it sent bad data"
+                    );
                 }
                 Action::Finished => self.finish_torrent(key),
             }

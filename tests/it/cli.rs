@@ -1,5 +1,6 @@
 //! The contract with scripts: exit codes, the ready line, JSON, signals, ports.
 
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::support::wire::{RawPeer, connect_from, handshake};
 use crate::support::{dir, free_addr, network, wait};
 
 /// Runs a command to its end; returns exit code, stdout and stderr.
-fn end_of(command: &mut Command) -> (i32, String, String) {
+pub(crate) fn end_of(command: &mut Command) -> (i32, String, String) {
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
@@ -40,9 +41,62 @@ fn a_peer_at_a_cloud_metadata_address_is_refused() {
     for peer in ["169.254.169.254:80", "[fd00:ec2::254]:80", "[::ffff:169.254.169.254]:80"] {
         let (code, _, stderr) = end_of(&mut seedring(&["get", "x.torrent", "--peer", peer]));
         assert_eq!(code, 2, "{peer}: {stderr}");
-        let sentence = format!("{peer}' for '--peer <HOST:PORT>': it is the address of a cloud");
+        let sentence = format!("{peer}' for '--peer <ADDR:PORT>': it is the address of a cloud");
         assert!(stderr.contains(&sentence), "{stderr}");
     }
+}
+
+#[test]
+fn a_torrent_at_a_cloud_metadata_address_is_refused_also_behind_a_redirect() {
+    let url = "http://169.254.169.254/latest";
+    assert!(sentence_of(&mut seedring(&["get", url]), 2).contains("cloud metadata"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let from = format!("http://{}/x.torrent", listener.local_addr().unwrap());
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        // The request is one small packet; what it says does not matter.
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let head = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\nLocation: ";
+        stream.write_all(format!("{head}{url}\r\n\r\n").as_bytes()).unwrap();
+    });
+    let mut get = seedring(&["get", &from]);
+    let sentence = sentence_of(get.env("NO_PROXY", "*"), 1);
+    assert!(sentence.contains("it redirects to an address that is refused"), "{sentence}");
+    assert!(sentence.contains("cloud metadata"), "{sentence}");
+    answer.join().unwrap();
+}
+
+#[test]
+fn get_says_what_is_wrong_with_its_folder_or_its_peer() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 100_000, 60, &Shape::pieces_of(32 << 10));
+    let file = dir.path().join("file");
+    std::fs::write(&file, b"x").unwrap();
+    let get = |output: &std::path::Path, words: &[&str]| {
+        let mut get = seedring(&["get", "--listen", "127.0.0.1:0", "-o"]);
+        get.arg(output).arg(&content.torrent).args(words);
+        get
+    };
+    assert!(sentence_of(&mut get(&file, &[]), 2).contains("/file is not a folder"));
+    assert!(sentence_of(&mut get(&file.join("x"), &[]), 2).contains("/file is a file"));
+    let sentence = sentence_of(&mut get("/proc/x".as_ref(), &[]), 1);
+    assert!(sentence.contains("cannot make the folder /proc/x: "), "{sentence}");
+    let fresh = dir.path().join("fresh");
+    let sentence = sentence_of(&mut get(&fresh, &["--peer", "nowhere.invalid:1"]), 5);
+    assert!(sentence.contains("cannot look up the host of --peer nowhere.invalid:1"), "{sentence}");
+    assert!(!fresh.exists(), "nothing is made before all is well");
+}
+
+#[test]
+fn a_peer_may_be_named_by_its_host() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 300_000, 61, &Shape::pieces_of(32 << 10));
+    let server = Server::seed(dir.path(), &content, "127.0.0.1:0", &[]);
+    let output = dir.path().join("out");
+    let peer = format!("localhost:{}", server.peer.port());
+    start_get("get", dir.path(), &content, &output, &[], &["--peer", &peer]).wait_ok(TRANSFER);
+    content.assert_same_in(&output);
+    server.stop();
 }
 
 #[test]
@@ -289,7 +343,7 @@ fn what_finds_no_memory_for_a_piece_is_fetched_all_the_same() {
 }
 
 /// Runs a command that has to end with one sentence on stderr, which is returned, and `code`.
-fn sentence_of(command: &mut Command, code: i32) -> String {
+pub(crate) fn sentence_of(command: &mut Command, code: i32) -> String {
     let (ended, stdout, stderr) = end_of(command);
     assert_eq!((ended, stdout.as_str()), (code, ""), "{command:?}: {stderr}");
     assert_eq!(stderr.trim_end().lines().count(), 1, "{command:?}: {stderr}");
@@ -322,31 +376,24 @@ fn data_that_is_looked_for_in_the_wrong_folder_is_named() {
     let wrong = dir.path().join("wrong");
     std::fs::create_dir(&wrong).unwrap();
     for (command, is_silent) in [("seed", true), ("check", false)] {
-        let mut words = seedring(&[command]);
-        words.arg(&content.torrent).arg("--data").arg(&wrong);
-        let (code, stdout, stderr) = end_of(&mut words);
+        let of = |data: &std::path::Path| {
+            let mut words = seedring(&[command]);
+            words.arg(&content.torrent).arg("--data").arg(data);
+            words
+        };
+        let (code, stdout, stderr) = end_of(&mut of(&wrong));
         assert_eq!((code, stdout.is_empty()), (6, is_silent), "{stderr}");
+        assert!(stdout.lines().all(|line| line.starts_with("incomplete data: 0 of 4")), "{stdout}");
         assert!(stderr.contains("/wrong/data is not there"), "{stderr}");
         assert!(stderr.contains("--data must be the folder that holds data"), "{stderr}");
-        let mut words = seedring(&[command]);
-        words.arg(&content.torrent).arg("--data").arg(dir.path().join("nothing"));
-        assert!(sentence_of(&mut words, 3).contains("/nothing is not there"));
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        let sentence = sentence_of(&mut of(&dir.path().join("nowhere")), 3);
+        assert!(sentence.contains("/nowhere does not exist"), "{sentence}");
         // The data itself was named instead of the folder that holds it.
-        let mut words = seedring(&[command]);
-        words.arg(&content.torrent).arg("--data").arg(content.path());
-        let (_, _, stderr) = end_of(&mut words);
+        let sentence = sentence_of(&mut of(&content.path()), 2);
         let right = format!("here that is --data {}\n", content.root.display());
-        assert!(stderr.contains(&right), "{stderr}");
+        assert!(sentence.ends_with(&right), "{sentence}");
     }
-}
-
-#[test]
-fn get_into_a_file_is_one_sentence_about_the_command_line() {
-    let dir = dir();
-    let content = single(dir.path(), "data", 100_000, 59, &Shape::pieces_of(32 << 10));
-    let mut get = seedring(&["get"]);
-    get.arg(&content.torrent).arg("-o").arg(content.path());
-    assert!(sentence_of(&mut get, 2).contains("is not a folder: -o must be a folder"));
 }
 
 #[test]
@@ -414,9 +461,6 @@ fn a_folder_that_cannot_be_one_is_refused_at_start() {
         let named = sentence.contains(&*file.to_string_lossy()) && sentence.contains(flag);
         assert!(named, "{sentence}");
     }
-    let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-", "--state"]);
-    let sentence = sentence_of(run.arg(&file).current_dir(dir.path()), 2);
-    assert!(sentence.contains("is not a folder") && sentence.contains("--state"), "{sentence}");
     // What is missing is made.
     let fresh = dir.path().join("deep/down");
     let mut run = seedring(&["run", "--listen", "127.0.0.1:0", "--http", "-", "--state"]);
@@ -456,7 +500,10 @@ fn get_without_peers_says_what_was_tried() {
     let far = content.with_tracker(&folder("far-torrent"), &tracker.url());
     let host = format!("tracker http://{gone}/…: no connection to the tracker");
     let given = format!("--peer {gone}: not connected");
+    let udp = content.with_tracker(&folder("udp-torrent"), "udp://tracker.example:1/announce");
+    let not_asked = "1 tracker not asked: UDP trackers are not supported yet";
     let cases = [
+        ("udp", &udp, vec![], vec![not_asked]),
         ("none", &content, vec![], vec!["names no trackers"]),
         ("dead", &dead, vec![gone], vec![host.as_str(), given.as_str()]),
         ("far", &far, vec![], vec!["it names 0 peers", "10.0.0.1", "SEEDRING__NET__ALLOW_LOCAL="]),
@@ -473,7 +520,7 @@ fn get_without_peers_says_what_was_tried() {
         for part in expected {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(text.contains("give --peer HOST:PORT") && !text.contains("s3cret"), "{text}");
+        assert!(text.contains("with --peer ADDR:PORT") && !text.contains("s3cret"), "{text}");
         assert_eq!(text.matches("no peers yet").count(), 1, "{text}");
     }
 }

@@ -21,6 +21,7 @@ mod interop_aria2;
 mod interop_libtorrent;
 mod interop_qbittorrent;
 mod interop_transmission;
+mod refusals;
 mod restart;
 mod seccomp;
 mod swarm;

@@ -158,3 +158,30 @@ fn a_watch_folder_that_becomes_a_file_is_said_once() {
     assert_eq!(told(&server), 1, "{}", server.process.tail());
     server.stop();
 }
+
+#[test]
+fn what_is_logged_names_the_torrent_and_what_of_its_trackers_is_not_asked() {
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let plain = content(dir.path(), &home, "a plain one", 68);
+    let udp = content(dir.path(), &home, "udp", 69);
+    let udp = udp.with_tracker(&home.dir, "udp://tracker.example:1/announce");
+    let server = home.run(&[]);
+    home.add(&plain);
+    fs::copy(&udp.torrent, home.watch.join("udp.torrent")).unwrap();
+    let has = |parts: &[&str]| {
+        let log = server.process.stderr();
+        log.lines().any(|line| parts.iter().all(|part| line.contains(part))).then_some(())
+    };
+    let hash = format!("torrent={}", plain.info_hash());
+    let named = [hash.as_str(), "name=\"a plain one\""];
+    for text in [" added ", " checked ", " it names no trackers"] {
+        wait::until(text, TAKEN, || has(&[&named[..], &[text]].concat()));
+    }
+    let told =
+        ["name=\"udp\"", "WARN", "UDP trackers are not supported yet, and it names no others"];
+    wait::until("UDP", TAKEN, || has(&told));
+    let count = server.process.stderr().matches("it names no trackers").count();
+    assert_eq!(count, 1, "once for each torrent");
+    server.stop();
+}

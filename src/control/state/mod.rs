@@ -87,7 +87,8 @@ pub struct Totals {
 pub enum OpenError {
     /// Another process holds the lock.
     #[error(
-        "another seedring uses the state directory {}; name another with --state DIR (paths.state)",
+        "another seedring uses the state directory {}: stop it, \
+         or name another directory with --state DIR (paths.state)",
         .0.display()
     )]
     InUse(PathBuf),
@@ -104,12 +105,6 @@ pub enum OpenError {
         /// Ours.
         known: i64,
     },
-    /// A file is in its place.
-    #[error(
-        "the state directory {} is not a folder; name another with --state DIR (paths.state)",
-        .0.display()
-    )]
-    NoFolder(PathBuf),
     /// The system refused.
     #[error("cannot use {}: {error}", path.display())]
     Io {
@@ -169,9 +164,6 @@ impl State {
             let path = path.to_owned();
             move |error| OpenError::Io { path, error }
         };
-        if std::fs::metadata(dir).is_ok_and(|found| !found.is_dir()) {
-            return Err(OpenError::NoFolder(dir.to_owned()));
-        }
         let torrents_dir = dir.join("torrents");
         std::fs::DirBuilder::new()
             .recursive(true)

@@ -128,16 +128,21 @@ impl Folder {
             Ok(metadata) => Stamp::of(&metadata),
             Err(error) => {
                 if !std::mem::replace(&mut self.missing_told, true) {
+                    let folder = std::path::absolute(&self.path);
+                    let folder = folder.as_deref().unwrap_or(&self.path);
                     tracing::warn!(
-                        folder = ?self.path, %error,
-                        "a watch folder is not there: its files are taken once it is"
+                        ?folder, %error,
+                        "the watch folder is not there: its files are taken as soon as it is made or \
+                         mounted"
                     );
                 }
                 self.stamp = None;
                 return false;
             }
         };
-        self.missing_told = false;
+        if std::mem::take(&mut self.missing_told) {
+            tracing::info!(folder = ?self.path, "the watch folder is there now");
+        }
         let fresh = self.stamp.is_none_or(|known| known.file != stamp.file);
         if self.stamp != Some(stamp) || self.touched {
             self.warm_since = Some(now);

@@ -120,7 +120,7 @@ pub enum CreateError {
     )]
     PieceLength {
         /// The value.
-        value: u32,
+        value: u64,
     },
     /// The torrent would be longer than clients read.
     #[error(
@@ -184,7 +184,7 @@ pub fn create(
     let piece_len = match options.piece_length {
         None => auto_piece_len(total_len),
         Some(len) if len.is_power_of_two() && (BLOCK_LEN..=PIECE_LEN_MAX).contains(&len) => len,
-        Some(value) => return Err(CreateError::PieceLength { value }),
+        Some(value) => return Err(CreateError::PieceLength { value: value.into() }),
     };
     let max = Limits::TORRENT.bytes;
     let hashes_len = total_len.div_ceil(u64::from(piece_len)).saturating_mul(20);

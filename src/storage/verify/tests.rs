@@ -186,7 +186,7 @@ fn a_missing_save_path_is_told() {
     let (dir, torrent) = torrent(&[100], 16_384, 5);
     let checked = run(&torrent, &dir.path().join("nowhere"), ONE);
     assert_eq!((checked.have.count(), checked.errors[0].file), (0, None));
-    assert!(checked.errors[0].to_string().starts_with("the save path: "));
+    assert!(checked.errors[0].to_string().starts_with("the folder: "));
 }
 
 #[test]
