@@ -218,7 +218,8 @@ impl<D: Driver> Worker<D> {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         if matches!(verdict, Verdict::Bad(_)) {
             self.core.piece_hash_failures.add(1);
-            tracing::info!(torrent = %torrent.info_hash, %piece, "a piece failed its hash");
+            let name = torrent.content.metainfo.shown_name();
+            tracing::info!(torrent = %torrent.info_hash, %name, %piece, "a piece failed its hash");
         } else {
             self.core.pieces_verified.add(1);
         }
