@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::{DiscoveryArgs, Exit, session};
 use crate::config::{Bind, Config, CoreList, Error, HttpListen, LogLevel};
+use crate::control::state::OpenError;
 use crate::server::run as server;
 
 /// Flags of `seedring run`. Each overrides the setting of the same name in the configuration.
@@ -106,7 +107,10 @@ pub fn execute(args: RunArgs) -> Exit {
         let ready = |peer, http| println!("{}", session::ready_line(peer, http));
         match server::run(config, ready, stop).await {
             Ok(()) => Ok(Exit::Ok),
-            Err(error @ server::Error::Folder(_)) => Ok(super::fail(Exit::Usage, error)),
+            Err(
+                error @ (server::Error::Folder(_)
+                | server::Error::State(OpenError::Directory { .. })),
+            ) => Ok(super::fail(Exit::Usage, error)),
             Err(server::Error::Start(error)) => Ok(super::fail_start(&error)),
             Err(error) => Err(error.to_string()),
         }

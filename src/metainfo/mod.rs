@@ -110,6 +110,15 @@ pub struct Metainfo {
     pieces: Range<usize>,
 }
 
+/// The name of a torrent for logs: in quotes, cut to [`NAME_SHOWN_MAX`] characters, with whatever is
+/// not printable escaped.
+pub fn shown_name(name: &str) -> String {
+    match name.char_indices().nth(NAME_SHOWN_MAX) {
+        Some((end, _)) => format!("{:?}", format!("{}…", name.get(..end).unwrap_or(""))),
+        None => format!("{name:?}"),
+    }
+}
+
 impl Metainfo {
     /// Reads a `.torrent` file.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
@@ -137,13 +146,9 @@ impl Metainfo {
         Self::parse(&encoder.finish())
     }
 
-    /// The name for logs: in quotes, cut to [`NAME_SHOWN_MAX`] characters, with whatever is not
-    /// printable escaped.
+    /// [`shown_name`] of its name.
     pub fn shown_name(&self) -> String {
-        match self.name.char_indices().nth(NAME_SHOWN_MAX) {
-            Some((end, _)) => format!("{:?}", format!("{}…", &self.name.get(..end).unwrap_or(""))),
-            None => format!("{:?}", self.name),
-        }
+        shown_name(&self.name)
     }
 
     /// The `.torrent` file as it came.

@@ -184,11 +184,17 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Says what of the settings cannot be, as far as it shows before anything is started or made.
+    pub fn judge(settings: &Settings) -> Result<(), StartError> {
+        choose_cores(&settings.cores)?;
+        check_bind(settings.bind.as_ref())
+    }
+
     /// Binds the ports and starts every thread.
     pub fn start(mut settings: Settings) -> Result<Self, StartError> {
-        settings.connections_max = fitting_connections(settings.connections_max);
+        Self::judge(&settings)?;
         let cores = choose_cores(&settings.cores)?;
-        check_bind(settings.bind.as_ref())?;
+        settings.connections_max = fitting_connections(settings.connections_max);
         let mut ports = ports::bind(&settings.listen, cores.len())?;
         let registry = Registry::new(cores.len());
         let (reports_in, reports) = mpsc::channel(REPORTS_MAX);

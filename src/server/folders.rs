@@ -52,7 +52,11 @@ pub(super) fn look(paths: &Paths) -> Result<(), Error> {
         }
         _ => {}
     }
-    let is_other = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    // A file on the way to it stands in its place as well.
+    let is_other = |path: &&PathBuf| match std::fs::metadata(path) {
+        Ok(found) => !found.is_dir(),
+        Err(error) => error.kind() == io::ErrorKind::NotADirectory,
+    };
     if is_other(&&paths.state) {
         return Err(Error::State(paths.state.clone()));
     }
@@ -119,10 +123,12 @@ mod tests {
         let refused = look(&paths).unwrap_err().to_string();
         assert!(refused.contains(&*file.to_string_lossy()), "{refused}");
         assert!(refused.contains("--watch"), "{refused}");
-        paths = Paths { state: file.clone(), ..Paths::default() };
-        let refused = look(&paths).unwrap_err().to_string();
-        assert!(refused.contains(&*file.to_string_lossy()), "{refused}");
-        assert!(refused.contains("--state"), "{refused}");
+        for state in [file.clone(), file.join("below")] {
+            paths = Paths { state: state.clone(), ..Paths::default() };
+            let refused = look(&paths).unwrap_err().to_string();
+            assert!(refused.contains(&*state.to_string_lossy()), "{refused}");
+            assert!(refused.contains("--state"), "{refused}");
+        }
         for downloads in [file.clone(), file.join("below")] {
             paths = Paths { downloads: downloads.clone(), ..Paths::default() };
             let refused = look(&paths).unwrap_err().to_string();

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::control::http::{Http, Service};
 use crate::control::state::{NewTorrent, OpenError, State, StoredTorrent};
 use crate::control::watch::{Found, Watch};
-use crate::metainfo::Metainfo;
+use crate::metainfo::{self, Metainfo};
 use crate::metrics::{AnnounceResult, Registry, TorrentState, WatchResult};
 use crate::sys::clock;
 use crate::units::InfoHash;
@@ -100,14 +100,15 @@ pub async fn run(
     ready: impl FnOnce(SocketAddr, Option<SocketAddr>),
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let paths = config.paths.clone();
+    let (settings, paths) = (settings(&config), config.paths.clone());
+    Engine::judge(&settings)?;
     tokio::pin!(stop);
     let open = move || {
         folders::look(&paths)?;
         Ok(State::open(&paths.state)?)
     };
     let Some((state, stored)) = on_disk(open, stop.as_mut()).await? else { return Ok(()) };
-    let engine = Engine::start(settings(&config))?;
+    let engine = Engine::start(settings)?;
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
         Some(addr) => Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?),
@@ -208,8 +209,8 @@ fn load(
                     }
                 }
                 Err(error) => {
-                    let name = &torrent.name;
-                    tracing::error!(torrent = %info_hash, ?name, %error, "its file in the state is bad");
+                    let name = metainfo::shown_name(&torrent.name);
+                    tracing::error!(torrent = %info_hash, %name, %error, "its file in the state is bad");
                     if let Err(error) = state.quarantine(&info_hash) {
                         tracing::warn!(torrent = %info_hash, %error, "and cannot be put aside");
                     }

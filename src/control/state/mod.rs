@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::database::Database;
 pub use self::files::LoadError;
 use self::files::TorrentFiles;
+use crate::metainfo::shown_name;
 use crate::units::InfoHash;
 
 /// Orders that may wait for the writer; whoever gives one more waits too.
@@ -105,6 +106,17 @@ pub enum OpenError {
         /// Ours.
         known: i64,
     },
+    /// The directory cannot be made, or nothing can be written in it.
+    #[error(
+        "cannot use the state directory {}: {error}; name another with --state DIR (paths.state)",
+        path.display()
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// The system refused.
     #[error("cannot use {}: {error}", path.display())]
     Io {
@@ -169,7 +181,7 @@ impl State {
             .recursive(true)
             .mode(0o700)
             .create(&torrents_dir)
-            .map_err(failed(&torrents_dir))?;
+            .map_err(|error| OpenError::Directory { path: dir.to_owned(), error })?;
         let lock = lock(dir)?;
         let files = TorrentFiles::new(torrents_dir.clone());
         let present = files.list().map_err(failed(&torrents_dir))?;
@@ -185,7 +197,8 @@ impl State {
         let (kept, lost): (Vec<_>, Vec<_>) =
             rows.into_iter().partition(|row| present.contains(&row.info_hash));
         for torrent in &lost {
-            tracing::warn!(torrent = %torrent.info_hash, name = ?torrent.name, "its file is missing");
+            let name = shown_name(&torrent.name);
+            tracing::warn!(torrent = %torrent.info_hash, %name, "its file is missing");
         }
         let (orders, queue) = mpsc::channel(QUEUE_LEN_MAX);
         let writer = Writer { database, files: files.clone(), queue, _lock: lock };
@@ -271,7 +284,7 @@ impl State {
 /// The file stays: removing it would let a third process lock another one of the same name.
 fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
-    let failed = |error| OpenError::Io { path: path.clone(), error };
+    let failed = |error| OpenError::Directory { path: dir.to_owned(), error };
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(failed)?;
     match file.try_lock() {
