@@ -26,10 +26,6 @@ if ! command -v cargo >/dev/null 2>&1; then
     PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
 fi
 if ! command -v cargo >/dev/null 2>&1; then
-    echo "quickstart: cargo is not there: install Rust from https://rustup.rs" >&2
-    exit 1
-fi
-if ! command -v cargo >/dev/null 2>&1; then
     echo "quickstart: there is no cargo: install Rust with https://rustup.rs" >&2
     exit 1
 fi

@@ -124,7 +124,11 @@ impl Folder {
     /// Looks whether anything changed, and if so into the folder; `queue` gets what may be taken.
     /// True if it is another directory than last time.
     pub(super) fn look(&mut self, now: Instant, queue: impl FnMut(PathBuf)) -> bool {
-        let stamp = match fs::metadata(&self.path) {
+        let found = fs::metadata(&self.path).and_then(|found| match found.is_dir() {
+            true => Ok(found),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        });
+        let stamp = match found {
             Ok(metadata) => Stamp::of(&metadata),
             Err(error) => {
                 if !std::mem::replace(&mut self.missing_told, true) {
