@@ -7,7 +7,7 @@ use std::{fs, io};
 
 use clap::Args;
 
-use super::{Exit, human};
+use super::{Exit, human, source};
 use crate::config::Size;
 use crate::metainfo::{CreateError, CreateOptions, create};
 
@@ -48,9 +48,21 @@ fn parse_url(text: &str) -> Result<url::Url, &'static str> {
 pub fn execute(args: &CreateArgs) -> Exit {
     let output = args.output();
     // Said before hours of hashing, not after.
-    if let Some(folder) = folder_of(&output).filter(|folder| !folder.exists()) {
-        let sentence = format!("the folder {} does not exist", folder.display());
-        return super::fail(Exit::NotFound, sentence);
+    if let Some(folder) = folder_of(&output) {
+        let shown = folder.display();
+        match fs::metadata(source::without_slash(folder)) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return super::fail(Exit::Usage, format!("{shown} is not a folder")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return super::fail(Exit::NotFound, format!("the folder {shown} does not exist"));
+            }
+            Err(error) => {
+                return super::fail(
+                    Exit::Failure,
+                    format!("cannot use the folder {shown}: {error}"),
+                );
+            }
+        }
     }
     if let Err(sentence) = args.check_free(&output) {
         return super::fail(Exit::Failure, sentence);

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::names::Peer;
+use super::names::{LookUpError, Peer};
 use super::run::replace_list;
-use super::source::Unusable;
+use super::source::{TooLong, Unusable};
 use super::{DiscoveryArgs, Exit, human, session, source};
 use crate::config::{Config, Error, HttpListen, LogLevel};
 use crate::metainfo::Metainfo;
@@ -101,30 +101,38 @@ pub fn execute(args: GetArgs) -> Exit {
 async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     let mut signals = session::Signals::new()?;
     let settings = settings(&config);
+    if let Err(error) = Engine::judge(&settings) {
+        return Ok(super::fail_start(&error));
+    }
     let found = tokio::select! {
         found = find(&args, settings.bind.as_ref()) => found,
         exit = signals.next() => return Ok(exit),
     };
-    let (metainfo, peers) = match found {
+    let Found { metainfo, peers, too_long } = match found {
         Ok(found) => found,
         Err(unusable) => return Ok(unusable.tell()),
     };
     for warning in &metainfo.warnings {
         eprintln!("seedring: {warning}");
     }
-    source::prepare(&metainfo, &args.output, args.overwrite)?;
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
     let total = metainfo.geometry.total_len();
     let mut engine = match Engine::start(settings) {
         Ok(engine) => engine,
         Err(error) => return Ok(super::fail_start(&error)),
     };
-    if let Err(unusable) = source::make_folder(&args.output) {
+    // Nothing on the disk is changed before all that may be refused has been.
+    let save_path = args.output.clone();
+    let make =
+        move || source::make_folder(&save_path).and_then(|()| source::cut(&save_path, &too_long));
+    let made = tokio::select! {
+        made = source::on_disk(make) => made,
+        exit = signals.next() => return Ok(exit),
+    };
+    if let Err(unusable) = made {
         return Ok(unusable.tell());
     }
-    let save_path = args.output.clone();
-    let verify = Verify::Full;
-    let given = peers.clone();
+    let (save_path, verify) = (args.output.clone(), Verify::Full);
     let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
     let mut fetch = Fetch {
@@ -136,7 +144,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         is_complete: false,
         best: (u64::MAX, clock::now()),
         lonely_since: None,
-        peers: given,
+        peers: args.peer.clone(),
         timeout: args.timeout.map(Duration::from_secs),
         go_on: args.seed,
     };
@@ -161,18 +169,33 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     result
 }
 
-/// The torrent and the addresses of the peers that the command line names.
-async fn find(
-    args: &GetArgs,
-    bind: Option<&Bind>,
-) -> Result<(Metainfo, Vec<SocketAddr>), Unusable> {
+/// What the command line leads to.
+struct Found {
+    metainfo: Metainfo,
+    peers: Vec<SocketAddr>,
+    too_long: Vec<TooLong>,
+}
+
+/// Finds the torrent and its peers, and looks at what lies where it goes.
+async fn find(args: &GetArgs, bind: Option<&Bind>) -> Result<Found, Unusable> {
     let metainfo = source::read(&args.source, bind).await?;
     let mut peers = Vec::new();
     for peer in &args.peer {
         let found = peer.addresses().await;
-        peers.extend(found.map_err(|sentence| Unusable::new(Exit::Unreachable, sentence))?);
+        peers.extend(found.map_err(|error| {
+            let exit = match error {
+                LookUpError::System(_) => Exit::Unreachable,
+                LookUpError::Refused(..) => Exit::Usage,
+            };
+            Unusable::new(exit, format!("cannot look up the host of --peer {peer}: {error}"))
+        })?);
     }
-    Ok((metainfo, peers))
+    let (save_path, overwrite) = (args.output.clone(), args.overwrite);
+    source::on_disk(move || {
+        let too_long = source::look(&metainfo, &save_path, overwrite)?;
+        Ok(Found { metainfo, peers, too_long })
+    })
+    .await
 }
 
 /// How long nobody may be connected before it is said.
@@ -193,7 +216,8 @@ struct Fetch {
     best: (u64, Instant),
     /// When the wait for a first peer began, until there was one or it was said.
     lonely_since: Option<Instant>,
-    peers: Vec<SocketAddr>,
+    /// As the command line names them.
+    peers: Vec<Peer>,
     timeout: Option<Duration>,
     go_on: bool,
 }

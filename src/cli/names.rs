@@ -3,8 +3,8 @@
 //! A text of the command line or the host of a URL enters, addresses leave, or a sentence.
 //! Invariant: the addresses of cloud metadata services never leave, whatever name leads to them.
 
-use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::{fmt, io};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::Host;
@@ -30,12 +30,15 @@ impl Peer {
     /// One sentence for the usage: no such thing, or an address that is never connected to.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || "ADDR:PORT is expected, as 192.0.2.1:6881 or host.example:6881".to_owned();
+        let numbers = "an interface stands in an address by its number, as in [fe80::1%2]:6881";
         let parsed = if let Ok(addr) = text.parse() {
             Self::Addr(addr)
         } else {
             let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
             let port = port.parse().map_err(|_| wrong())?;
-            if host.contains(':') {
+            if host.starts_with('[') && host.contains('%') {
+                return Err(numbers.into());
+            } else if host.contains(':') && !host.starts_with('[') {
                 return Err("an IPv6 address is written in brackets, as [2001:db8::1]:6881".into());
             }
             match Host::parse(host).map_err(|_| wrong())? {
@@ -47,45 +50,61 @@ impl Peer {
         if let Self::Addr(addr) = parsed {
             policy::permits_operator(addr.ip()).map_err(|reason| reason.to_string())?;
         }
-        Ok(parsed)
+        match parsed {
+            Self::Addr(addr) if addr.port() == 0 => Err(wrong()),
+            Self::Name(_, 0) => Err(wrong()),
+            parsed => Ok(parsed),
+        }
     }
 
     /// Its addresses.
     ///
     /// # Errors
-    /// One sentence: the name has none, or none that is connected to.
-    pub async fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
+    /// The name has none, or none that is connected to.
+    pub async fn addresses(&self) -> Result<Vec<SocketAddr>, LookUpError> {
         match self {
             Self::Addr(addr) => Ok(vec![*addr]),
-            Self::Name(name, port) => look_up(name, *port).await.map_err(|error| {
-                format!("cannot look up the host of --peer {name}:{port}: {error}")
-            }),
+            Self::Name(name, port) => look_up(name, *port).await,
         }
     }
 }
 
+impl fmt::Display for Peer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addr(addr) => write!(out, "{addr}"),
+            Self::Name(name, port) => write!(out, "{name}:{port}"),
+        }
+    }
+}
+
+/// Why a name leads nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum LookUpError {
+    /// The system's words.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// It leads where an operator has no business.
+    #[error("its address is {0}: {1}")]
+    Refused(IpAddr, Reason),
+}
+
 /// The addresses of a name that are connected to when the operator gives the name.
-async fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+async fn look_up(name: &str, port: u16) -> Result<Vec<SocketAddr>, LookUpError> {
     let found = tokio::net::lookup_host((name, port)).await?;
     let mut refused = None;
-    let permitted = found.filter(|addr| match permits(addr) {
+    let permitted = found.filter(|addr| match policy::permits_operator(addr.ip()) {
         Ok(()) => true,
         Err(reason) => {
-            refused = Some((*addr, reason));
+            refused = Some(LookUpError::Refused(addr.ip(), reason));
             false
         }
     });
     let permitted: Vec<_> = permitted.take(ADDRESSES_MAX).collect();
     match refused {
-        Some((addr, reason)) if permitted.is_empty() => {
-            Err(io::Error::other(format!("its address is {}: {reason}", addr.ip())))
-        }
+        Some(refused) if permitted.is_empty() => Err(refused),
         _ => Ok(permitted),
     }
-}
-
-fn permits(addr: &SocketAddr) -> Result<(), Reason> {
-    policy::permits_operator(addr.ip())
 }
 
 /// The resolver of HTTP clients that fetch what the operator names.
@@ -124,7 +143,9 @@ mod tests {
         assert_eq!(Peer::parse("0x7f.1:4"), addr("127.0.0.1:4"));
         assert!(Peer::parse("0xa9fea9fe:80").unwrap_err().contains("cloud metadata"));
         assert!(Peer::parse("::1:5").unwrap_err().contains("brackets"));
-        for text in ["", "nonsense", "a:", "a:65536", ":1", "a b:1"] {
+        assert!(Peer::parse("[fe80::1%eth0]:5").unwrap_err().contains("by its number"));
+        assert_eq!(Peer::parse("[fe80::1%2]:5"), addr("[fe80::1%2]:5"));
+        for text in ["", "nonsense", "a:", "a:65536", "a:0", "192.0.2.1:0", ":1", "a b:1", "[:1"] {
             assert!(Peer::parse(text).unwrap_err().contains("ADDR:PORT"), "{text}");
         }
     }
@@ -134,11 +155,9 @@ mod tests {
         let found = Peer::parse("localhost:7").unwrap().addresses().await.unwrap();
         assert!(found.iter().all(|addr| addr.ip().is_loopback() && addr.port() == 7), "{found:?}");
         assert!(!found.is_empty());
-        let gone = Peer::parse("nowhere.invalid:7").unwrap().addresses().await.unwrap_err();
-        assert!(
-            gone.starts_with("cannot look up the host of --peer nowhere.invalid:7: "),
-            "{gone}"
-        );
+        let gone = Peer::parse("nowhere.invalid:7").unwrap();
+        assert_eq!(gone.to_string(), "nowhere.invalid:7");
+        assert!(matches!(gone.addresses().await, Err(LookUpError::System(_))));
         let refused = look_up("169.254.169.254", 80).await.unwrap_err().to_string();
         assert!(refused.contains("cloud metadata"), "{refused}");
     }

@@ -1,13 +1,16 @@
 //! Where a torrent comes from: a file, a URL; and whether its data may be put where it should go.
 
 use std::io;
-use std::path::Path;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::redirect;
 
-use super::{Exit, names};
+use super::Exit;
+use super::names::{self, LookUpError};
 use crate::metainfo::Metainfo;
+use crate::sys::file::{self, Access};
 use crate::sys::net::Bind;
 use crate::tracker::policy::Reason;
 
@@ -38,6 +41,14 @@ impl Unusable {
     }
 }
 
+/// Does what may hang on a disk, on a thread that no signal waits for.
+pub(super) async fn on_disk<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Unusable> + Send + 'static,
+) -> Result<T, Unusable> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.unwrap_or_else(|error| Err(Unusable::new(Exit::Failure, error.to_string())))
+}
+
 /// Reads a torrent from wherever `source` says; a connection leaves from where `bind` says.
 pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Metainfo, Unusable> {
     if source.starts_with("http://") || source.starts_with("https://") {
@@ -46,7 +57,8 @@ pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Metainfo, 
             .map_err(|(exit, why)| Unusable::new(exit, format!("cannot fetch {source}: {why}")))?;
         return parse(source, &bytes);
     }
-    read_torrent(Path::new(source))
+    let path = PathBuf::from(source);
+    on_disk(move || read_torrent(&path)).await
 }
 
 /// Reads a `.torrent` file.
@@ -95,6 +107,8 @@ async fn fetch(url: &str, bind: Option<&Bind>) -> Result<Vec<u8>, (Exit, String)
     let builder = reqwest::Client::builder()
         .user_agent(concat!("seedring/", env!("CARGO_PKG_VERSION")))
         .timeout(URL_TIMEOUT)
+        // A proxy would be told names that nobody has judged, and would be sent to without `bind`.
+        .no_proxy()
         .dns_resolver(names::Names)
         .redirect(redirects);
     let builder = match bind {
@@ -121,9 +135,10 @@ async fn fetch(url: &str, bind: Option<&Bind>) -> Result<Vec<u8>, (Exit, String)
 #[error("it redirects to an address that is refused: {0}")]
 struct Redirected(Reason);
 
-/// The exit code for an error of HTTP, and its innermost cause.
+/// The exit code for an error of HTTP, and its innermost cause. An address that is refused ends with
+/// the same code, however it was come by.
 fn explain(error: &reqwest::Error) -> (Exit, String) {
-    let exit = match error.status().map(|status| status.as_u16()) {
+    let mut exit = match error.status().map(|status| status.as_u16()) {
         Some(404 | 410) => Exit::NotFound,
         Some(401 | 403) => Exit::Auth,
         Some(_) => Exit::Failure,
@@ -133,38 +148,78 @@ fn explain(error: &reqwest::Error) -> (Exit, String) {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
+        let refused = cause.downcast_ref().map(|error| matches!(error, LookUpError::Refused(..)));
+        if refused == Some(true) || cause.is::<Redirected>() {
+            exit = Exit::Usage;
+        }
     }
     (exit, cause.to_string())
 }
 
-/// Looks at what lies where the torrent's files will be: a file of another size is another file,
-/// and only overwritten when that was asked for. An empty one holds nothing to lose.
-pub(super) fn prepare(
+/// Looks at what lies where the torrent's files will be, and changes nothing: a file of another size
+/// is another file, and only overwritten when that was asked for. An empty one holds nothing to
+/// lose. The files that are longer than the torrent's are given, for [`cut`].
+pub(super) fn look(
     metainfo: &Metainfo,
     save_path: &Path,
     overwrite: bool,
-) -> Result<(), String> {
+) -> Result<Vec<TooLong>, Unusable> {
+    let refused = |sentence| Err(Unusable::new(Exit::Failure, sentence));
+    let mut too_long = Vec::new();
     for file in metainfo.layout.files().filter(|file| file.is_on_disk()) {
         let path = save_path.join(file.path());
         let shown = path.display();
         let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
         if !found.is_file() {
-            return Err(format!("{shown} is in the way: it is not a regular file"));
+            return refused(format!("{shown} is in the way: it is not a regular file"));
         }
         if found.len() == file.len || found.len() == 0 {
             continue;
         }
         if !overwrite {
             let (here, wanted) = (found.len(), file.len);
-            return Err(format!(
+            return refused(format!(
                 "{shown} has {here} bytes where the torrent has {wanted}: \
                  use --overwrite to replace it"
             ));
         }
-        let opened = std::fs::OpenOptions::new().write(true).open(&path);
-        opened
-            .and_then(|opened| opened.set_len(file.len.min(found.len())))
-            .map_err(|error| format!("cannot overwrite {shown}: {error}"))?;
+        if found.len() > file.len {
+            let file = TooLong { path: file.path(), len: file.len };
+            if let Err(error) = file.open(save_path) {
+                return refused(format!("cannot overwrite {shown}: {error}"));
+            }
+            too_long.push(file);
+        }
+    }
+    Ok(too_long)
+}
+
+/// A file that is longer than the torrent says.
+#[derive(Debug)]
+pub(super) struct TooLong {
+    /// Beneath the folder that the torrent is fetched into.
+    path: PathBuf,
+    /// How long it may be, in bytes.
+    len: u64,
+}
+
+impl TooLong {
+    fn open(&self, save_path: &Path) -> io::Result<std::os::fd::OwnedFd> {
+        let root = file::open_root(save_path)?;
+        file::open_beneath(root.as_fd(), &self.path, Access::ReadWrite { create: false })
+    }
+}
+
+/// Cuts the files that [`look`] has found.
+pub(super) fn cut(save_path: &Path, too_long: &[TooLong]) -> Result<(), Unusable> {
+    for file in too_long {
+        file.open(save_path).and_then(|fd| file::truncate(fd.as_fd(), file.len)).map_err(
+            |error| {
+                let shown = save_path.join(&file.path);
+                let sentence = format!("cannot overwrite {}: {error}", shown.display());
+                Unusable::new(Exit::Failure, sentence)
+            },
+        )?;
     }
     Ok(())
 }
@@ -175,8 +230,9 @@ pub(super) fn make_folder(folder: &Path) -> Result<(), Unusable> {
     let shown = folder.display();
     // The highest thing on the way that is there and is no folder stands in it.
     let is_other = |path: &&Path| std::fs::metadata(path).is_ok_and(|found| !found.is_dir());
-    match folder.ancestors().find(is_other) {
-        Some(found) if found == folder => {
+    let bare = without_slash(folder);
+    match bare.ancestors().find(is_other) {
+        Some(found) if found == bare => {
             let sentence = format!("{shown} is not a folder: -o must be one, or a new name");
             Err(Unusable::new(Exit::Usage, sentence))
         }
@@ -191,12 +247,18 @@ pub(super) fn make_folder(folder: &Path) -> Result<(), Unusable> {
     }
 }
 
+/// A path without the slash at its end: with it, a file is said not to be there at all.
+pub(super) fn without_slash(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
 /// What is wrong with `save_path` as the `--data` of a torrent: it is no folder, or nothing of the
 /// torrent is in it.
 pub(super) fn wrong_data(metainfo: &Metainfo, save_path: &Path) -> Option<Unusable> {
     let path = metainfo.layout.file(0)?.path();
     let top = Path::new(path.components().next()?.as_os_str());
     let (shown, wanted) = (save_path.display(), save_path.join(top));
+    let save_path = &without_slash(save_path);
     let (exit, what) = match std::fs::metadata(save_path) {
         Err(error) if is_absent(&error) => {
             (Exit::NotFound, format!("the folder {shown} does not exist"))
@@ -244,19 +306,38 @@ mod tests {
     fn a_file_of_another_size_is_not_overwritten_unasked() {
         let (dir, metainfo) = torrent_of(&[7; 1000]);
         let path = dir.path().join("data");
-        assert_eq!(prepare(&metainfo, dir.path(), false), Ok(()));
+        assert!(look(&metainfo, dir.path(), false).unwrap().is_empty());
         for other in [&[1; 999][..], &[1; 1001]] {
             std::fs::write(&path, other).unwrap();
-            let refused = prepare(&metainfo, dir.path(), false).unwrap_err();
+            let refused = look(&metainfo, dir.path(), false).unwrap_err().sentence;
             assert!(refused.contains("--overwrite"), "{refused}");
+            let too_long = look(&metainfo, dir.path(), true).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), other, "it was changed nevertheless");
-            assert_eq!(prepare(&metainfo, dir.path(), true), Ok(()));
+            cut(dir.path(), &too_long).unwrap();
             assert!(std::fs::metadata(&path).unwrap().len() <= 1000);
         }
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(prepare(&metainfo, dir.path(), false), Ok(()));
+        assert!(look(&metainfo, dir.path(), false).unwrap().is_empty());
         std::fs::create_dir(&path).unwrap();
-        assert!(prepare(&metainfo, dir.path(), true).is_err());
+        assert!(look(&metainfo, dir.path(), true).is_err());
+    }
+
+    #[test]
+    fn nothing_is_cut_outside_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, other) = (dir.path().join("data"), dir.path().join("other"));
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("file"), [7; 1000]).unwrap();
+        let created = create(&data, &CreateOptions::default(), &|_, _| {}).unwrap();
+        let metainfo = Metainfo::parse(&created.bytes).unwrap();
+        std::fs::rename(&data, &other).unwrap();
+        std::fs::write(other.join("file"), [8; 2000]).unwrap();
+        let save_path = dir.path().join("save");
+        std::fs::create_dir(&save_path).unwrap();
+        std::os::unix::fs::symlink(&other, save_path.join("data")).unwrap();
+        let refused = look(&metainfo, &save_path, true).unwrap_err().sentence;
+        assert!(refused.contains("cannot overwrite"), "{refused}");
+        assert_eq!(std::fs::metadata(other.join("file")).unwrap().len(), 2000);
     }
 
     #[test]
@@ -278,6 +359,7 @@ mod tests {
         assert!(sentence.contains("/data is not a folder"), "{sentence}");
         let right = format!("here that is --data {}", dir.path().display());
         assert!(sentence.ends_with(&right), "{sentence}");
+        assert_eq!(told(&dir.path().join("data/")).unwrap().0, Exit::Usage);
         assert_eq!(told(&dir.path().join("data/x")).unwrap().0, Exit::NotFound);
     }
 
@@ -289,9 +371,12 @@ mod tests {
         let told = |path: &Path| make_folder(path).map_err(|it| (it.exit, it.sentence));
         assert_eq!(told(&dir.path().join("a/b")), Ok(()));
         assert_eq!(told(dir.path()), Ok(()));
-        let (exit, sentence) = told(&file).unwrap_err();
-        assert_eq!(exit, Exit::Usage);
-        assert!(sentence.contains("/file is not a folder: -o must be one"), "{sentence}");
+        for file in [&file, &file.join("")] {
+            let (exit, sentence) = told(file).unwrap_err();
+            assert_eq!(exit, Exit::Usage);
+            let part = format!("{} is not a folder: -o must be one", file.display());
+            assert!(sentence.contains(&part), "{sentence}");
+        }
         let (exit, sentence) = told(&file.join("below/it")).unwrap_err();
         assert_eq!(exit, Exit::Usage);
         assert!(sentence.ends_with("/file is a file"), "{sentence}");
@@ -315,9 +400,24 @@ mod tests {
         });
         for url in ["http://169.254.169.254/x", &hop] {
             let refused = read(url, None).await.unwrap_err();
+            assert_eq!(refused.exit, Exit::Usage, "{}", refused.sentence);
             assert!(refused.sentence.contains("metadata service"), "{}", refused.sentence);
         }
         thread.join().unwrap();
+        // The same of a name: a resolver that refuses stands for one that was lied to.
+        struct Refusing;
+        impl reqwest::dns::Resolve for Refusing {
+            fn resolve(&self, _: reqwest::dns::Name) -> reqwest::dns::Resolving {
+                let metadata = "169.254.169.254".parse().unwrap();
+                Box::pin(
+                    async move { Err(LookUpError::Refused(metadata, Reason::Metadata).into()) },
+                )
+            }
+        }
+        let client = reqwest::Client::builder().no_proxy().dns_resolver(Refusing).build().unwrap();
+        let (exit, sentence) = explain(&client.get("http://x.example/").send().await.unwrap_err());
+        assert_eq!(exit, Exit::Usage);
+        assert!(sentence.contains("its address is 169.254.169.254: "), "{sentence}");
     }
 
     #[test]
