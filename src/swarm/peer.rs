@@ -121,6 +121,9 @@ pub enum Error {
     /// Nothing was heard for too long.
     #[error("nothing was heard of the peer for too long")]
     Inactive,
+    /// Nothing has moved for long, and others want the place.
+    #[error("nothing has moved for long, and others want the place")]
+    Idle,
     /// Both sides have everything.
     #[error("both sides have everything")]
     NothingToTrade,
@@ -151,6 +154,7 @@ impl Error {
             Self::BlockStalled => "block_stalled",
             Self::Withholding => "withholding",
             Self::Inactive => "inactive",
+            Self::Idle => "idle",
             Self::NothingToTrade => "nothing_to_trade",
             Self::Banned => "banned",
             Self::Replaced => "replaced",
@@ -260,6 +264,8 @@ pub(super) struct Peer {
     pub(super) down: Meter,
     pub(super) uploaded: u64,
     pub(super) downloaded: u64,
+    /// When payload last went to it.
+    pub(super) last_served_at: Option<Instant>,
     pub(super) last_heard_at: Instant,
     pub(super) last_sent_at: Instant,
 
@@ -322,6 +328,7 @@ impl Peer {
             down: Meter::new(),
             uploaded: 0,
             downloaded: 0,
+            last_served_at: None,
             last_heard_at: now,
             last_sent_at: now,
             state_changes: 0,

@@ -360,6 +360,51 @@ fn admission_refuses_who_must_not_come() {
 }
 
 #[test]
+fn idle_peers_give_way_and_those_that_wait_or_are_served_do_not() {
+    let options = Options { connections_max: 3, slots: Slots::Limited(1), ..Options::default() };
+    let mut pair = Pair::serving(options);
+    let start = pair.now;
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let served = pair.key;
+    let waiting = pair.swarm.handle_connected(start, init(1, 3, false)).unwrap();
+    pair.swarm.handle_message(start, waiting, Message::Interested).unwrap();
+    let mute = pair.swarm.handle_connected(start, init(1, 4, false)).unwrap();
+    let closed = |pair: &mut Pair| {
+        let mut closed = Vec::new();
+        while let Some(action) = pair.swarm.poll_action() {
+            if let Action::Close(key, error) = action {
+                assert_eq!(error, Error::Idle);
+                closed.push(key);
+            }
+        }
+        for &key in &closed {
+            pair.swarm.handle_disconnected(pair.now, key);
+        }
+        closed
+    };
+    let knock = |pair: &mut Pair, seconds, id| {
+        // It says that it is alive, as everybody does who wants to keep a place.
+        pair.now = at(seconds);
+        for key in [served, waiting, mute] {
+            pair.swarm.handle_message(pair.now, key, Message::KeepAlive).unwrap();
+        }
+        pair.swarm.handle_connected(pair.now, init(1, id, false))
+    };
+    pair.now = at(50);
+    pair.swarm.handle_sent(pair.now, served, 16_384);
+    assert_eq!(knock(&mut pair, 59, 5), Err(Refused::Full));
+    assert!(knock(&mut pair, 61, 6).is_ok());
+    assert_eq!(knock(&mut pair, 61, 7), Err(Refused::Full), "they are not looked through again");
+    assert_eq!(closed(&mut pair), [mute]);
+    assert_eq!(knock(&mut pair, 109, 8), Err(Refused::Full));
+    assert!(knock(&mut pair, 111, 9).is_ok());
+    assert_eq!(closed(&mut pair), [served]);
+    // Now it has the slot, and a minute to make use of it.
+    assert!(pair.swarm.idle_peers(at(170)).all(|peer| peer.key != waiting));
+    assert!(pair.swarm.idle_peers(at(171)).any(|peer| peer.key == waiting));
+}
+
+#[test]
 fn nobody_sends_us_to_a_cloud_metadata_address() {
     let mut swarm = pair(Bitfield::none(PIECES), Options::default());
     let addrs = ["169.254.169.254:80", "[fd00:ec2::254]:80", "100.100.100.200:80", "10.0.0.1:80"];

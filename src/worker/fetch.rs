@@ -518,6 +518,7 @@ pub(super) fn why_closed(error: &swarm::Error) -> DisconnectReason {
         swarm::Error::Banned => DisconnectReason::Banned,
         swarm::Error::NothingToTrade => DisconnectReason::Useless,
         swarm::Error::Replaced => DisconnectReason::Duplicate,
+        swarm::Error::Idle => DisconnectReason::Idle,
         swarm::Error::Inactive | swarm::Error::BlockStalled => DisconnectReason::Timeout,
         swarm::Error::NotReading => DisconnectReason::Slow,
         _ => DisconnectReason::Protocol,

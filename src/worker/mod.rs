@@ -119,6 +119,8 @@ pub struct Worker<D: Driver> {
     /// Torrents with peers, or whose rates have not faded yet: the others cost nothing.
     active: Vec<Key>,
     timers: Wheel<Timer>,
+    /// Before this no idle peers are looked for, to make room for others.
+    next_turnover: Instant,
     /// Torrents and connections to look at before the turn ends.
     dirty_torrents: Vec<Key>,
     dirty_conns: Vec<Key>,
@@ -217,6 +219,7 @@ impl<D: Driver> Worker<D> {
             torrents: Table::default(),
             by_hash: HashMap::new(),
             active: Vec::new(),
+            next_turnover: now,
             timers: Wheel::new(now),
             dirty_torrents: Vec::new(),
             dirty_conns: Vec::new(),
