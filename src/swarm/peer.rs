@@ -251,6 +251,8 @@ pub(super) struct Peer {
     pub(super) refused: Vec<PieceIndex>,
     pub(super) withheld: usize,
     pub(super) receiving: Option<(Block, Instant)>,
+    /// Since when nothing is received from it because our disk does not keep up.
+    pub(super) paused_at: Option<Instant>,
     /// The piece it works on, with the serial of the attempt.
     pub(super) current: Option<(PieceIndex, u64)>,
     pub(super) allowed_fast: Vec<PieceIndex>,
@@ -318,6 +320,7 @@ impl Peer {
             refused: Vec::new(),
             withheld: 0,
             receiving: None,
+            paused_at: None,
             current: None,
             allowed_fast: Vec::new(),
             pipeline: Pipeline::default(),
@@ -344,6 +347,12 @@ impl Peer {
     /// Adds a message to what is sent next.
     pub(super) fn say(&mut self, message: Message<'_>) {
         crate::wire::encode(&message, &mut self.control);
+    }
+
+    /// The piece that it will be asked for once the download limit allows.
+    pub(super) fn waits_for_rate(&self) -> Option<PieceIndex> {
+        let (piece, _) = self.current?;
+        (self.down_wait != Wait::No).then_some(piece)
     }
 
     /// Whether blocks of `piece` may be asked of it now.

@@ -325,6 +325,50 @@ fn a_suspect_piece_that_stands_still_costs_its_peer_no_other_piece() {
 }
 
 #[test]
+fn a_suspect_piece_whose_peer_waits_for_the_limit_goes_on() {
+    let mut pair = pair(Bitfield::none(PIECES), Options { down: Some(1), ..Options::default() });
+    pair.say(Message::HaveAll).unwrap();
+    pair.say(Message::Unchoke).unwrap();
+    while let Some(block) = pair.swarm.peers[0].asked.front().map(|asked| asked.block) {
+        assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, block), Ok(Payload::Accept));
+        pair.swarm.handle_block(pair.now, pair.key, block);
+    }
+    let piece = pair.swarm.peers[0].waits_for_rate().unwrap();
+    let partial = pair.swarm.partials.get_mut(&piece).unwrap();
+    (partial.is_suspect, partial.exclusive) = (true, Some(pair.key));
+    let missing = partial.missing;
+    assert!(missing < 4, "nothing of it is here");
+    pair.swarm.handle_timeout(pair.now + Duration::from_secs(1));
+    assert_eq!(pair.swarm.partials[&piece].missing, missing);
+}
+
+#[test]
+fn what_a_paused_peer_owes_is_not_late() {
+    let mut pair = Pair::fetching();
+    let first = pair.swarm.peers[0].asked[0].block;
+    assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, first), Ok(Payload::Accept));
+    pair.swarm.handle_paused(pair.now, pair.key);
+    let pass = |pair: &mut Pair, seconds| {
+        for _ in 0..seconds {
+            pair.hear();
+            pair.now += Duration::from_secs(1);
+            pair.swarm.handle_timeout(pair.now);
+            while let Some(action) = pair.swarm.poll_action() {
+                if let Action::Close(_, error) = action {
+                    return Some(error);
+                }
+            }
+        }
+        None
+    };
+    assert_eq!(pass(&mut pair, 1000), None);
+    pair.swarm.handle_resumed(pair.now, pair.key);
+    assert_eq!(pass(&mut pair, 59), None);
+    assert_eq!(pair.swarm.totals().snubbed, 0);
+    assert_eq!(pass(&mut pair, 1), Some(Error::BlockStalled));
+}
+
+#[test]
 fn a_silent_peer_is_snubbed_then_closed() {
     let mut pair = Pair::fetching();
     let start = pair.now;
