@@ -116,6 +116,12 @@ catalogue! {
         accepts: counter [AcceptResult];
         /// Peers that were disconnected, by why.
         disconnects: counter [DisconnectReason];
+        /// UDP datagrams that came, or were handed to the network.
+        udp_datagrams: counter [Direction, DatagramKind];
+        /// Bytes in UDP datagrams, without their headers.
+        udp_bytes: counter [Direction, DatagramKind];
+        /// UDP datagrams that were dropped here, by why.
+        udp_dropped: counter [DatagramDrop];
         /// Bytes read from files to serve them.
         disk_read_bytes: counter [Temperature];
         /// Reads from files to serve them.

@@ -244,6 +244,10 @@ labels! {
         Connect "connect",
         /// Receive from a socket.
         Recv "recv",
+        /// Receive datagrams.
+        ReceiveFrom "recv_from",
+        /// Send a datagram.
+        SendTo "send_to",
         /// Send to a socket, with a copy.
         Send "send",
         /// Send to a socket, from our pages.
@@ -254,6 +258,34 @@ labels! {
         Write "write",
         /// Flush a file.
         Sync "sync",
+    }
+
+    /// What a datagram is, told by its content.
+    DatagramKind "kind" {
+        /// Of the DHT.
+        Dht "dht",
+        /// Of a UDP tracker.
+        Tracker "tracker",
+        /// Anything else.
+        Unknown "unknown",
+    }
+
+    /// Why a datagram was dropped.
+    DatagramDrop "reason" {
+        /// It came and was longer than what is taken.
+        TooLong "too_long",
+        /// It came and is nothing that is known.
+        Unknown "unknown",
+        /// It came and too many waited for the control thread.
+        QueueIn "queue_in",
+        /// It came and nobody here speaks its protocol.
+        Unclaimed "unclaimed",
+        /// It was to leave and too many waited for that.
+        QueueOut "queue_out",
+        /// It was to leave to an address that no socket of ours reaches.
+        NoSocket "no_socket",
+        /// It was to leave and the kernel refused it.
+        Send "send",
     }
 
     /// Whether an operation of the ring succeeded.

@@ -9,6 +9,10 @@ pub enum OpKind {
     Connect,
     /// [`super::Op::Recv`].
     Recv,
+    /// [`super::Op::ReceiveFrom`].
+    ReceiveFrom,
+    /// [`super::Op::SendTo`].
+    SendTo,
     /// [`super::Op::Send`] by copy.
     Send,
     /// [`super::Op::Send`] with zero-copy asked of the kernel.
@@ -23,10 +27,12 @@ pub enum OpKind {
 
 impl OpKind {
     /// All of them, in the order of [`Counters::ops`].
-    pub const ALL: [OpKind; 8] = [
+    pub const ALL: [OpKind; 10] = [
         OpKind::Accept,
         OpKind::Connect,
         OpKind::Recv,
+        OpKind::ReceiveFrom,
+        OpKind::SendTo,
         OpKind::Send,
         OpKind::SendZeroCopy,
         OpKind::Read,
@@ -40,6 +46,8 @@ impl OpKind {
             OpKind::Accept => "accept",
             OpKind::Connect => "connect",
             OpKind::Recv => "recv",
+            OpKind::ReceiveFrom => "recv_from",
+            OpKind::SendTo => "send_to",
             OpKind::Send => "send",
             OpKind::SendZeroCopy => "send_zero_copy",
             OpKind::Read => "read",
@@ -108,6 +116,6 @@ mod tests {
             counters.of_mut(kind).submitted = index as u64 + 1;
         }
         let seen: Vec<u64> = counters.ops.iter().map(|op| op.submitted).collect();
-        assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
     }
 }

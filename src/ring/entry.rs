@@ -4,6 +4,7 @@
 //! the op owns, or into [`Scratch`]. Invariant: an entry never points to memory that moves or is
 //! freed before the kernel has taken it over.
 
+use super::datagram::NAME_LEN;
 use super::setup::Features;
 use super::{Event, Op, Pool, Tag};
 use crate::sys::net::RawAddr;
@@ -21,6 +22,18 @@ const REPORT_USAGE: u16 = 1 << 3;
 /// A peer that has gone is an error of the send, not a signal.
 const MSG_NOSIGNAL: u32 = libc::MSG_NOSIGNAL.cast_unsigned();
 
+/// Number of pools.
+pub(super) const POOL_COUNT: usize = 3;
+
+/// The place of a pool in lists of them.
+pub(super) fn pool_index(pool: Pool) -> usize {
+    match pool {
+        Pool::Small => 0,
+        Pool::Large => 1,
+        Pool::Datagrams => 2,
+    }
+}
+
 /// Most messages whose memory is kept for the next turn.
 const MESSAGES_KEPT_MAX: usize = 1024;
 
@@ -33,7 +46,7 @@ pub(super) struct Scratch {
     free: Vec<Box<Message>>,
 }
 
-/// What one send or connect points to.
+/// What one send, connect or receive of datagrams points to.
 #[derive(Debug)]
 struct Message {
     header: libc::msghdr,
@@ -44,11 +57,12 @@ struct Message {
 impl Scratch {
     /// A message that stays where it is until [`Scratch::recycle`].
     fn take(&mut self) -> &mut Message {
-        let message = self.free.pop().unwrap_or_else(|| {
-            // SAFETY: a msghdr is integers and pointers, for which zero is a value.
-            let header = unsafe { std::mem::zeroed() };
+        // SAFETY: a msghdr is integers and pointers, for which zero is a value.
+        let header = unsafe { std::mem::zeroed() };
+        let mut message = self.free.pop().unwrap_or_else(|| {
             Box::new(Message { header, iovecs: Vec::new(), addr: RawAddr::unspecified() })
         });
+        message.header = header;
         self.used.push(message);
         self.used.last_mut().expect("one was just pushed")
     }
@@ -90,7 +104,7 @@ pub(super) fn refuse(tag: Tag, op: &mut Op) -> Option<Event> {
 /// The entry of an operation that lies in its slot.
 pub(super) fn build(
     op: &mut Op,
-    groups: [u16; 2],
+    groups: [u16; POOL_COUNT],
     features: Features,
     scratch: &mut Scratch,
 ) -> Entry {
@@ -104,16 +118,32 @@ pub(super) fn build(
             opcode::Connect::new(fd(socket), message.addr.as_ptr(), message.addr.len()).build()
         }
         Op::Recv { socket, pool } => {
-            let group = groups[match pool {
-                Pool::Small => 0,
-                Pool::Large => 1,
-            }];
+            let group = groups[pool_index(*pool)];
             // Nearly always there is nothing to receive yet: a first try would be wasted.
             opcode::Recv::new(fd(socket), std::ptr::null_mut(), 0)
                 .buf_group(group)
                 .ioprio(POLL_FIRST)
                 .build()
                 .flags(Flags::BUFFER_SELECT)
+        }
+        Op::ReceiveFrom { socket, pool } => {
+            let message = scratch.take();
+            message.header.msg_namelen = NAME_LEN;
+            let group = groups[pool_index(*pool)];
+            opcode::RecvMsgMulti::new(fd(socket), &raw const message.header, group).build()
+        }
+        Op::SendTo { socket, to, bytes } => {
+            let message = scratch.take();
+            message.addr = RawAddr::new(to);
+            message.header.msg_name = message.addr.as_ptr().cast_mut().cast();
+            message.header.msg_namelen = message.addr.len();
+            message.iovecs.clear();
+            // The kernel only reads from it.
+            let iov_base = bytes.as_ptr().cast_mut().cast();
+            message.iovecs.push(libc::iovec { iov_base, iov_len: bytes.len() });
+            message.header.msg_iov = message.iovecs.as_mut_ptr();
+            message.header.msg_iovlen = message.iovecs.len();
+            opcode::SendMsg::new(fd(socket), &raw const message.header).flags(MSG_NOSIGNAL).build()
         }
         Op::Send { socket, batch, from, zero_copy } => {
             let message = scratch.take();

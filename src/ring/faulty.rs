@@ -7,7 +7,8 @@
 //!   [`Event::Sent`];
 //! - events of one tag of accepts, of receives and of sends keep their order, so a stream of bytes
 //!   is never reordered; anything else may overtake anything;
-//! - a byte is never lost or doubled: what a short receive leaves over comes with the next receive
+//! - a datagram is whole or lost, never doubled; those of one receive come in any order;
+//! - a byte of a stream is never lost or doubled: what a short receive leaves over comes with the next receive
 //!   on that socket. (A socket that leaves its driver between two receives loses it: where sockets
 //!   move between workers, set [`Faults::short_recv`] to zero.)
 //!
@@ -40,9 +41,11 @@ pub struct Faults {
     pub short_read: f64,
     /// A write takes only some of its bytes.
     pub short_write: f64,
+    /// A datagram is lost, on its way out or in.
+    pub lost_datagram: f64,
     /// A receive finds its pool empty.
     pub enobufs: f64,
-    /// An operation fails: `EPIPE`, `ECONNRESET`, `ECONNREFUSED`, `EMFILE`, `EIO` or `ENOSPC`. A
+    /// An operation fails: `EPIPE`, `EPERM`, `ECONNRESET`, `ECONNREFUSED`, `EMFILE`, `EIO` or `ENOSPC`. A
     /// zero-copy send may fail and still hold its memory.
     pub failure: f64,
 }
@@ -60,6 +63,7 @@ impl Faults {
             short_recv: 0.3,
             short_read: 0.0,
             short_write: 0.3,
+            lost_datagram: 0.1,
             enobufs: 0.1,
             failure: 0.0,
         }
@@ -77,6 +81,8 @@ enum Stream {
     Accept(u64),
     Recv(u64),
     Send(u64),
+    /// Of one receive of datagrams: its last event is its last.
+    Datagrams(u64),
     /// Of one operation only.
     Alone(u64),
     /// Of the notification of one zero-copy send.
@@ -163,13 +169,34 @@ impl<D: Driver> Faulty<D> {
     }
 
     /// Puts an event on its way out.
-    fn hold(&mut self, stream: Stream, event: Event) {
+    fn hold(&mut self, stream: Stream, mut event: Event) {
+        self.swap_datagrams(stream, &mut event);
         let probability = match stream {
             Stream::Release(_) => self.faults.late_release,
             _ => self.faults.late_event,
         };
         let due = self.due(probability);
         self.held.push_back(Held { due, stream, event });
+    }
+
+    /// Lets a datagram change places with one that came earlier, if that is to happen.
+    fn swap_datagrams(&mut self, stream: Stream, event: &mut Event) {
+        let probability = self.faults.late_event;
+        let Event::Datagram { result, .. } = event else { return };
+        if !self.happens(probability) {
+            return;
+        }
+        let earlier = self.held.iter_mut().filter(|held| held.stream == stream);
+        let mut earlier = earlier.filter_map(|held| match &mut held.event {
+            Event::Datagram { result, .. } => Some(result),
+            _ => None,
+        });
+        if let Some(other) = earlier.next()
+            && result.is_ok()
+            && other.is_ok()
+        {
+            std::mem::swap(result, other);
+        }
     }
 
     /// Cuts an operation short, if that is to happen.
@@ -201,12 +228,22 @@ impl<D: Driver> Faulty<D> {
                 return Some(failed(id, op, libc::ENOBUFS, false));
             }
         }
+        if matches!(op, Op::ReceiveFrom { .. }) && self.happens(self.faults.enobufs) {
+            return Some(failed(id, op, libc::ENOBUFS, false));
+        }
+        if let Op::SendTo { bytes, .. } = op
+            && self.happens(self.faults.lost_datagram)
+        {
+            return Some(Event::SentTo { tag: Tag(id), result: Ok(bytes.len()) });
+        }
         if !self.happens(self.faults.failure) {
             return None;
         }
         let (errno, held) = match op {
             Op::Accept { .. } => (libc::EMFILE, false),
-            Op::Connect { .. } => (libc::ECONNREFUSED, false),
+            // An answer to what was sent earlier may say so to a receive.
+            Op::Connect { .. } | Op::ReceiveFrom { .. } => (libc::ECONNREFUSED, false),
+            Op::SendTo { .. } => (libc::EPERM, false),
             Op::Recv { .. } => (libc::ECONNRESET, false),
             Op::Send { zero_copy, .. } => (libc::EPIPE, *zero_copy && self.rng.bool()),
             Op::Read { .. } | Op::Sync { .. } => (libc::EIO, false),
@@ -230,6 +267,11 @@ impl<D: Driver> Faulty<D> {
                 if let Some(socket) = socket.and_then(|socket| socket.upgrade()) {
                     self.cut_receive(&socket, buffer);
                 }
+            }
+            Event::Datagram { result: Ok(_), last: false, .. }
+                if self.happens(self.faults.lost_datagram) =>
+            {
+                return;
             }
             Event::Sent { held, .. }
                 if !*held && zero_copy && self.happens(self.faults.late_release) =>
@@ -322,7 +364,7 @@ impl<D: Driver> Faulty<D> {
     /// Gives an event the caller's tag back, and forgets its operation if it was the last.
     fn deliver(&mut self, mut event: Event) -> Event {
         let is_last = match &event {
-            Event::Accepted { last, .. } => *last,
+            Event::Accepted { last, .. } | Event::Datagram { last, .. } => *last,
             Event::Sent { held, .. } => !held,
             _ => true,
         };
@@ -345,6 +387,7 @@ impl<D: Driver> Driver for Faulty<D> {
             Op::Accept { .. } => (Stream::Accept(tag.0), None, false),
             Op::Recv { socket, .. } => (Stream::Recv(tag.0), Some(Rc::downgrade(socket)), false),
             Op::Send { zero_copy, .. } => (Stream::Send(tag.0), None, *zero_copy),
+            Op::ReceiveFrom { .. } => (Stream::Datagrams(id), None, false),
             _ => (Stream::Alone(id), None, false),
         };
         self.pushed.insert(id, Pushed { tag, stream, socket, zero_copy });
@@ -409,6 +452,8 @@ fn tag_of(event: &mut Event) -> Option<&mut Tag> {
         Event::Accepted { tag, .. }
         | Event::Connected { tag, .. }
         | Event::Received { tag, .. }
+        | Event::Datagram { tag, .. }
+        | Event::SentTo { tag, .. }
         | Event::Sent { tag, .. }
         | Event::Released { tag, .. }
         | Event::Read { tag, .. }
@@ -426,6 +471,8 @@ fn failed(id: u64, op: &mut Op, errno: i32, held: bool) -> Event {
         Op::Accept { .. } => Event::Accepted { tag, result: Err(error), last: true },
         Op::Connect { .. } => Event::Connected { tag, result: Err(error) },
         Op::Recv { .. } => Event::Received { tag, result: Err(error) },
+        Op::ReceiveFrom { .. } => Event::Datagram { tag, result: Err(error), last: true },
+        Op::SendTo { .. } => Event::SentTo { tag, result: Err(error) },
         Op::Send { .. } => Event::Sent { tag, result: Err(error), held },
         Op::Read { buffer, .. } => {
             Event::Read { tag, result: Err(error), buffer: std::mem::take(buffer) }

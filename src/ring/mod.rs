@@ -11,6 +11,7 @@
 mod batch;
 mod buffers;
 mod counters;
+mod datagram;
 mod entry;
 mod faulty;
 mod probe;
@@ -24,6 +25,7 @@ mod waker;
 pub use self::batch::{BATCH_PARTS_MAX, Batch, BatchError, Lease};
 pub use self::buffers::{BUFFERS_MAX, RecvBuffer};
 pub use self::counters::{Counters, OpCounters, OpKind};
+pub use self::datagram::Datagram;
 pub use self::faulty::{Faults, Faulty};
 pub use self::probe::{Finding, Report, probe};
 pub use self::setup::{Buffers, Config, Features, Level, Unavailable};
@@ -51,6 +53,8 @@ pub enum Pool {
     Small,
     /// Fewer large ones: connections that we fetch from.
     Large,
+    /// For datagrams, and apart from the others: a flood of them leaves nobody else without.
+    Datagrams,
 }
 
 /// An operation, with all that the kernel will touch.
@@ -75,6 +79,25 @@ pub enum Op {
         socket: Handle,
         /// Where the buffer comes from.
         pool: Pool,
+    },
+    /// Receive datagrams until cancelled or in want of a buffer; one [`Event::Datagram`] each
+    /// (Linux 6.0; `EINVAL` before). It repeats by itself because datagrams come in bursts and
+    /// from anybody: there is always a receive under way, and nothing is allocated for a sender
+    /// before the bytes are there.
+    ReceiveFrom {
+        /// A datagram socket.
+        socket: Handle,
+        /// Where the buffers come from. Their number is the most that one turn takes in.
+        pool: Pool,
+    },
+    /// Send one datagram. Any number at a time for each socket.
+    SendTo {
+        /// A datagram socket.
+        socket: Handle,
+        /// Where to.
+        to: SocketAddr,
+        /// What to send.
+        bytes: Vec<u8>,
     },
     /// Send a batch, from its byte `from` to its end. One at a time for each socket: of two, a
     /// short first one would be followed by the second. (One that is only held may be followed.)
@@ -149,6 +172,25 @@ pub enum Event {
         /// The bytes; dropping them gives the buffer back.
         result: io::Result<RecvBuffer>,
     },
+    /// A datagram, or why there was none. `EMSGSIZE`: it was longer than a buffer, and is gone;
+    /// `ENOBUFS`: the pool is empty; errors that an earlier datagram of ours met on its way
+    /// (`ECONNREFUSED`) say nothing about the next one. After `last` the operation is over and has
+    /// to be pushed again to receive more, whatever the result.
+    Datagram {
+        /// The tag of the operation.
+        tag: Tag,
+        /// The datagram.
+        result: io::Result<Datagram>,
+        /// Whether the operation ended with this event.
+        last: bool,
+    },
+    /// A datagram was sent, as far as this machine can tell.
+    SentTo {
+        /// The tag of the operation.
+        tag: Tag,
+        /// Its length in bytes.
+        result: io::Result<usize>,
+    },
     /// The kernel took some bytes of a batch. With zero-copy it may still read them: the driver
     /// keeps the batch until [`Event::Released`], the caller may send the rest meanwhile.
     Sent {
@@ -213,7 +255,8 @@ pub trait Driver {
     /// The handle by which other threads make [`Driver::wait`] return with [`Event::Woken`].
     fn waker(&self) -> std::sync::Arc<Waker>;
 
-    /// Operations that have not had their last event (an armed accept counts, the waker does not).
+    /// Operations that have not had their last event (an armed accept or receive counts, the waker
+    /// does not).
     fn in_flight(&self) -> usize;
 
     /// Running totals since the driver was made.

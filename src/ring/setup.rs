@@ -28,6 +28,9 @@ pub struct Config {
     pub small_buffers: Buffers,
     /// Buffers of [`super::Pool::Large`].
     pub large_buffers: Buffers,
+    /// Buffers of [`super::Pool::Datagrams`]. A datagram that does not fit, with some 50 bytes of
+    /// header, is lost.
+    pub datagram_buffers: Buffers,
     /// Kernel threads for file operations that this kernel or file system cannot do otherwise.
     pub file_threads_max: u32,
     /// The best level to try, for tests and to work around a kernel.
@@ -41,6 +44,7 @@ impl Default for Config {
             completions: 8192,
             small_buffers: Buffers { count: 512, len: 4 << 10 },
             large_buffers: Buffers { count: 64, len: 256 << 10 },
+            datagram_buffers: Buffers { count: 128, len: 4 << 10 },
             file_threads_max: 4,
             level_max: Level::NoIndirection,
         }

@@ -7,7 +7,8 @@
 
 use super::buffers::{BufferRing, RecvBuffer};
 use super::counters::{Counters, OpKind};
-use super::entry::{self, Scratch};
+use super::datagram;
+use super::entry::{self, POOL_COUNT, Scratch};
 use super::setup::{self, Config, Features, Unavailable};
 use super::slots::{InFlight, Key, Slots};
 use super::waker::Waker;
@@ -48,8 +49,8 @@ pub struct Uring {
     wake_count: Box<u64>,
     is_wake_armed: bool,
     waker: Arc<Waker>,
-    small: Option<BufferRing>,
-    large: Option<BufferRing>,
+    /// In the order of [`entry::pool_index`]; none once they were leaked.
+    pools: [Option<BufferRing>; POOL_COUNT],
     scratch: Scratch,
     /// Entries that found the submission queue full, in order.
     unsent: VecDeque<squeue::Entry>,
@@ -79,8 +80,11 @@ impl Uring {
         let pool = |group, buffers: setup::Buffers| {
             BufferRing::new(&ring, group, buffers.count, buffers.len).map_err(explain)
         };
-        let small = Some(pool(0, config.small_buffers)?);
-        let large = Some(pool(1, config.large_buffers)?);
+        let pools = [
+            Some(pool(0, config.small_buffers)?),
+            Some(pool(1, config.large_buffers)?),
+            Some(pool(2, config.datagram_buffers)?),
+        ];
         let waker = Arc::new(Waker::new().map_err(explain)?);
         Ok(Uring {
             ring: Ring(ring),
@@ -89,8 +93,7 @@ impl Uring {
             wake_count: Box::new(0),
             is_wake_armed: false,
             waker,
-            small,
-            large,
+            pools,
             scratch: Scratch::default(),
             unsent: VecDeque::new(),
             ready: VecDeque::new(),
@@ -105,10 +108,7 @@ impl Uring {
     }
 
     fn pool(&self, pool: Pool) -> Option<&BufferRing> {
-        match pool {
-            Pool::Small => self.small.as_ref(),
-            Pool::Large => self.large.as_ref(),
-        }
+        self.pools[entry::pool_index(pool)].as_ref()
     }
 
     /// Writes an entry into the submission queue, or behind those that wait for room there.
@@ -263,6 +263,10 @@ impl Uring {
         }
         match &mut in_flight.op {
             Op::Accept { .. } => Some(accepted(tag, completion.result, false)),
+            &mut Op::ReceiveFrom { pool, .. } => {
+                let result = self.received(pool, completion).and_then(datagram::parse);
+                Some(Event::Datagram { tag, result, last: false })
+            }
             Op::Send { .. } => {
                 in_flight.is_sent = true;
                 let (batch_len, from) = send_range(&in_flight.op);
@@ -286,6 +290,11 @@ impl Uring {
                 let result = self.received(pool, completion);
                 Event::Received { tag, result }
             }
+            Op::ReceiveFrom { pool, .. } => {
+                let result = self.received(pool, completion).and_then(datagram::parse);
+                Event::Datagram { tag, result, last: true }
+            }
+            Op::SendTo { .. } => Event::SentTo { tag, result: outcome(result) },
             Op::Send { batch, from, .. } => {
                 self.sent(tag, result, batch.len().saturating_sub(from), false)
             }
@@ -356,6 +365,8 @@ fn kind_of(op: &Op, features: Features) -> OpKind {
         Op::Accept { .. } => OpKind::Accept,
         Op::Connect { .. } => OpKind::Connect,
         Op::Recv { .. } => OpKind::Recv,
+        Op::ReceiveFrom { .. } => OpKind::ReceiveFrom,
+        Op::SendTo { .. } => OpKind::SendTo,
         Op::Send { zero_copy: true, .. } if features.zero_copy => OpKind::SendZeroCopy,
         Op::Send { .. } => OpKind::Send,
         Op::Read { .. } => OpKind::Read,
@@ -388,8 +399,8 @@ impl Driver for Uring {
             self.ready.push_back(event);
             return;
         }
-        let groups =
-            [&self.small, &self.large].map(|pool| pool.as_ref().map_or(0, BufferRing::group));
+        let group = |pool: &Option<BufferRing>| pool.as_ref().map_or(0, BufferRing::group);
+        let groups = self.pools.each_ref().map(group);
         let key = self.slots.insert(tag, op);
         let Key::Op { slot, generation } = key else { return };
         let Some(in_flight) = self.slots.get_mut(slot, generation) else { return };
@@ -406,7 +417,7 @@ impl Driver for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, events: &mut VecDeque<Event>) -> io::Result<()> {
-        for pool in [&mut self.small, &mut self.large].into_iter().flatten() {
+        for pool in self.pools.iter_mut().flatten() {
             pool.publish();
         }
         self.arm_waker();
@@ -461,8 +472,7 @@ impl Drop for Uring {
         if self.slots.len() > 0 || self.is_wake_armed {
             std::mem::forget(std::mem::take(&mut self.slots));
             std::mem::forget(std::mem::take(&mut self.wake_count));
-            let pools = [self.small.take(), self.large.take()];
-            pools.into_iter().flatten().for_each(BufferRing::leak);
+            self.pools.iter_mut().filter_map(Option::take).for_each(BufferRing::leak);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! TCP sockets as the ring wants them: made here, listened and connected there.
+//! TCP and UDP sockets as the ring wants them: made here, listened, connected and read there.
 //!
 //! Addresses and descriptors enter; non-blocking, close-on-exec sockets, addresses, and the lock
 //! on a port leave. Invariant: nothing here waits for the network, and no name is resolved.
@@ -12,6 +12,10 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 
 /// Connections that may wait to be accepted by one listener.
 pub const BACKLOG: i32 = 1024;
+
+/// Bytes of datagrams that may wait unread in one socket; the kernel doubles the value, and takes
+/// less where its setting net.core.rmem_max is lower.
+const DATAGRAM_BACKLOG: i32 = 1 << 20;
 
 /// An address as the kernel reads it.
 #[derive(Clone, Copy)]
@@ -90,6 +94,26 @@ impl RawAddr {
     }
 }
 
+/// The address that a receive wrote in the kernel's form.
+pub(crate) fn addr_from_raw(bytes: &[u8]) -> io::Result<SocketAddr> {
+    let mut raw = RawAddr::unspecified();
+    let is_whole =
+        match bytes.get(..2).map(|family| i32::from(u16::from_ne_bytes([family[0], family[1]]))) {
+            Some(libc::AF_INET) => bytes.len() >= size_of::<libc::sockaddr_in>(),
+            Some(libc::AF_INET6) => bytes.len() >= size_of::<libc::sockaddr_in6>(),
+            _ => false,
+        };
+    if !is_whole || bytes.len() > size_of::<libc::sockaddr_storage>() {
+        return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+    }
+    // SAFETY: the storage is integers only, is not longer than this, and is nobody else's.
+    unsafe {
+        let into = (&raw mut raw.storage).cast::<u8>();
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), into, bytes.len());
+    }
+    raw.to_std()
+}
+
 impl std::fmt::Debug for RawAddr {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("RawAddr").field(&self.to_std().ok()).finish()
@@ -133,14 +157,38 @@ fn set_flag(socket: BorrowedFd<'_>, level: i32, name: i32, on: bool) -> io::Resu
 /// # Errors
 /// What socket(2) says: `EMFILE`, `EAFNOSUPPORT` where there is no IPv6.
 pub fn tcp_socket(addr: &SocketAddr) -> io::Result<OwnedFd> {
+    let socket = new_socket(addr, libc::SOCK_STREAM)?;
+    set_nodelay(socket.as_fd())?;
+    Ok(socket)
+}
+
+/// A UDP socket that is bound to `addr`, shared with nobody, and leaves from where `bind` says:
+/// its address must be that of `addr`, its interface is the only one that is used.
+///
+/// # Errors
+/// What the kernel says: `EADDRINUSE`, `EADDRNOTAVAIL`, `EAFNOSUPPORT`, `ENODEV`.
+pub fn datagram_socket(addr: &SocketAddr, bind_to: Option<&Bind>) -> io::Result<OwnedFd> {
+    let socket = new_socket(addr, libc::SOCK_DGRAM)?;
+    match bind_to {
+        None => {}
+        Some(Bind::Address(source)) if *source == addr.ip() => {}
+        Some(Bind::Address(_)) => return Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL)),
+        Some(Bind::Interface(device)) => bind_device(socket.as_fd(), device)?,
+    }
+    set_recv_buffer(socket.as_fd(), DATAGRAM_BACKLOG)?;
+    bind(socket.as_fd(), addr)?;
+    Ok(socket)
+}
+
+/// A fresh socket of one kind, of the family of `addr`.
+fn new_socket(addr: &SocketAddr, kind: i32) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: the call takes no memory of ours.
-    let fd = unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) };
+    let fd = unsafe { libc::socket(family, kind, 0) };
     check(fd)?;
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    set_nodelay(socket.as_fd())?;
     if addr.is_ipv6() {
         // Addresses of version 4 have listeners of their own: nothing arrives as ::ffff:a.b.c.d.
         set_flag(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, true)?;
@@ -316,6 +364,9 @@ pub enum PortError {
     /// Some other program holds it.
     #[error("{0} is in use by another program")]
     InUse(SocketAddr),
+    /// Its number is held for UDP.
+    #[error("{0} is in use for UDP by another program")]
+    InUseForUdp(SocketAddr),
     /// It cannot be used at all.
     #[error("{0} cannot be listened on: {1}")]
     Unusable(SocketAddr, #[source] io::Error),
@@ -400,8 +451,16 @@ mod tests {
     fn addresses_keep_their_meaning() {
         for text in ["1.2.3.4:5", "0.0.0.0:0", "[::1]:65535", "[fe80::1:2%7]:80"] {
             let addr: SocketAddr = text.parse().unwrap();
-            assert_eq!(RawAddr::new(&addr).to_std().unwrap(), addr);
+            let raw = RawAddr::new(&addr);
+            assert_eq!(raw.to_std().unwrap(), addr);
+            let len = usize::try_from(raw.len()).unwrap();
+            // SAFETY: the storage is longer than the address, and lives as long as `raw`.
+            let bytes = unsafe { std::slice::from_raw_parts(raw.as_ptr().cast::<u8>(), len) };
+            assert_eq!(addr_from_raw(bytes).unwrap(), addr);
+            assert!(addr_from_raw(&bytes[..len - 1]).is_err());
+            assert!(addr_from_raw(&[bytes, &[0; 200]].concat()).is_err());
         }
+        assert!(addr_from_raw(&[]).is_err() && addr_from_raw(&[1; 16]).is_err());
     }
 
     #[test]

@@ -204,6 +204,11 @@ impl Mailbox {
 }
 
 impl Mailbox {
+    /// Wakes the worker if it sleeps, for queues beside the letters.
+    pub(super) fn wake(&self) {
+        self.waker.wake();
+    }
+
     /// [`Mailbox::send`] that waits for room: for threads that may block, and letters that must
     /// arrive. The letter comes back if the worker has ended.
     pub fn send_waiting(&self, letter: Letter) -> Result<(), Letter> {

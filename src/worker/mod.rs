@@ -9,6 +9,7 @@
 mod accept;
 mod admission;
 mod connection;
+pub mod datagrams;
 mod fetch;
 mod hash;
 mod health;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use self::admission::{Admission, Pause};
 use self::connection::{Conn, Phase};
+use self::datagrams::Datagrams;
 use self::fetch::{PieceWrite, WriteOp};
 use self::hash::{ToBlame, ToHash};
 use self::in_place::InPlace;
@@ -134,6 +136,7 @@ pub struct Worker<D: Driver> {
     reads: Table<ChunkRead>,
     writes: Table<WriteOp>,
     piece_writes: Table<PieceWrite>,
+    datagrams: Datagrams,
     /// Pieces whose blocks are all here and whose digest is not known yet; whether the digests of
     /// their blocks are wanted too.
     to_hash: VecDeque<ToHash>,
@@ -182,6 +185,8 @@ enum Timer {
     Confirm(Key),
     /// When to listen again after the system had no descriptor to give.
     Listen(usize),
+    /// When to receive datagrams again after an error.
+    Datagrams(usize),
     /// When to do the housekeeping.
     Housekeeping,
 }
@@ -230,6 +235,7 @@ impl<D: Driver> Worker<D> {
             reads: Table::default(),
             writes: Table::default(),
             piece_writes: Table::default(),
+            datagrams: Datagrams::default(),
             to_hash: VecDeque::new(),
             to_blame: VecDeque::new(),
             fresh: VecDeque::new(),
@@ -254,6 +260,7 @@ impl<D: Driver> Worker<D> {
         for index in 0..self.listeners.len() {
             self.listen(index);
         }
+        self.receive_all_datagrams();
         self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
         loop {
             let timeout = self.timeout();
@@ -275,6 +282,7 @@ impl<D: Driver> Worker<D> {
         }
         self.count_ring();
         self.count_swarms();
+        self.count_datagrams();
         // The control thread may be busy; it must hear of this one, and nothing else runs here.
         let _ = self.shared.reports.blocking_send(Report::Stopped(self.options.number));
         Ok(())
@@ -295,6 +303,7 @@ impl<D: Driver> Worker<D> {
                 }
             }
         }
+        self.send_datagrams();
         let mut due = std::mem::take(&mut self.scratch.due);
         self.timers.turn(self.now, &mut due);
         for timer in due.drain(..) {
@@ -311,6 +320,7 @@ impl<D: Driver> Worker<D> {
     /// How long the ring may wait before there is something to do anyway.
     fn timeout(&self) -> Option<Duration> {
         let more = self.letters_wait
+            || self.datagrams.has_more()
             || self.can_fill_lanes()
             || !self.to_blame.is_empty()
             || !self.dirty_conns.is_empty()
@@ -331,6 +341,8 @@ impl<D: Driver> Worker<D> {
             Event::Accepted { tag, result, last } => self.on_accepted(tag, result, last),
             Event::Connected { tag, result } => self.on_connected(tag, result),
             Event::Received { tag, result } => self.on_received(tag, result),
+            Event::Datagram { tag, result, last } => self.on_datagram(tag, result, last),
+            Event::SentTo { tag, result } => self.on_sent_to(tag, result),
             Event::Sent { tag, result, held } => self.on_sent(tag, result, held),
             Event::Released { tag, copied } => self.on_released(tag, copied),
             Event::Read { tag, result, buffer } => match Target::of(tag) {
@@ -381,6 +393,7 @@ impl<D: Driver> Worker<D> {
             Timer::Stall(key) => self.on_stall_timer(key),
             Timer::Confirm(key) => self.confirm(key),
             Timer::Listen(index) => self.listen(index),
+            Timer::Datagrams(index) => self.receive_datagrams(index),
             Timer::Housekeeping => self.housekeep(),
         }
     }
@@ -430,6 +443,7 @@ impl<D: Driver> Worker<D> {
         self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
         self.count_ring();
         self.count_swarms();
+        self.count_datagrams();
         let faults = major_faults();
         self.core.major_faults.add(faults.saturating_sub(self.faults_before));
         self.faults_before = faults;
@@ -525,6 +539,7 @@ impl<D: Driver> Worker<D> {
             }
         }
         let idle = !writes && self.syncs_in_flight == 0 && self.reports.is_empty();
+        let idle = idle && self.datagrams.is_done();
         idle || self.now >= deadline
     }
 
@@ -539,6 +554,8 @@ fn ring_op(kind: OpKind) -> RingOp {
         OpKind::Accept => RingOp::Accept,
         OpKind::Connect => RingOp::Connect,
         OpKind::Recv => RingOp::Recv,
+        OpKind::ReceiveFrom => RingOp::ReceiveFrom,
+        OpKind::SendTo => RingOp::SendTo,
         OpKind::Send => RingOp::Send,
         OpKind::SendZeroCopy => RingOp::SendZeroCopy,
         OpKind::Read => RingOp::Read,

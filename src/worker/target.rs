@@ -19,6 +19,8 @@ pub(super) enum Target {
     Sync(Key),
     WriteBlock(Key),
     Check(Key),
+    Datagrams(usize),
+    SendTo(Key),
 }
 
 impl Target {
@@ -39,6 +41,8 @@ impl Target {
             Self::Sync(key) => pack(7, key),
             Self::WriteBlock(key) => pack(8, key),
             Self::Check(key) => pack(9, key),
+            Self::Datagrams(index) => Tag(10 << (32 + GENERATION_BITS) | index as u64),
+            Self::SendTo(key) => pack(11, key),
         }
     }
 
@@ -57,6 +61,8 @@ impl Target {
             7 => Self::Sync(key),
             8 => Self::WriteBlock(key),
             9 => Self::Check(key),
+            10 => Self::Datagrams(slot as usize),
+            11 => Self::SendTo(key),
             _ => return None,
         })
     }

@@ -1,5 +1,6 @@
 //! Scenarios on the real kernel, each written for any driver and run on several.
 
+mod datagrams;
 mod echo;
 mod files;
 mod sockets;
@@ -25,6 +26,7 @@ fn tiny() -> Config {
         completions: 16,
         small_buffers: Buffers { count: 2, len: 512 },
         large_buffers: Buffers { count: 2, len: 8192 },
+        datagram_buffers: Buffers { count: 2, len: 1024 },
         ..Config::default()
     }
 }

@@ -81,6 +81,8 @@ fn targets_survive_their_tags() {
         Target::Sync(key),
         Target::WriteBlock(key),
         Target::Check(key),
+        Target::Datagrams(3),
+        Target::SendTo(key),
     ] {
         assert_eq!(Target::of(target.tag()), Some(target));
     }
