@@ -18,8 +18,9 @@ use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
 pub use super::start::StartError;
 use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
+use super::udp::{Hub, Machine};
 use crate::metainfo::Metainfo;
-use crate::metrics::{Core, HashReason, Registry};
+use crate::metrics::{Core, DatagramKind, HashReason, Registry};
 use crate::storage::recovery::Had;
 use crate::storage::verify::{self, Checker, Progress};
 use crate::storage::{self, Content, Mode};
@@ -27,6 +28,7 @@ use crate::swarm::{self, Source};
 use crate::sys::net::Bind;
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash};
+use crate::worker::datagrams::{self, Udp};
 use crate::worker::mailbox::{Blocking, Directory, Letter, NewTorrent, Report, Shared, Totals};
 
 /// Reports that may wait for the control thread.
@@ -35,9 +37,8 @@ const REPORTS_MAX: usize = 4096;
 /// Threads for opening, reserving and comparing the files of torrents that are well.
 pub(super) const FILE_THREADS: usize = 2;
 
-/// How long `shutdown` gives the trackers and the workers, together within the 10 s promised.
-const TRACKERS_STOP: Duration = Duration::from_secs(5);
-const WORKERS_STOP: Duration = Duration::from_millis(7_500);
+/// How often letters that found no room are posted again.
+pub(super) const UNSENT_RETRY: Duration = Duration::from_millis(100);
 
 /// How the engine is to be.
 #[derive(Clone)]
@@ -173,14 +174,15 @@ pub struct Engine {
     /// Torrents that their files failed, by when they are tried again.
     pub(super) trials: BTreeMap<Instant, Vec<InfoHash>>,
     /// The cells of this thread.
-    cells: Arc<Core>,
+    pub(super) cells: Arc<Core>,
     pub(super) trackers: tracker::Handle,
     found: mpsc::Receiver<tracker::Found>,
-    reports: mpsc::Receiver<Report>,
-    outbox: Outbox,
+    pub(super) reports: mpsc::Receiver<Report>,
+    pub(super) outbox: Outbox,
+    pub(super) hub: Hub,
     retry: tokio::time::Interval,
     /// Workers that have ended.
-    gone_count: usize,
+    pub(super) gone_count: usize,
 }
 
 impl Engine {
@@ -195,7 +197,7 @@ impl Engine {
         Self::judge(&settings)?;
         let cores = choose_cores(&settings.cores)?;
         settings.connections_max = fitting_connections(settings.connections_max);
-        let mut ports = ports::bind(&settings.listen, cores.len())?;
+        let mut ports = ports::bind(&settings.listen, settings.bind.as_ref(), cores.len())?;
         let registry = Registry::new(cores.len());
         let (reports_in, reports) = mpsc::channel(REPORTS_MAX);
         let shared = Shared {
@@ -206,7 +208,10 @@ impl Engine {
             blocking: Blocking::start("files", FILE_THREADS).map_err(StartError::Thread)?,
         };
         let listeners = std::mem::take(&mut ports.listeners);
-        start_workers(&settings, &shared, &registry, &cores, listeners)?;
+        let sockets = std::mem::take(&mut ports.datagram_sockets);
+        let (end, udp, arrivals) = datagrams::ends(sockets, Arc::clone(&shared.mailboxes));
+        let hub = Hub::new(udp, arrivals);
+        start_workers(&settings, &shared, &registry, &cores, listeners, end)?;
         let port = ports.addrs.first().map_or(0, SocketAddr::port);
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
@@ -215,7 +220,7 @@ impl Engine {
             tracker::Service::spawn(config).map_err(|error| StartError::Http(error.to_string()))?;
         let threads = verify::Options { threads: cores.len(), low_priority: settings.quiet_checks };
         let checker = Checker::start(threads).map_err(StartError::Thread)?;
-        let mut retry = tokio::time::interval(Duration::from_millis(100));
+        let mut retry = tokio::time::interval(UNSENT_RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let engine = Self {
             loads: vec![0; cores.len()],
@@ -235,6 +240,7 @@ impl Engine {
             found,
             reports,
             outbox: Outbox::new(cores.len()),
+            hub,
             retry,
             gone_count: 0,
         };
@@ -262,6 +268,17 @@ impl Engine {
     /// Where peers reach us.
     pub fn peer_addrs(&self) -> &[SocketAddr] {
         &self.ports.addrs
+    }
+
+    /// The way out for datagrams.
+    pub fn udp(&self) -> &Udp {
+        self.hub.udp()
+    }
+
+    /// Lets a machine have all datagrams of a kind, instead of an earlier one; it is turned while
+    /// [`Engine::event`] or [`Engine::shutdown`] is polled.
+    pub fn attach(&mut self, kind: DatagramKind, machine: Box<dyn Machine>) {
+        self.hub.attach(kind, machine);
     }
 
     /// The metrics.
@@ -373,6 +390,7 @@ impl Engine {
                     self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
+                () = self.hub.turn(&self.cells) => None,
                 _ = self.retry.tick() => {
                     self.post_unsent();
                     self.try_due();
@@ -522,44 +540,12 @@ impl Engine {
         self.post_unsent();
     }
 
-    fn post_unsent(&mut self) {
+    pub(super) fn post_unsent(&mut self) {
         let Some(mailboxes) = self.shared.mailboxes.get() else { return };
         self.outbox.flush(|worker, letter| match mailboxes.get(worker) {
             Some(mailbox) => mailbox.send(letter),
             None => Ok(()),
         });
-    }
-
-    /// Announces `stopped`, lets the workers write and flush, and ends within the promised time.
-    pub async fn shutdown(mut self) {
-        // Hash threads that hold results must not wait for somebody to take them.
-        self.checked.1.close();
-        self.probed.1.close();
-        for worker in 0..self.loads.len() {
-            self.post(worker, Letter::Stop);
-        }
-        let (worker_count, trackers) = (self.loads.len(), self.trackers.clone());
-        let workers = async {
-            let mut stopped = self.gone_count;
-            while stopped < worker_count {
-                self.post_unsent();
-                let report = tokio::time::timeout(Duration::from_millis(100), self.reports.recv());
-                match report.await {
-                    Ok(Some(Report::Stopped(_) | Report::Died(..))) => stopped += 1,
-                    Ok(None) => return,
-                    _ => {}
-                }
-            }
-        };
-        let trackers = trackers.shutdown(TRACKERS_STOP);
-        let (workers, _unsaid) =
-            tokio::join!(tokio::time::timeout(WORKERS_STOP, workers), trackers);
-        if workers.is_err() {
-            tracing::warn!("a worker did not end in time; what it had verified may not be flushed");
-        }
-        // It joins its threads, which may hang on a disk: nobody waits for that.
-        let checker = self.checker;
-        tokio::task::spawn_blocking(move || drop(checker));
     }
 }
 

@@ -7,6 +7,8 @@
 //! - `ledger`: totals of torrents over all runs.
 //! - `outbox`: letters on their way to workers, one queue for each.
 //! - `retry`: torrents that their files failed, until they can go on.
+//! - `stop`: the end of an engine.
+//! - [`udp`]: the machines behind the UDP sockets.
 //! - [`run`]: the server: engine, state, watch folders and HTTP together.
 //!
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
@@ -20,6 +22,8 @@ mod retry;
 pub mod run;
 pub mod settings;
 mod start;
+mod stop;
+pub mod udp;
 
 #[cfg(test)]
 mod tests;

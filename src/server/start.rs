@@ -16,6 +16,7 @@ use crate::sys::net::{self, Bind};
 use crate::sys::process;
 use crate::units::PeerId;
 use crate::worker::Worker;
+use crate::worker::datagrams::{HOME, WorkerEnd};
 use crate::worker::mailbox::{self, Mailbox, Report, Shared};
 
 /// Why the engine does not start.
@@ -118,13 +119,16 @@ pub(super) fn start_workers(
     registry: &Registry,
     cores: &[usize],
     listeners: Vec<Vec<OwnedFd>>,
+    datagrams: WorkerEnd,
 ) -> Result<(), StartError> {
     let mut mailboxes = Vec::new();
     let count = cores.len();
+    let mut datagrams = Some(datagrams);
     for ((number, &core), sockets) in cores.iter().enumerate().zip(listeners) {
         let (ready, waker) = std::sync::mpsc::sync_channel(1);
         let (letters_in, letters) = mailbox::letters();
         let (shared, cells) = (shared.clone(), Arc::clone(&registry.cores()[number]));
+        let datagrams = datagrams.take_if(|_| number == HOME);
         let options = crate::worker::Options {
             number,
             connections_max: settings.connections_max.div_ceil(count),
@@ -148,7 +152,10 @@ pub(super) fn start_workers(
             let _ = ready.send(Ok(driver.waker()));
             let reports = shared.reports.clone();
             let listeners = sockets.into_iter().map(Rc::new).collect();
-            let worker = Worker::new(driver, options, shared, letters, listeners, cells);
+            let mut worker = Worker::new(driver, options, shared, letters, listeners, cells);
+            if let Some(end) = datagrams {
+                worker = worker.with_datagrams(end);
+            }
             let work = std::panic::AssertUnwindSafe(|| worker.run());
             let died = match std::panic::catch_unwind(work) {
                 Ok(Ok(())) => return,

@@ -1,5 +1,7 @@
 //! The engine with one real worker, and torrents whose files fail them.
 
+mod datagrams;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;

@@ -19,6 +19,7 @@ use crate::storage::Mode;
 use crate::swarm::{self, Source};
 use crate::sys::net;
 use crate::units::{Bitfield, PeerId};
+use crate::worker::datagrams::WorkerEnd;
 use crate::worker::mailbox::{
     self, Blocking, Directory, Letter, Mailbox, NewTorrent, Report, Shared, Totals,
 };
@@ -79,12 +80,24 @@ pub(super) fn idle_worker() -> (Worker<Uring>, Arc<Core>) {
 impl Fleet {
     /// Starts `count` workers, named by `name` towards peers.
     pub(super) fn start(name: u8, count: usize, ring: Ring, options: &Options) -> Self {
+        Self::start_with(name, count, ring, options, |_| None)
+    }
+
+    /// The same; the first one is the home of the UDP sockets of the end that is made.
+    pub(super) fn start_with(
+        name: u8,
+        count: usize,
+        ring: Ring,
+        options: &Options,
+        make_end: impl FnOnce(&Arc<OnceLock<Vec<Mailbox>>>) -> Option<WorkerEnd>,
+    ) -> Self {
         let (shared, reports) = new_shared(name);
+        let mut end = make_end(&shared.mailboxes);
         let mut mailboxes = Vec::new();
         let mut members = Vec::new();
         for number in 0..count {
             let options = Options { number, ..options.clone() };
-            let (member, mailbox) = start_worker(&shared, ring, options);
+            let (member, mailbox) = start_worker(&shared, ring, options, end.take());
             members.push(member);
             mailboxes.push(mailbox);
         }
@@ -254,7 +267,20 @@ fn assert_connections_balance(core: &Core) {
     assert_eq!(peers, gone, "peers that came, and went");
 }
 
-fn start_worker(shared: &Shared, ring: Ring, options: Options) -> (Member, Mailbox) {
+/// A worker, as the home of sockets if it is given any.
+fn new_worker<D: ring::Driver>(worker: Worker<D>, end: Option<WorkerEnd>) -> Worker<D> {
+    match end {
+        Some(end) => worker.with_datagrams(end),
+        None => worker,
+    }
+}
+
+fn start_worker(
+    shared: &Shared,
+    ring: Ring,
+    options: Options,
+    end: Option<WorkerEnd>,
+) -> (Member, Mailbox) {
     let (shared, core, seen) = (shared.clone(), Arc::<Core>::default(), Arc::<Seen>::default());
     let listener = net::listen(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let addr = net::local_addr(listener.as_fd()).unwrap();
@@ -274,12 +300,14 @@ fn start_worker(shared: &Shared, ring: Ring, options: Options) -> (Member, Mailb
         let work = std::panic::AssertUnwindSafe(|| match ring {
             Ring::Plain => {
                 let driver = Watch::new(driver, watched);
-                Worker::new(driver, options, shared, letters, listeners, cells).run()
+                let worker = Worker::new(driver, options, shared, letters, listeners, cells);
+                new_worker(worker, end).run()
             }
             Ring::Faulty(faults, seed) => {
                 let seed = seed << 8 | number as u64;
                 let driver = Watch::new(Faulty::new(driver, faults, seed), watched);
-                Worker::new(driver, options, shared, letters, listeners, cells).run()
+                let worker = Worker::new(driver, options, shared, letters, listeners, cells);
+                new_worker(worker, end).run()
             }
         });
         match std::panic::catch_unwind(work) {

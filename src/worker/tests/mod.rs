@@ -5,6 +5,7 @@
 //! `Faulty`, and names the ring of a failure.
 
 mod data;
+mod datagrams;
 mod fleet;
 mod handover;
 mod hostile;
