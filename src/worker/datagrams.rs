@@ -257,6 +257,8 @@ impl<D: Driver> Worker<D> {
         let WorkerEnd { sockets, arrivals, departures, door } = end;
         self.datagrams.sockets = sockets.into_iter().map(Rc::new).collect();
         self.datagrams.queues = Some(Queues { arrivals, departures, door });
+        // What was put in before there was anybody to wake.
+        self.datagrams.more_wait = true;
         self
     }
 

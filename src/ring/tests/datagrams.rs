@@ -185,8 +185,7 @@ fn a_flood_takes_the_buffers_of_datagrams_and_no_others() {
         let Event::Datagram { result, last, .. } = event else { panic!("unexpected: {event:?}") };
         let error = result.map(|datagram| held.push(datagram)).err();
         assert_eq!(last, error.is_some());
-        let is_over = error.is_some_and(|it| it.raw_os_error() == Some(libc::ENOBUFS));
-        is_over
+        error.is_some_and(|it| it.raw_os_error() == Some(libc::ENOBUFS))
     });
     assert_eq!(held.len(), 2);
     let (client, server) = tcp_pair();

@@ -17,11 +17,17 @@ use crate::worker::datagrams::{
 
 /// A worker with one UDP socket, what goes to it, and what comes from it.
 fn start(ring: Ring) -> (Fleet, Udp, mpsc::Receiver<Arrival>) {
+    start_after(ring, |_| {})
+}
+
+/// The same; `begin` is done before the worker starts.
+fn start_after(ring: Ring, begin: impl FnOnce(&Udp)) -> (Fleet, Udp, mpsc::Receiver<Arrival>) {
     let socket = net::datagram_socket(&(Ipv4Addr::LOCALHOST, 0).into(), None).unwrap();
     let addr = net::local_addr(socket.as_fd()).unwrap();
     let mut others = None;
     let fleet = Fleet::start_with(1, 1, ring, &options(), |mailboxes| {
         let (end, udp, arrivals) = ends(vec![(addr, socket)], Arc::clone(mailboxes));
+        begin(&udp);
         others = Some((udp, arrivals));
         Some(end)
     });
@@ -67,46 +73,48 @@ fn datagrams_come_and_go_whatever_the_ring_does() {
 }
 
 #[test]
-fn full_queues_drop_and_count_and_the_worker_goes_on() {
-    let (mut fleet, udp, mut arrivals) = start(Ring::Plain);
-    let (other, to) = other();
+fn a_full_queue_of_arrivals_drops_and_counts() {
+    let (fleet, udp, mut arrivals) = start(Ring::Plain);
+    let (other, _) = other();
     let core = Arc::clone(&fleet.members[0].core);
-    let dropped = |reason| core.udp_dropped[reason].get();
+    let dropped = || core.udp_dropped[DatagramDrop::QueueIn].get();
     let came = || core.udp_datagrams[(Direction::Incoming, DatagramKind::Tracker)].get();
     wait_for("more to come than the queue takes", || {
         for _ in 0..64 {
             other.send_to(&[0; 16], udp.addrs()[0]).unwrap();
         }
-        dropped(DatagramDrop::QueueIn) > 100
+        dropped() > 100
     });
     let mut taken = 0;
     wait_for("all of the queue", || {
         taken += std::iter::from_fn(|| arrivals.try_recv().ok()).count() as u64;
-        taken + dropped(DatagramDrop::QueueIn) == came()
+        taken + dropped() == came()
     });
     assert!(taken >= ARRIVALS_MAX as u64);
-    // It sends as fast as we ask; so it is given something to do first.
-    let departure =
-        Departure { socket: None, to, kind: DatagramKind::Dht, bytes: vec![b'd'; 1000] };
-    let mut asked = 0;
-    let mut refused = 0;
-    while refused == 0 && asked < 100 * DEPARTURES_MAX {
-        match udp.offer(departure.clone()) {
-            Ok(()) => asked += 1,
-            Err(Unsent::Full(same)) => {
-                assert_eq!(same, departure);
-                refused = 1;
-                let sent = udp.send(same.kind, same.to, same.bytes);
-                asked += usize::from(sent.is_ok());
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-    // All that was taken leaves before the worker ends.
     udp.close();
-    assert!(fleet.report_now().is_none(), "a closed door is no reason to end");
+    fleet.stop();
+}
+
+#[test]
+fn a_full_queue_of_departures_refuses_and_all_of_it_leaves_before_the_end() {
+    let (other, to) = other();
+    let departure = Departure { socket: None, to, kind: DatagramKind::Dht, bytes: vec![b'd'; 9] };
+    // Before the worker starts, so that it takes none.
+    let (fleet, udp, _arrivals) = start_after(Ring::Plain, |udp| {
+        for _ in 0..DEPARTURES_MAX {
+            udp.offer(departure.clone()).unwrap();
+        }
+        assert_eq!(udp.offer(departure.clone()), Err(Unsent::Full(departure.clone())));
+        udp.send(DatagramKind::Dht, to, vec![1]).unwrap_err();
+        udp.close();
+    });
+    let core = Arc::clone(&fleet.members[0].core);
+    assert!(udp.reaches(true) && !udp.reaches(false));
     fleet.stop();
     let left = core.udp_datagrams[(Direction::Outgoing, DatagramKind::Dht)].get();
-    assert_eq!(left + dropped(DatagramDrop::Send), asked as u64);
-    assert_eq!(core.udp_bytes[(Direction::Outgoing, DatagramKind::Dht)].get(), left * 1000);
+    let dropped = |reason| core.udp_dropped[reason].get();
+    assert_eq!(left + dropped(DatagramDrop::Send), DEPARTURES_MAX as u64);
+    assert_eq!(core.udp_bytes[(Direction::Outgoing, DatagramKind::Dht)].get(), left * 9);
+    assert_eq!(dropped(DatagramDrop::QueueOut), 1);
+    assert_eq!(other.recv(&mut [0; 64]).unwrap(), 9);
 }
