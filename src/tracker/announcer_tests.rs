@@ -1,6 +1,7 @@
 //! One torrent's schedule in virtual time.
 
 use super::*;
+use crate::tracker::Retry;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -19,12 +20,18 @@ impl World {
         let now = crate::sys::clock::now();
         let url = |name: &&str| format!("http://{name}/announce");
         let tiers: Vec<Vec<_>> = tiers.iter().map(|tier| tier.iter().map(url).collect()).collect();
-        let announcer = Announcer::new(now, &tiers, fastrand::Rng::with_seed(seed));
-        Self { now, options: Options::default(), announcer }
+        let options = Options::default();
+        let announcer = Announcer::new(now, &options, &tiers, fastrand::Rng::with_seed(seed));
+        Self { now, options, announcer }
     }
 
     fn poll(&mut self) -> Option<Announce> {
-        self.announcer.poll(self.now, &self.options)
+        let mut chains = 0..self.announcer.chain_count();
+        chains.find_map(|chain| self.announcer.poll(self.now, chain, &self.options))
+    }
+
+    fn timeout(&self) -> Option<Instant> {
+        self.announcer.status().next_at
     }
 
     fn reply(&mut self, announce: &Announce, result: Result<Reply, Failure>) {
@@ -40,7 +47,7 @@ impl World {
                 seen.push(((self.now - start).as_secs(), name.clone(), announce.event));
                 self.reply(&announce, answer(&name, announce.event));
             }
-            match self.announcer.poll_timeout() {
+            match self.timeout() {
                 Some(at) if at <= start + time => {
                     assert!(at > self.now, "a deadline that makes nothing due");
                     self.now = at;
@@ -83,7 +90,7 @@ fn events_come_in_order() {
     assert!(!world.announcer.is_stopped());
     world.reply(&announce, Err(down()));
     assert!(world.announcer.is_stopped());
-    assert_eq!((world.poll(), world.announcer.poll_timeout()), (None, None));
+    assert_eq!((world.poll(), world.timeout()), (None, None));
 }
 
 #[test]
@@ -255,7 +262,7 @@ fn a_reannounce_overrides_our_back_off_but_not_the_tracker() {
     world.announcer.handle_reannounce(world.now, &world.options);
     world.announcer.handle_completed(world.now);
     assert_eq!(world.poll(), None);
-    assert_eq!(world.announcer.poll_timeout(), Some(world.now + HOUR));
+    assert_eq!(world.timeout(), Some(world.now + HOUR));
 }
 
 #[test]
@@ -266,7 +273,7 @@ fn the_tracker_id_is_kept_and_sent_back() {
     let answer = Reply { tracker_id: Some(b"id".to_vec()), ..interval(60) };
     world.reply(&first, Ok(answer));
     for tracker_id in [None, Some(vec![0; TRACKER_ID_LEN_MAX + 1])] {
-        world.now = world.announcer.poll_timeout().unwrap();
+        world.now = world.timeout().unwrap();
         let next = world.poll().unwrap();
         assert_eq!(next.tracker_id.as_deref(), Some(&b"id"[..]));
         world.reply(&next, Ok(Reply { tracker_id, ..interval(60) }));
@@ -281,7 +288,7 @@ fn unusable_urls_are_skipped_with_a_reason() {
         tier(&["udp://t.example:1/a", " http://t.example/a "]),
         tier(&["http://t.example/a", "x"]),
     ];
-    let announcer = Announcer::new(now, &tiers, fastrand::Rng::with_seed(1));
+    let announcer = Announcer::new(now, &Options::default(), &tiers, fastrand::Rng::with_seed(1));
     let status = announcer.status();
     assert_eq!(status.trackers.len(), 1);
     let skipped: Vec<_> = status
@@ -292,8 +299,8 @@ fn unusable_urls_are_skipped_with_a_reason() {
     assert_eq!(skipped, [(0, 0, &UrlError::Udp), (1, 3, &UrlError::Unreadable)]);
     let hosts: Vec<_> = status.skipped.iter().map(|skipped| skipped.host.as_deref()).collect();
     assert_eq!(hosts, [Some("udp://t.example:1"), None]);
-    let none = Announcer::new(now, &[], fastrand::Rng::with_seed(1));
-    assert!(!none.has_trackers() && none.poll_timeout().is_none());
+    let none = Announcer::new(now, &Options::default(), &[], fastrand::Rng::with_seed(1));
+    assert!(!none.has_trackers() && none.status().next_at.is_none());
 }
 
 #[test]
@@ -301,18 +308,18 @@ fn hostile_tier_lists_are_cut() {
     let now = crate::sys::clock::now();
     let url = |index: usize| format!("http://t{index}/");
     let many = vec![(0..1000).map(url).collect::<Vec<_>>()];
-    let announcer = Announcer::new(now, &many, fastrand::Rng::with_seed(1));
+    let announcer = Announcer::new(now, &Options::default(), &many, fastrand::Rng::with_seed(1));
     assert_eq!(announcer.status().trackers.len(), TRACKERS_MAX);
     let deep: Vec<_> = (0..1000).map(|index| vec![url(index)]).collect();
-    let announcer = Announcer::new(now, &deep, fastrand::Rng::with_seed(1));
+    let announcer = Announcer::new(now, &Options::default(), &deep, fastrand::Rng::with_seed(1));
     assert_eq!(announcer.status().trackers.len(), TIERS_MAX);
 }
 
 #[test]
 fn a_deferred_tracker_is_passed_over_without_blame() {
     let mut world = World::new(&[&["a"], &["b"]], 1);
-    let (slot, _) = world.announcer.peek(world.now).unwrap();
-    world.announcer.handle_deferred(world.now, slot, world.now + HOUR);
+    let (slot, _) = world.announcer.peek(world.now, 0).unwrap();
+    world.announcer.handle_deferred(slot, world.now + HOUR);
     assert_eq!(world.poll().map(|announce| name_of(&announce)), Some("b".into()));
     assert_eq!(world.announcer.status().trackers[0].failure_count, 0);
 }
@@ -337,7 +344,7 @@ fn random_outcomes_never_break_the_order_of_events() {
                     told.insert(name);
                 }
             }
-            let at = world.announcer.poll_timeout().expect("something is always due");
+            let at = world.timeout().expect("something is always due");
             world.now = world.now.max(at);
         }
         world.announcer.handle_stop(world.now);

@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 pub mod announcer;
+mod chain;
 mod host;
 pub mod http;
 pub mod policy;
@@ -19,6 +20,7 @@ pub mod reply;
 mod resolver;
 pub mod scheduler;
 pub mod service;
+mod tracked;
 pub mod tracker_url;
 
 pub use announcer::{Announcer, Options, Status, TrackerStatus};

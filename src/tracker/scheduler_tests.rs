@@ -361,22 +361,29 @@ impl<T> Scheduler<T> {
     /// Every torrent stands in exactly the sets that its state names, and the counts are sums.
     fn check_invariants(&self) {
         let in_flight_count: usize = self.entries.iter().map(|(_, e)| e.in_flight_count).sum();
-        assert_eq!(in_flight_count, self.in_flight_count);
+        assert_eq!(in_flight_count, self.on_way.len());
+        let unproven_count = self.on_way.values().filter(|on_way| on_way.is_unproven).count();
+        assert_eq!(unproven_count, self.unproven_in_flight_count);
+        assert!(unproven_count <= self.limits.in_flight_unproven_max);
+        assert!(self.silences.iter().all(|(_, on_way)| self.on_way.contains_key(on_way)));
         assert_eq!(self.entries.len(), self.by_info_hash.len() + self.stopping.len());
         let (mut waiting_count, mut ready_count) = (0, 0);
-        for (key, entry) in &self.entries {
-            match &entry.queue {
+        let lines = self.entries.iter().flat_map(|(key, entry)| {
+            (0..).zip(&entry.queues).map(move |(chain, queue)| ((key, chain), entry, queue))
+        });
+        for (line, entry, queue) in lines {
+            match queue {
                 Queue::None => assert!(
-                    entry.in_flight_count > 0 || entry.announcer.poll_timeout().is_none(),
+                    entry.in_flight_count > 0 || entry.announcer.poll_timeout(line.1).is_none(),
                     "a torrent that nobody will wake"
                 ),
                 Queue::Waiting(at) => {
                     waiting_count += 1;
-                    assert!(self.waiting.contains(&(*at, key)));
+                    assert!(self.waiting.contains(&(*at, line)));
                 }
                 Queue::Ready(host, rank) => {
                     ready_count += 1;
-                    assert!(self.ready.contains(&(rank.1, key)));
+                    assert!(self.ready.contains(&(rank.1, line)));
                     assert!(self.hosts[host].ready.contains(rank));
                 }
             }
@@ -385,12 +392,13 @@ impl<T> Scheduler<T> {
         let of_hosts: usize = self.hosts.values().map(|host| host.ready.len()).sum();
         assert_eq!(ready_count, of_hosts);
         let placed = |place: &Place| match place {
-            Place::Off => (0, 0),
-            Place::Runnable(_) => (1, 0),
-            Place::Pausing(_) => (0, 1),
+            Place::Off => (0, 0, 0),
+            Place::Runnable(_) => (1, 0, 0),
+            Place::Unproven(_) => (0, 1, 0),
+            Place::Pausing(_) => (0, 0, 1),
         };
-        let sum = |(a, b), (c, d)| (a + c, b + d);
-        let counts = self.hosts.values().map(|host| placed(&host.place)).fold((0, 0), sum);
-        assert_eq!(counts, (self.runnable.len(), self.pausing.len()));
+        let sum = |(a, b, c), (d, e, f)| (a + d, b + e, c + f);
+        let counts = self.hosts.values().map(|host| placed(&host.place)).fold((0, 0, 0), sum);
+        assert_eq!(counts, (self.runnable.len(), self.unproven.len(), self.pausing.len()));
     }
 }
