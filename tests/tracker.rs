@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use seedring::metrics::AnnounceResult;
 use seedring::sys::clock;
 use seedring::tracker::http::{Bind, HttpConfig, HttpExecutor};
 use seedring::tracker::reply::BODY_LEN_MAX;
@@ -421,7 +422,7 @@ async fn the_service_announces_many_and_says_goodbye_to_all() {
         [60, 1, 60, 60]
     );
     let counters = handle.counters();
-    assert_eq!(counters.announces().next(), Some(("ok", 121)));
+    assert_eq!(counters.announces().next(), Some((AnnounceResult::Ok, 121)));
     let connection_count = *server.connection_count.lock().unwrap();
     assert!(connection_count <= 40, "{connection_count} connections, though they can be kept");
 }
@@ -576,5 +577,8 @@ async fn two_peers_meet_at_a_real_tracker_and_one_leaves() {
     };
     wait_for("the refusal of an unknown torrent", is_refused).await;
     assert!(found_by_four.try_recv().is_err());
-    assert_eq!(four.counters().announces().find(|(_, count)| *count > 0), Some(("failure", 1)));
+    assert_eq!(
+        four.counters().announces().find(|(_, count)| *count > 0),
+        Some((AnnounceResult::Failure, 1))
+    );
 }

@@ -49,6 +49,7 @@ pub fn settings(config: &Config) -> Settings {
         down: (config.limits.down.0 > 0).then_some(config.limits.down.0),
         quiet_checks: false,
         retry: Duration::from_secs(u64::from(config.storage.retry_seconds)),
+        parallel_tiers: config.trackers.parallel_tiers,
         policy,
     }
 }

@@ -284,10 +284,8 @@ fn the_tracker_id_is_kept_and_sent_back() {
 fn unusable_urls_are_skipped_with_a_reason() {
     let now = crate::sys::clock::now();
     let tier = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>();
-    let tiers = [
-        tier(&["udp://t.example:1/a", " http://t.example/a "]),
-        tier(&["http://t.example/a", "x"]),
-    ];
+    let tiers =
+        [tier(&["udp://t.example/a", " http://t.example/a "]), tier(&["http://t.example/a", "x"])];
     let announcer = Announcer::new(now, &Options::default(), &tiers, fastrand::Rng::with_seed(1));
     let status = announcer.status();
     assert_eq!(status.trackers.len(), 1);
@@ -296,9 +294,9 @@ fn unusable_urls_are_skipped_with_a_reason() {
         .iter()
         .map(|skipped| (skipped.tier, skipped.position, &skipped.why))
         .collect();
-    assert_eq!(skipped, [(0, 0, &UrlError::Udp), (1, 3, &UrlError::Unreadable)]);
+    assert_eq!(skipped, [(0, 0, &UrlError::NoPort), (1, 3, &UrlError::Unreadable)]);
     let hosts: Vec<_> = status.skipped.iter().map(|skipped| skipped.host.as_deref()).collect();
-    assert_eq!(hosts, [Some("udp://t.example:1"), None]);
+    assert_eq!(hosts, [Some("udp://t.example"), None]);
     let none = Announcer::new(now, &Options::default(), &[], fastrand::Rng::with_seed(1));
     assert!(!none.has_trackers() && none.status().next_at.is_none());
 }
@@ -322,6 +320,111 @@ fn a_deferred_tracker_is_passed_over_without_blame() {
     world.announcer.handle_deferred(slot, world.now + HOUR);
     assert_eq!(world.poll().map(|announce| name_of(&announce)), Some("b".into()));
     assert_eq!(world.announcer.status().trackers[0].failure_count, 0);
+}
+
+#[test]
+fn a_silent_tracker_does_not_hold_back_the_next_tier() {
+    let mut world = World::new(&[&["a"], &["b"]], 1);
+    let first = world.poll().unwrap();
+    assert_eq!((name_of(&first), world.poll(), world.timeout()), ("a".into(), None, None));
+    world.now += Duration::from_secs(15);
+    world.announcer.handle_silence(world.now, first.slot);
+    let second = world.poll().unwrap();
+    assert_eq!((name_of(&second), second.event), ("b".into(), Event::Started));
+    assert_eq!(world.poll(), None, "both are on their way");
+    world.reply(&second, Ok(interval(1800)));
+    let fed_until = world.timeout().unwrap();
+    assert!(fed_until >= world.now + Duration::from_secs(1800));
+    // The silent one goes its own way: its failure changes nothing for the other.
+    world.now += Duration::from_secs(15);
+    world.reply(&first, Err(Failure::Timeout(Duration::from_secs(30))));
+    assert_eq!(world.timeout(), Some(fed_until));
+    assert_eq!(world.announcer.status().trackers[0].failure_count, 1);
+    world.announcer.handle_stop(world.now);
+    let stopped: Vec<_> = std::iter::from_fn(|| world.poll()).map(|a| name_of(&a)).collect();
+    assert_eq!(stopped, ["b"], "who never answered hears no stop");
+}
+
+#[test]
+fn a_silent_tracker_that_answers_late_is_told_the_rest() {
+    let mut world = World::new(&[&["a"], &["b"]], 1);
+    let first = world.poll().unwrap();
+    world.announcer.handle_silence(world.now, first.slot);
+    let second = world.poll().unwrap();
+    world.reply(&first, Ok(interval(900)));
+    assert_eq!(world.poll(), None, "the second is waited for");
+    world.reply(&second, Err(down()));
+    let next_at = world.timeout().unwrap() - world.now;
+    assert!((900..=990).contains(&next_at.as_secs()), "the late one feeds: {next_at:?}");
+    world.now += HOUR;
+    let third = world.poll().unwrap();
+    assert_eq!((name_of(&third), third.event), ("a".into(), Event::Periodic));
+    world.announcer.handle_silence(world.now, third.slot);
+    let fourth = world.poll().unwrap();
+    assert_eq!((name_of(&fourth), fourth.event), ("b".into(), Event::Started));
+    world.reply(&fourth, Ok(interval(1800)));
+    world.reply(&third, Ok(interval(1800)));
+    // Both heard of the torrent, so both hear how it goes on.
+    world.announcer.handle_completed(world.now);
+    let mut told: Vec<_> = Vec::new();
+    for _ in 0..2 {
+        let announce = world.poll().unwrap();
+        told.push((name_of(&announce), announce.event));
+        world.reply(&announce, Ok(interval(1800)));
+    }
+    assert_eq!(told, [("a".into(), Event::Completed), ("b".into(), Event::Completed)]);
+    assert_eq!(world.poll(), None);
+    world.announcer.handle_stop(world.now);
+    assert_eq!(std::iter::from_fn(|| world.poll()).count(), 2);
+}
+
+#[test]
+fn completed_that_one_tracker_does_not_take_leaves_the_others_alone() {
+    let mut world = World::new(&[&["a"], &["b"]], 1);
+    let first = world.poll().unwrap();
+    world.announcer.handle_silence(world.now, first.slot);
+    let second = world.poll().unwrap();
+    world.reply(&second, Ok(interval(1800)));
+    world.reply(&first, Ok(interval(1800)));
+    world.announcer.handle_completed(world.now);
+    let seen = world.run(Duration::from_secs(1700), &|name, _| {
+        if name == "b" { Err(down()) } else { Ok(interval(1800)) }
+    });
+    let of = |name: &str| seen.iter().filter(|seen| seen.1 == name).count();
+    assert_eq!(of("a"), 1, "{seen:?}");
+    assert!((5..9).contains(&of("b")), "{seen:?}");
+}
+
+#[test]
+fn tiers_in_parallel_are_announced_to_by_themselves() {
+    let now = crate::sys::clock::now();
+    let options = Options { parallel_tiers: true, ..Options::default() };
+    let tiers: Vec<Vec<_>> = [&["a", "b"][..], &["c"], &["d"]]
+        .iter()
+        .map(|tier| tier.iter().map(|name| format!("http://{name}/")).collect())
+        .collect();
+    let announcer = Announcer::new(now, &options, &tiers, fastrand::Rng::with_seed(2));
+    let mut world = World { now, options, announcer };
+    let ok: Answer<'_> = &|name, _| match name {
+        "c" => Err(down()),
+        _ => Ok(interval(if name == "d" { 600 } else { 1800 })),
+    };
+    let seen = world.run(Duration::from_secs(1), ok);
+    let names: Vec<_> = seen.iter().map(|(_, name, _)| name.as_str()).collect();
+    assert_eq!((seen.len(), &names[1..]), (3, &["c", "d"][..]), "{seen:?}");
+    assert!(["a", "b"].contains(&names[0]), "one of the first tier");
+    let first = names[0].to_owned();
+    let seen = world.run(Duration::from_secs(1700), ok);
+    let of = |name: &str| seen.iter().filter(|seen| seen.1 == name).count();
+    assert_eq!((of("a") + of("b"), of("d")), (0, 2), "each has its interval: {seen:?}");
+    assert!(of("c") >= 5, "and its back-off: {seen:?}");
+    world.announcer.handle_completed(world.now);
+    let seen = world.run(Duration::ZERO, ok);
+    let completed = |name: &str| (0, name.to_owned(), Event::Completed);
+    assert_eq!(seen, [completed(&first), completed("d")]);
+    world.announcer.handle_stop(world.now);
+    let stopped: Vec<_> = std::iter::from_fn(|| world.poll()).map(|a| name_of(&a)).collect();
+    assert_eq!(stopped, [first, "d".into()]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 
 use super::display_text;
+use super::families::Family;
 use super::policy::{AddressPolicy, Reason};
 use crate::sys::clock;
 
@@ -41,26 +42,6 @@ pub(super) enum ResolveError {
     Family(&'static str),
     #[error("{0} is not permitted: {1}")]
     Refused(IpAddr, Reason),
-}
-
-/// A family of addresses: announces go out over each one that both sides have (BEP 7).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(super) fn of(ip: IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
 }
 
 /// Names and their addresses, shared by the clients of both families.
