@@ -3,6 +3,9 @@
 //! Everything is on the loopback interface with ports of the system's choice.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "tracker/udp.rs"]
+mod udp;
+
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -447,7 +450,7 @@ async fn the_end_does_not_wait_for_a_tracker_that_hangs() {
 /// A real tracker; ended by its process id.
 struct OpenTracker {
     child: Child,
-    url: String,
+    port: u16,
     _directory: tempfile::TempDir,
 }
 
@@ -478,13 +481,17 @@ impl OpenTracker {
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("the program `opentracker` is needed; `tests/run.sh` installs it");
-            let url = format!("http://127.0.0.1:{port}/announce");
-            let mut tracker = Self { child, url, _directory: directory };
+            let mut tracker = Self { child, port, _directory: directory };
             if tracker.is_up(port, info_hash).await {
                 return tracker;
             }
         }
         panic!("opentracker did not start");
+    }
+
+    /// Where it is, over HTTP or UDP.
+    fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://127.0.0.1:{}/announce", self.port)
     }
 
     /// It reads its list beside its start, and refuses every torrent until then.
@@ -537,11 +544,39 @@ async fn found_until(
 /// Debian's build of opentracker serves IPv4 only; IPv6 is tested against the server above.
 #[tokio::test]
 async fn two_peers_meet_at_a_real_tracker_and_one_leaves() {
-    let tracker = OpenTracker::start(HASH).await;
+    peers_meet_over("http").await;
+}
+
+#[tokio::test]
+async fn two_peers_meet_at_a_real_tracker_over_udp_and_one_leaves() {
+    peers_meet_over("udp").await;
+}
+
+#[tokio::test]
+async fn a_real_tracker_is_scraped_over_http_and_udp() {
+    let hash = InfoHash([0x5C; 20]);
+    let tracker = OpenTracker::start(hash).await;
+    let (one, mut found) = service(4011);
+    add(&one, hash, &tracker.url("udp"), 0);
+    found_until(&mut found, "the answer", |_| true).await;
+    for scheme in ["http", "udp"] {
+        let url = TrackerUrl::parse(&tracker.url(scheme)).unwrap();
+        let rows = one.scrape(&url, &[hash, InfoHash([1; 20])], WALL).await.unwrap();
+        assert_eq!((rows.len(), rows[0].seeder_count), (2, Some(1)), "{scheme}: {rows:?}");
+        assert!(matches!(rows[1].seeder_count, None | Some(0)), "{scheme}: {rows:?}");
+    }
+    assert_eq!(one.shutdown(Duration::from_secs(5)).await, 0);
+}
+
+async fn peers_meet_over(scheme: &str) {
+    // One of its own, so that a tracker of another test at the same port is seen to be another.
+    let hash = InfoHash([scheme.as_bytes()[0]; 20]);
+    let tracker = OpenTracker::start(hash).await;
+    let url = tracker.url(scheme);
     let at = |port: u16| SocketAddr::new([127, 0, 0, 1].into(), port);
     let (one, mut found_by_one) = service(4001);
     let (two, mut found_by_two) = service(4002);
-    add(&one, HASH, &tracker.url, 0);
+    add(&one, hash, &url, 0);
     found_until(&mut found_by_one, "the first peer itself", |peers| peers.contains(&at(4001)))
         .await;
     let left = Arc::new(AtomicU64::new(10));
@@ -549,19 +584,21 @@ async fn two_peers_meet_at_a_real_tracker_and_one_leaves() {
         let left = Arc::clone(&left);
         move || Totals { uploaded: 0, downloaded: 0, left: left.load(Relaxed) }
     };
-    two.add(HASH, &[vec![tracker.url.clone()]], Arc::new(totals)).unwrap();
+    two.add(hash, &[vec![url.clone()]], Arc::new(totals)).unwrap();
     found_until(&mut found_by_two, "the first peer", |peers| peers.contains(&at(4001))).await;
-    let status = two.status(HASH).unwrap();
+    let status = two.status(hash).unwrap();
     assert_eq!(status.trackers[0].seeder_count, Some(1));
     assert_eq!(status.trackers[0].leecher_count, Some(1));
     left.store(0, Relaxed);
-    assert!(two.completed(HASH), "an event, so it does not wait for the interval");
+    assert!(two.completed(hash), "an event, so it does not wait for the interval");
     found_until(&mut found_by_two, "the answer to completed", |_| true).await;
-    assert_eq!(two.status(HASH).unwrap().trackers[0].download_count, Some(1));
+    let download_count = two.status(hash).unwrap().trackers[0].download_count;
+    // Its answer over UDP has no place for it.
+    assert_eq!(download_count, (scheme == "http").then_some(1));
 
     assert_eq!(one.shutdown(Duration::from_secs(5)).await, 0);
     let (three, mut found_by_three) = service(4003);
-    add(&three, HASH, &tracker.url, 10);
+    add(&three, hash, &url, 10);
     found_until(&mut found_by_three, "the second peer without the first", |peers| {
         peers.contains(&at(4002)) && !peers.contains(&at(4001))
     })
@@ -570,15 +607,15 @@ async fn two_peers_meet_at_a_real_tracker_and_one_leaves() {
     assert_eq!(two.shutdown(Duration::from_secs(5)).await, 0);
 
     let (four, mut found_by_four) = service(4004);
-    add(&four, InfoHash([1; 20]), &tracker.url, 10);
+    add(&four, InfoHash([1; 20]), &url, 10);
     let is_refused = || {
         let status = four.status(InfoHash([1; 20])).unwrap();
         status.trackers[0].last.as_ref().is_some_and(|last| last.result.is_err())
     };
     wait_for("the refusal of an unknown torrent", is_refused).await;
     assert!(found_by_four.try_recv().is_err());
-    assert_eq!(
-        four.counters().announces().find(|(_, count)| *count > 0),
-        Some((AnnounceResult::Failure, 1))
-    );
+    // Over UDP it says so by an empty answer.
+    let is_http = scheme == "http";
+    let refusal = if is_http { AnnounceResult::Failure } else { AnnounceResult::Http };
+    assert_eq!(four.counters().announces().find(|(_, count)| *count > 0), Some((refusal, 1)));
 }

@@ -294,7 +294,9 @@ impl Client {
                 self.fail_all(to, &Failure::Reason { reason, retry: None });
                 true
             }
-            packet::Answer::Announced(_) | packet::Answer::Scraped(_) => false,
+            packet::Answer::Announced(_) | packet::Answer::Scraped(_) | packet::Answer::Empty => {
+                false
+            }
         }
     }
 
@@ -306,6 +308,10 @@ impl Client {
             (packet::Answer::Scraped(mut rows), Ask::Scrape(torrents)) => {
                 rows.truncate(torrents.len());
                 Ok(Answer::Scraped(rows))
+            }
+            (packet::Answer::Empty, Ask::Announce(_)) => {
+                let what = "it is empty, so it seems not to serve the torrent";
+                Err(Failure::Malformed(what.into()))
             }
             (packet::Answer::Error(reason), _) => {
                 if !request.is_renewed && is_about_connection(&reason) {

@@ -35,6 +35,8 @@ pub(super) enum Answer {
     Connected(u64),
     Announced(Box<Reply>),
     Scraped(Vec<Scraped>),
+    /// To an announce, without anything in it.
+    Empty,
     /// Its text, cut and escaped.
     Error(String),
 }
@@ -132,12 +134,15 @@ pub(super) fn parse(bytes: &[u8], family: Family) -> Option<Answer> {
             let (connection, _) = rest.split_first_chunk()?;
             Some(Answer::Connected(u64::from_be_bytes(*connection)))
         }
+        // What opentracker says of torrents that it does not serve.
+        ANNOUNCE if rest.is_empty() => Some(Answer::Empty),
         ANNOUNCE => announced(rest, family).map(|reply| Answer::Announced(Box::new(reply))),
         SCRAPE => {
             let rows = rest.chunks_exact(12).take(SCRAPE_MAX);
             Some(Answer::Scraped(rows.map(scraped).collect()))
         }
-        ERROR => Some(Answer::Error(display_text(rest))),
+        // Some end their text as C does.
+        ERROR => Some(Answer::Error(display_text(rest.strip_suffix(b"\0").unwrap_or(rest)))),
         _ => None,
     }
 }
@@ -259,6 +264,9 @@ mod tests {
         assert_eq!(parse(&rows, Family::V4), Some(Answer::Scraped(vec![row])));
         let said = parse(b"\0\0\0\x03\0\0\0\x07no\x1b", Family::V6);
         assert_eq!(said, Some(Answer::Error("no\\u{1b}".into())));
+        let said = parse(b"\0\0\0\x03\0\0\0\x07no\0", Family::V6);
+        assert_eq!(said, Some(Answer::Error("no".into())));
+        assert_eq!(parse(b"\0\0\0\x01\0\0\0\x07", Family::V4), Some(Answer::Empty));
     }
 
     #[test]
