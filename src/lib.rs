@@ -12,7 +12,7 @@
 //! - [`wire`]: the peer protocol, bytes to messages and back.
 //! - [`rate`]: token buckets.
 //! - [`swarm`]: one torrent and its peers: picker, choker, requests, blame.
-//! - [`tracker`]: when and where to announce (its HTTP executor is an edge).
+//! - [`tracker`]: when and where to announce (its executors are an edge).
 //!
 //! Edges:
 //! - [`sys`]: system calls that are not the ring (one of two rooms with `unsafe`).

@@ -3,6 +3,8 @@
 //! Everything is on the loopback interface with ports of the system's choice.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "tracker/tls.rs"]
+mod tls;
 #[path = "tracker/udp.rs"]
 mod udp;
 
@@ -221,6 +223,10 @@ async fn hostile_bodies_are_failures() {
     let failed = failure(move |_| raw(&flood)).await;
     assert!(matches!(failed, Failure::Malformed(_)), "{failed}");
 
+    let endless_line = b"HTTP/1.1 200 OK\r\nX-Endless: ".to_vec();
+    let failed = failure(move |_| Script::Endless(endless_line.clone())).await;
+    assert!(matches!(failed, Failure::Malformed(_)), "{failed}");
+
     let failed = failure(|_| answer(b"d14:failure reason9:go\x1b[1m awaye")).await;
     assert!(matches!(failed, Failure::Malformed(_) | Failure::Reason { .. }), "{failed}");
     assert!(!failed.to_string().contains('\x1b'));
@@ -289,6 +295,20 @@ async fn redirects_are_followed_a_little_and_checked_always() {
         assert_eq!(failed.label(), "refused", "{target}: {failed}");
         assert!(!failed.to_string().contains("user:password"), "{failed}");
     }
+}
+
+#[tokio::test]
+async fn a_redirect_to_a_name_is_judged_by_its_addresses() {
+    let aim = Server::start("127.0.0.1:0", |_| answer(b"de")).await;
+    let port = aim.at.port();
+    let location = format!("http://localhost:{port}/announce");
+    let server = Server::start("127.0.0.2:0", move |_| redirect(&location)).await;
+    let allow = vec!["127.0.0.2/32".parse().unwrap()];
+    let narrow = executor(AddressPolicy { allow, ..AddressPolicy::default() }, None);
+    let failed = announce_with(&narrow, &server.url(), WALL).await.unwrap_err();
+    assert_eq!(failed.label(), "refused", "{failed}");
+    assert_eq!(server.requests().len(), 1, "it was reached");
+    assert_eq!(*aim.connection_count.lock().unwrap(), 0, "and led nowhere");
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::scheduler::{Limits, Rank};
+use super::limits::Limits;
+use super::scheduler::Rank;
 use super::{Failure, Retry};
 
 /// The longest rest that a host can ask for by `Retry-After`.

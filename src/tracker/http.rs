@@ -25,8 +25,10 @@ use super::reply::{self, BODY_LEN_MAX, Scraped};
 use super::resolver::{FamilyResolver, Names, ResolveError};
 use super::udp::SCRAPE_MAX;
 use super::{
-    AddressPolicy, Announce, Failure, Reply, Totals, TrackerUrl, display_text, tracker_url,
+    AddressPolicy, Announce, Failure, Reply, Totals, TrackerUrl, display_text, http_date,
+    tracker_url,
 };
+use crate::sys::clock;
 use crate::units::{InfoHash, PeerId};
 
 /// Redirects that are followed.
@@ -208,7 +210,8 @@ impl HttpExecutor {
 /// The body, and the failure that the status means.
 async fn read(mut response: Response) -> Result<(Vec<u8>, Option<Failure>), Failure> {
     let status = response.status();
-    let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds);
+    let retry_after = response.headers().get(RETRY_AFTER);
+    let retry_after = retry_after.and_then(|value| seconds(value, clock::wall_seconds()));
     let encoding = response.headers().get(CONTENT_ENCODING);
     if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(Failure::Malformed("it is compressed, which was not asked for".into()));
@@ -373,9 +376,14 @@ fn speaks_for_itself(failure: &Failure) -> bool {
     [StatusCode::GONE, StatusCode::TOO_MANY_REQUESTS].iter().any(|own| own.as_u16() == *status)
 }
 
-/// `Retry-After` in seconds. The form with a date is left to our own back-off.
-fn seconds(value: &HeaderValue) -> Option<Duration> {
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+/// `Retry-After`: a number of seconds, or a date; nothing for one that has passed.
+fn seconds(value: &HeaderValue, wall_now: i64) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    let until = || {
+        let ahead = http_date::parse(text)?.saturating_sub(wall_now);
+        u64::try_from(ahead).ok().filter(|seconds| *seconds > 0)
+    };
+    text.parse().ok().or_else(until).map(Duration::from_secs)
 }
 
 impl From<ResolveError> for Failure {
@@ -485,6 +493,23 @@ mod tests {
         ] {
             let failure = judge(from, location).unwrap_err();
             assert_eq!(failure.label(), "refused", "{from} {location}");
+        }
+    }
+
+    #[test]
+    fn a_time_to_come_again_is_a_number_or_a_date() {
+        let wait = |text: &str| seconds(&HeaderValue::from_str(text).unwrap(), 784_111_777);
+        let table = [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 09:49:37 GMT", Some(3600)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", None),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", None),
+            ("-5", None),
+            ("soon", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(wait(text), expected.map(Duration::from_secs), "{text}");
         }
     }
 

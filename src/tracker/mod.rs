@@ -19,6 +19,8 @@ pub mod executor;
 mod families;
 mod host;
 pub mod http;
+mod http_date;
+mod limits;
 pub mod policy;
 pub mod reply;
 mod resolver;

@@ -8,6 +8,8 @@
 //! sets.
 #![forbid(unsafe_code)]
 
+mod queues;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,56 +17,9 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::host::{Host, Place};
+pub use super::limits::Limits;
 use super::{Announce, Announcer, Failure, Options, Reply, Status};
 use crate::units::InfoHash;
-
-/// How much may happen at once. [`Limits::default`] is what a server uses.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// Announces on their way, over all hosts; `stopped` at the end has as many again.
-    pub in_flight_max: usize,
-    /// Announces on their way to one host.
-    pub in_flight_per_host_max: usize,
-    /// The same while the server ends and every torrent says `stopped`.
-    pub in_flight_per_host_ending_max: usize,
-    /// Announces on their way to one host whose last answer was a fault, or that never gave one.
-    pub in_flight_per_unproven_host_max: usize,
-    /// Announces on their way to all such hosts together.
-    pub in_flight_unproven_max: usize,
-    /// Announces to one host that may start at once; further ones follow every `host_gap`.
-    pub host_burst: u32,
-    /// Time between two announces to one host once its burst is used up.
-    pub host_gap: Duration,
-    /// Faults in a row after which a host rests.
-    pub host_fault_max: u32,
-    /// The first rest of a host; it doubles with every further fault.
-    pub host_rest_min: Duration,
-    /// The longest rest of a host.
-    pub host_rest_max: Duration,
-    /// Hosts whose faults are remembered; those of further ones are not.
-    pub hosts_max: usize,
-    /// Torrents, stopping ones included.
-    pub torrents_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            in_flight_max: 50,
-            in_flight_per_host_max: 6,
-            in_flight_per_host_ending_max: 25,
-            in_flight_per_unproven_host_max: 2,
-            in_flight_unproven_max: 30,
-            host_burst: 20,
-            host_gap: Duration::from_millis(20),
-            host_fault_max: 5,
-            host_rest_min: Duration::from_secs(60),
-            host_rest_max: Duration::from_secs(30 * 60),
-            hosts_max: 16_384,
-            torrents_max: 200_000,
-        }
-    }
-}
 
 /// An announce that was due more than this long ago is overdue.
 pub const OVERDUE_AFTER: Duration = Duration::from_secs(60);
@@ -484,147 +439,6 @@ impl<T> Scheduler<T> {
         let chain = entry.announcer.chain_of(slot).unwrap_or_default();
         self.dequeue(now, (key, chain));
         self.enqueue(now, (key, chain));
-    }
-
-    fn enqueue_all(&mut self, now: Instant, key: usize) {
-        let chain_count = self.entries.get(key).map_or(0, |entry| entry.announcer.chain_count());
-        (0..chain_count).for_each(|chain| self.enqueue(now, (key, chain)));
-        if chain_count == 0 {
-            self.forget_stopped(now, key);
-        }
-    }
-
-    fn dequeue_all(&mut self, now: Instant, key: usize) {
-        let chain_count = self.entries.get(key).map_or(0, |entry| entry.announcer.chain_count());
-        (0..chain_count).for_each(|chain| self.dequeue(now, (key, chain)));
-    }
-
-    /// Puts what stands nowhere where it belongs; forgets a torrent once it has stopped.
-    fn enqueue(&mut self, now: Instant, line: Line) {
-        let (key, chain) = line;
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        // Its torrent may have been forgotten and have started anew under the same key.
-        if entry.queues.get(usize::from(chain)).is_none_or(|queue| *queue != Queue::None) {
-            return;
-        }
-        // A tracker on a resting host is passed over; each is passed over once at most.
-        while let Some((slot, url)) = entry.announcer.peek(now, chain)
-            && let Some(until) = self.hosts.get(url.host()).and_then(|host| host.rests_until(now))
-        {
-            // Not all at the same moment; they would only queue up again.
-            let spread = self.limits.host_rest_min.mul_f64(self.rng.f64());
-            entry.announcer.handle_deferred(slot, until + spread);
-        }
-        if self.forget_stopped(now, key) {
-            return;
-        }
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        let Some(due_at) = entry.announcer.poll_timeout(chain) else { return };
-        let host = entry.announcer.peek(now, chain).map(|(_, url)| Arc::clone(url.host()));
-        let rank = (!(entry.is_urgent && entry.announcer.is_first()), due_at, line);
-        let Some(queue) = entry.queues.get_mut(usize::from(chain)) else { return };
-        match host {
-            Some(host) => {
-                *queue = Queue::Ready(Arc::clone(&host), rank);
-                self.ready.insert((due_at, line));
-                self.hosts.entry(Arc::clone(&host)).or_default().ready.insert(rank);
-                self.settle_host(now, &host);
-            }
-            None => {
-                *queue = Queue::Waiting(due_at);
-                self.waiting.insert((due_at, line));
-            }
-        }
-    }
-
-    /// Takes a chain of a torrent out of whatever set it stands in.
-    fn dequeue(&mut self, now: Instant, line: Line) {
-        let (key, chain) = line;
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        let Some(queue) = entry.queues.get_mut(usize::from(chain)) else { return };
-        match std::mem::replace(queue, Queue::None) {
-            Queue::None => {}
-            Queue::Waiting(at) => {
-                self.waiting.remove(&(at, line));
-            }
-            Queue::Ready(host, rank) => {
-                self.ready.remove(&(rank.1, line));
-                if let Some(host) = self.hosts.get_mut(&host) {
-                    host.ready.remove(&rank);
-                }
-                self.settle_host(now, &host);
-            }
-        }
-    }
-
-    /// Forgets a torrent that has stopped; false if it has not.
-    fn forget_stopped(&mut self, now: Instant, key: usize) -> bool {
-        let is_over = |entry: &Entry<T>| {
-            entry.announcer.is_stopped()
-                && entry.in_flight_count == 0
-                && entry.queues.iter().all(|queue| *queue == Queue::None)
-        };
-        let is_over = self.entries.get(key).is_some_and(is_over);
-        if is_over {
-            self.forget(now, key);
-        }
-        is_over
-    }
-
-    fn forget(&mut self, now: Instant, key: usize) {
-        let Some(entry) = self.entries.try_remove(key) else { return };
-        self.stopping.remove(&entry.info_hash);
-        if let Some(next) = entry.successor {
-            // Its place is free: it was just given back.
-            let _taken =
-                self.add(now, entry.info_hash, &next.tiers, next.is_urgent, next.attachment);
-        }
-    }
-
-    fn is_resting(&self, now: Instant, host: &Arc<str>) -> bool {
-        self.hosts.get(host).is_some_and(|host| host.rests_until(now).is_some())
-    }
-
-    /// Sends the torrents that stand in the queue of a host that begins to rest elsewhere.
-    fn evict(&mut self, now: Instant, host: &Arc<str>) {
-        while let Some((_, _, line)) = self.hosts.get(host).and_then(|host| host.ready.first()) {
-            let line = *line;
-            self.dequeue(now, line);
-            self.enqueue(now, line);
-        }
-    }
-
-    /// Brings the place of a host among the runnable and pausing ones up to date.
-    fn settle_host(&mut self, now: Instant, name: &Arc<str>) {
-        let Some(host) = self.hosts.get_mut(name) else { return };
-        let place = host.place(now, &self.limits, self.is_ending);
-        if place != host.place {
-            match host.place {
-                Place::Off => {}
-                Place::Runnable(rank) => {
-                    self.runnable.remove(&(rank, Arc::clone(name)));
-                }
-                Place::Unproven(rank) => {
-                    self.unproven.remove(&(rank, Arc::clone(name)));
-                }
-                Place::Pausing(at) => {
-                    self.pausing.remove(&(at, Arc::clone(name)));
-                }
-            }
-            host.place = place;
-            match place {
-                Place::Off => {}
-                Place::Runnable(rank) => {
-                    self.runnable.insert((rank, Arc::clone(name)));
-                }
-                Place::Unproven(rank) => {
-                    self.unproven.insert((rank, Arc::clone(name)));
-                }
-                Place::Pausing(at) => {
-                    self.pausing.insert((at, Arc::clone(name)));
-                }
-            }
-        }
     }
 }
 
