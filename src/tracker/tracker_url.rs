@@ -193,7 +193,7 @@ mod tests {
             ("HTTPS://T.Example:8443/a?key=1", Ok("https://t.example:8443")),
             ("http://[::1]:6969/announce", Ok("http://[::1]:6969")),
             ("http://b\u{fc}cher.example/", Ok("http://xn--bcher-kva.example:80")),
-            ("udp://tr\u{430}cker.example:1", Ok("udp://xn--trcker-3nf.example:1")),
+            ("udp://tr\u{430}cker.example:1", Ok("udp://xn--trcker-4nf.example:1")),
             ("http://0x7f.1/announce", Ok("http://127.0.0.1:80")),
             ("udp://t.example:6969", Ok("udp://t.example:6969")),
             ("UDP://T.Example:80/announce", Ok("udp://t.example:80")),
