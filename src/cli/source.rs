@@ -58,7 +58,17 @@ pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Metainfo, 
         return parse(source, &bytes);
     }
     let path = PathBuf::from(source);
-    on_disk(move || read_torrent(&path)).await
+    on_disk(move || {
+        let read = read_torrent(&path);
+        match path.to_str().and_then(|text| text.split_once("://")) {
+            Some((scheme, _)) if read.is_err() && !path.exists() => {
+                let sentence = format!("cannot fetch from {scheme}://: http and https only");
+                Err(Unusable::new(Exit::Usage, sentence))
+            }
+            _ => read,
+        }
+    })
+    .await
 }
 
 /// Reads a `.torrent` file.
@@ -138,13 +148,16 @@ struct Redirected(Reason);
 /// The exit code for an error of HTTP, and its innermost cause. An address that is refused ends with
 /// the same code, however it was come by.
 fn explain(error: &reqwest::Error) -> (Exit, String) {
-    let mut exit = match error.status().map(|status| status.as_u16()) {
-        Some(404 | 410) => Exit::NotFound,
-        Some(401 | 403) => Exit::Auth,
-        Some(_) => Exit::Failure,
-        None if error.is_connect() || error.is_timeout() => Exit::Unreachable,
-        None => Exit::Failure,
-    };
+    if let Some(status) = error.status() {
+        let exit = match status.as_u16() {
+            404 | 410 => Exit::NotFound,
+            401 | 403 => Exit::Auth,
+            _ => Exit::Failure,
+        };
+        return (exit, format!("the server answered {status}"));
+    }
+    let is_unreachable = error.is_connect() || error.is_timeout();
+    let mut exit = if is_unreachable { Exit::Unreachable } else { Exit::Failure };
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
@@ -418,6 +431,15 @@ mod tests {
         let (exit, sentence) = explain(&client.get("http://x.example/").send().await.unwrap_err());
         assert_eq!(exit, Exit::Usage);
         assert!(sentence.contains("its address is 169.254.169.254: "), "{sentence}");
+    }
+
+    #[tokio::test]
+    async fn only_the_web_is_fetched_from() {
+        let refused = read("ftp://x.example/x.torrent", None).await.unwrap_err();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert_eq!(refused.sentence, "cannot fetch from ftp://: http and https only");
+        let refused = read("no/such:/file", None).await.unwrap_err();
+        assert_eq!(refused.exit, Exit::NotFound, "{}", refused.sentence);
     }
 
     #[test]

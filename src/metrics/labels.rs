@@ -190,6 +190,8 @@ labels! {
         Protocol "protocol",
         /// Neither side can have anything for the other.
         Useless "useless",
+        /// Nothing had moved for a minute, and others wanted the place.
+        Idle "idle",
         /// It sent data that failed the hash check.
         Banned "banned",
         /// A second connection to the same peer.

@@ -82,12 +82,13 @@ impl Swarm {
             }
             self.close(old, Error::Replaced);
         }
-        if self.peers.len() >= self.options.connections_max {
-            return Err(Refused::Full);
-        }
         let from_there = || self.by_addr.keys().filter(|addr| addr.ip() == init.addr.ip()).count();
         if !local && from_there() >= self.options.connections_per_ip_max {
             return Err(Refused::FullForAddress);
+        }
+        // Those that give way are there until the turn ends.
+        if self.peers.len() >= self.options.connections_max && !self.make_room(now) {
+            return Err(Refused::Full);
         }
         Ok(())
     }

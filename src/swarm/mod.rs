@@ -41,6 +41,7 @@ mod slots;
 mod stats;
 mod throttle;
 mod tick;
+mod turnover;
 mod upload;
 
 #[cfg(test)]
@@ -53,6 +54,7 @@ pub use peer::{Error, PeerInit, PeerKey, Refused};
 pub use queue::REQUEST_QUEUE_MAX;
 pub use stats::{PeerStats, Stats, Totals};
 pub use tick::Limits;
+pub use turnover::{IdlePeer, TURNOVER_PAUSE, TURNOVER_SHARE};
 
 use crate::rate::Meter;
 use crate::units::{Bitfield, Block, Geometry, PeerId, PieceIndex};
@@ -170,6 +172,8 @@ pub struct Swarm {
     down_meter: Meter,
     next_second: Option<Instant>,
     next_round: Option<Instant>,
+    /// Before this nobody is looked for who might give way.
+    next_turnover: Option<Instant>,
 }
 
 /// Peers by state, kept as they change.
@@ -228,6 +232,7 @@ impl Swarm {
             down_meter: Meter::new(),
             next_second: None,
             next_round: None,
+            next_turnover: None,
         }
     }
 

@@ -117,6 +117,8 @@ pub struct Options {
     pub block_timeout: Duration,
     /// A peer is closed if we hear nothing of it for this long.
     pub inactivity_timeout: Duration,
+    /// When every place is taken, peers with whom nothing has moved for this long give way.
+    pub idle_min: Duration,
     /// A sign of life is sent after this long without any other message.
     pub keep_alive: Duration,
     /// Whether pieces that are missing are fetched. If not, what cannot be read any more is only
@@ -149,6 +151,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(60),
             block_timeout: Duration::from_secs(60),
             inactivity_timeout: Duration::from_secs(600),
+            idle_min: Duration::from_secs(60),
             keep_alive: Duration::from_secs(100),
             fetch: true,
             seed: 0,

@@ -121,6 +121,9 @@ pub enum Error {
     /// Nothing was heard for too long.
     #[error("nothing was heard of the peer for too long")]
     Inactive,
+    /// Nothing has moved for long, and others want the place.
+    #[error("nothing has moved for long, and others want the place")]
+    Idle,
     /// Both sides have everything.
     #[error("both sides have everything")]
     NothingToTrade,
@@ -151,6 +154,7 @@ impl Error {
             Self::BlockStalled => "block_stalled",
             Self::Withholding => "withholding",
             Self::Inactive => "inactive",
+            Self::Idle => "idle",
             Self::NothingToTrade => "nothing_to_trade",
             Self::Banned => "banned",
             Self::Replaced => "replaced",
@@ -247,6 +251,8 @@ pub(super) struct Peer {
     pub(super) refused: Vec<PieceIndex>,
     pub(super) withheld: usize,
     pub(super) receiving: Option<(Block, Instant)>,
+    /// Since when nothing is received from it because our disk does not keep up.
+    pub(super) paused_at: Option<Instant>,
     /// The piece it works on, with the serial of the attempt.
     pub(super) current: Option<(PieceIndex, u64)>,
     pub(super) allowed_fast: Vec<PieceIndex>,
@@ -260,6 +266,8 @@ pub(super) struct Peer {
     pub(super) down: Meter,
     pub(super) uploaded: u64,
     pub(super) downloaded: u64,
+    /// When payload last went to it.
+    pub(super) last_served_at: Option<Instant>,
     pub(super) last_heard_at: Instant,
     pub(super) last_sent_at: Instant,
 
@@ -312,6 +320,7 @@ impl Peer {
             refused: Vec::new(),
             withheld: 0,
             receiving: None,
+            paused_at: None,
             current: None,
             allowed_fast: Vec::new(),
             pipeline: Pipeline::default(),
@@ -322,6 +331,7 @@ impl Peer {
             down: Meter::new(),
             uploaded: 0,
             downloaded: 0,
+            last_served_at: None,
             last_heard_at: now,
             last_sent_at: now,
             state_changes: 0,
@@ -337,6 +347,12 @@ impl Peer {
     /// Adds a message to what is sent next.
     pub(super) fn say(&mut self, message: Message<'_>) {
         crate::wire::encode(&message, &mut self.control);
+    }
+
+    /// The piece that it will be asked for once the download limit allows.
+    pub(super) fn waits_for_rate(&self) -> Option<PieceIndex> {
+        let (piece, _) = self.current?;
+        (self.down_wait != Wait::No).then_some(piece)
     }
 
     /// Whether blocks of `piece` may be asked of it now.

@@ -31,7 +31,7 @@ const TRIAL_WAIT: u32 = 16;
 #[derive(Clone, Debug)]
 pub(super) struct Pipeline {
     len: u32,
-    /// What came in two seconds; before the first of them has passed there is no such limit.
+    /// What came in two seconds; before the first whole second there is no such limit.
     len_max: u32,
     /// What a trial has shown to be worth it; 0 if none has.
     len_proven: u32,
@@ -44,6 +44,8 @@ pub(super) struct Pipeline {
     /// How long the shortest and the last answer took since the peer unchoked us.
     latency_min: Duration,
     latency: Duration,
+    /// No block has come in a second that is counted whole.
+    is_fresh: bool,
     /// The peer has rejected a request in this second.
     was_rejected: bool,
     trial: Option<Trial>,
@@ -71,6 +73,7 @@ impl Default for Pipeline {
             round_began: None,
             latency_min: Duration::MAX,
             latency: Duration::ZERO,
+            is_fresh: true,
             was_rejected: false,
             trial: None,
             wait: TRIAL_WAIT_START,
@@ -89,8 +92,17 @@ impl Pipeline {
         self.latency_min = Duration::MAX;
         self.latency = Duration::ZERO;
         self.round_began = None;
-        self.trial = None;
+        self.is_fresh = true;
+        self.end_trial();
         self.wait = TRIAL_WAIT_START;
+    }
+
+    /// Gives a trial up: nothing was learnt from it.
+    fn end_trial(&mut self) {
+        if let Some(trial) = self.trial.take() {
+            self.len = self.len.min(trial.len_before);
+            self.wait = TRIAL_WAIT;
+        }
     }
 
     /// A block begins to arrive, so long after it was asked for.
@@ -117,7 +129,7 @@ impl Pipeline {
     /// The peer rejects a request: its queue is full or it lost the piece.
     pub(super) fn handle_reject(&mut self) {
         self.was_rejected = true;
-        self.trial = None;
+        self.end_trial();
         self.len_proven = 0;
         self.len = (self.len - self.len / 4).max(REQUESTS_OUT_MIN);
     }
@@ -130,7 +142,11 @@ impl Pipeline {
         if rate == 0 || !is_asked {
             // What the next round will have waited for is not the peer.
             self.round_began = None;
-            self.trial = None;
+            self.end_trial();
+            return;
+        }
+        if std::mem::take(&mut self.is_fresh) {
+            // The blocks of a part of a second.
             return;
         }
         self.try_more(rate, rate.max(before));
@@ -270,6 +286,29 @@ mod tests {
         assert!((15..=24).contains(&pipeline.len()), "{}", pipeline.len());
         Path::new(100, 1, 1000).run(&mut pipeline, 20);
         assert_eq!(pipeline.len(), REQUESTS_OUT_MIN);
+    }
+
+    #[test]
+    fn a_part_of_a_second_and_a_trial_that_ends_early_teach_nothing() {
+        let mut pipeline = Pipeline::default();
+        let second = |pipeline: &mut Pipeline, block_count| {
+            for _ in 0..block_count {
+                pipeline.handle_block(clock::now());
+            }
+            pipeline.handle_second(true);
+        };
+        pipeline.handle_answer(Duration::from_millis(1));
+        pipeline.handle_answer(Duration::from_millis(100));
+        second(&mut pipeline, 1);
+        assert_eq!(pipeline.len(), REQUESTS_OUT_START, "the second had begun before");
+        while pipeline.trial.is_none() {
+            second(&mut pipeline, 100);
+        }
+        assert_eq!(pipeline.len(), 2 * REQUESTS_OUT_START);
+        second(&mut pipeline, 0);
+        assert_eq!(pipeline.len(), REQUESTS_OUT_START);
+        second(&mut pipeline, 100);
+        assert_eq!(pipeline.len(), REQUESTS_OUT_START, "not at once again");
     }
 
     #[test]

@@ -325,6 +325,50 @@ fn a_suspect_piece_that_stands_still_costs_its_peer_no_other_piece() {
 }
 
 #[test]
+fn a_suspect_piece_whose_peer_waits_for_the_limit_goes_on() {
+    let mut pair = pair(Bitfield::none(PIECES), Options { down: Some(1), ..Options::default() });
+    pair.say(Message::HaveAll).unwrap();
+    pair.say(Message::Unchoke).unwrap();
+    while let Some(block) = pair.swarm.peers[0].asked.front().map(|asked| asked.block) {
+        assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, block), Ok(Payload::Accept));
+        pair.swarm.handle_block(pair.now, pair.key, block);
+    }
+    let piece = pair.swarm.peers[0].waits_for_rate().unwrap();
+    let partial = pair.swarm.partials.get_mut(&piece).unwrap();
+    (partial.is_suspect, partial.exclusive) = (true, Some(pair.key));
+    let missing = partial.missing;
+    assert!(missing < 4, "nothing of it is here");
+    pair.swarm.handle_timeout(pair.now + Duration::from_secs(1));
+    assert_eq!(pair.swarm.partials[&piece].missing, missing);
+}
+
+#[test]
+fn what_a_paused_peer_owes_is_not_late() {
+    let mut pair = Pair::fetching();
+    let first = pair.swarm.peers[0].asked[0].block;
+    assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, first), Ok(Payload::Accept));
+    pair.swarm.handle_paused(pair.now, pair.key);
+    let pass = |pair: &mut Pair, seconds| {
+        for _ in 0..seconds {
+            pair.hear();
+            pair.now += Duration::from_secs(1);
+            pair.swarm.handle_timeout(pair.now);
+            while let Some(action) = pair.swarm.poll_action() {
+                if let Action::Close(_, error) = action {
+                    return Some(error);
+                }
+            }
+        }
+        None
+    };
+    assert_eq!(pass(&mut pair, 1000), None);
+    pair.swarm.handle_resumed(pair.now, pair.key);
+    assert_eq!(pass(&mut pair, 59), None);
+    assert_eq!(pair.swarm.totals().snubbed, 0);
+    assert_eq!(pass(&mut pair, 1), Some(Error::BlockStalled));
+}
+
+#[test]
 fn a_silent_peer_is_snubbed_then_closed() {
     let mut pair = Pair::fetching();
     let start = pair.now;
@@ -357,6 +401,51 @@ fn admission_refuses_who_must_not_come() {
     assert_eq!(knock(7, 2), Err(Refused::Duplicate));
     assert!(knock(1, 3).is_ok() && knock(1, 4).is_ok());
     assert_eq!(knock(1, 5), Err(Refused::Full));
+}
+
+#[test]
+fn idle_peers_give_way_and_those_that_wait_or_are_served_do_not() {
+    let options = Options { connections_max: 3, slots: Slots::Limited(1), ..Options::default() };
+    let mut pair = Pair::serving(options);
+    let start = pair.now;
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let served = pair.key;
+    let waiting = pair.swarm.handle_connected(start, init(1, 3, false)).unwrap();
+    pair.swarm.handle_message(start, waiting, Message::Interested).unwrap();
+    let mute = pair.swarm.handle_connected(start, init(1, 4, false)).unwrap();
+    let closed = |pair: &mut Pair| {
+        let mut closed = Vec::new();
+        while let Some(action) = pair.swarm.poll_action() {
+            if let Action::Close(key, error) = action {
+                assert_eq!(error, Error::Idle);
+                closed.push(key);
+            }
+        }
+        for &key in &closed {
+            pair.swarm.handle_disconnected(pair.now, key);
+        }
+        closed
+    };
+    let knock = |pair: &mut Pair, seconds, id| {
+        // It says that it is alive, as everybody does who wants to keep a place.
+        pair.now = at(seconds);
+        for key in [served, waiting, mute] {
+            pair.swarm.handle_message(pair.now, key, Message::KeepAlive).unwrap();
+        }
+        pair.swarm.handle_connected(pair.now, init(1, id, false))
+    };
+    pair.now = at(50);
+    pair.swarm.handle_sent(pair.now, served, 16_384);
+    assert_eq!(knock(&mut pair, 59, 5), Err(Refused::Full));
+    assert!(knock(&mut pair, 61, 6).is_ok());
+    assert_eq!(knock(&mut pair, 61, 7), Err(Refused::Full), "they are not looked through again");
+    assert_eq!(closed(&mut pair), [mute]);
+    assert_eq!(knock(&mut pair, 109, 8), Err(Refused::Full));
+    assert!(knock(&mut pair, 111, 9).is_ok());
+    assert_eq!(closed(&mut pair), [served]);
+    // Now it has the slot, and a minute to make use of it.
+    assert!(pair.swarm.idle_peers(at(170)).all(|peer| peer.key != waiting));
+    assert!(pair.swarm.idle_peers(at(171)).any(|peer| peer.key == waiting));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::throttle::Wait;
 use super::{Swarm, choker};
 use crate::units::{Block, PieceIndex};
 use crate::wire::Message;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -77,6 +78,9 @@ impl Swarm {
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return;
         };
+        if peer.paused_at.is_some() {
+            return;
+        }
         let since = |at: Instant| now.saturating_duration_since(at);
         if let Some((_, at)) = peer.receiving {
             if since(at) >= options.block_timeout {
@@ -140,6 +144,30 @@ impl Swarm {
         self.wake(key);
     }
 
+    /// Nothing is received from the peer for now: what it owes us is not late through its fault.
+    pub fn handle_paused(&mut self, now: Instant, key: PeerKey) {
+        if let Some(peer) = self.peer_mut(key) {
+            peer.paused_at.get_or_insert(now);
+        }
+    }
+
+    /// It is received from again. The pause counts for nothing that has a time limit.
+    pub fn handle_resumed(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peer_mut(key) else { return };
+        let Some(at) = peer.paused_at.take() else { return };
+        let pause = now.saturating_duration_since(at);
+        if pause < SECOND {
+            // Most are so short; going through all requests each time would cost more than it is.
+            return;
+        }
+        let times = peer.asked.iter_mut().map(|asked| &mut asked.at);
+        let arriving = peer.receiving.iter_mut().map(|(_, at)| at);
+        let last = [&mut peer.last_block_at, &mut peer.last_heard_at];
+        for time in times.chain(arriving).chain(last) {
+            *time += pause;
+        }
+    }
+
     /// A suspect piece whose only peer does not get on with it begins anew with another one; the
     /// peer keeps those that it works on.
     fn free_suspects(&mut self) {
@@ -152,6 +180,7 @@ impl Swarm {
                 let works = self.peer(key).is_some_and(|peer| {
                     peer.receiving.is_some_and(|(block, _)| block.piece == piece)
                         || peer.asked.iter().any(|asked| asked.block.piece == piece)
+                        || peer.waits_for_rate() == Some(piece)
                 });
                 (!works).then_some(piece)
             })
@@ -168,11 +197,14 @@ impl Swarm {
         if self.idle.is_empty() || pickable == 0 || self.may_open() {
             return;
         }
+        let in_line: BTreeSet<PieceIndex> =
+            self.peers.iter().filter_map(|(_, peer)| peer.waits_for_rate()).collect();
         let stalled = self
             .partials
             .iter()
-            .filter(|(_, partial)| {
-                partial.phase == Phase::Fetching && partial.free == partial.missing
+            .filter(|(piece, partial)| {
+                let is_untouched = partial.free == partial.missing;
+                partial.phase == Phase::Fetching && is_untouched && !in_line.contains(piece)
             })
             .max_by_key(|(_, partial)| partial.missing)
             .map(|(&piece, _)| piece);
@@ -192,7 +224,8 @@ impl Swarm {
             };
             peer.nuisances = 0;
             peer.refused.clear();
-            if now.saturating_duration_since(peer.last_heard_at) >= inactive {
+            let silent_for = now.saturating_duration_since(peer.last_heard_at);
+            if silent_for >= inactive && peer.paused_at.is_none() {
                 self.close(key, Error::Inactive);
             } else if now.saturating_duration_since(peer.last_sent_at) >= keep_alive
                 && peer.control.is_empty()

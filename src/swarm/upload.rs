@@ -175,6 +175,9 @@ impl Swarm {
             peer.uploaded += payload_len;
             peer.uploaded_in_turn += payload_len;
             peer.last_sent_at = now;
+            if payload_len > 0 {
+                peer.last_served_at = Some(now);
+            }
         }
     }
 }

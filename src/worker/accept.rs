@@ -18,7 +18,7 @@ use super::torrent::Torrent;
 use super::{Target, Timer, Worker};
 use crate::metrics::{AcceptResult, Direction, DisconnectReason, HandoverResult, HandshakeResult};
 use crate::ring::{Driver, Op, Pool, Tag};
-use crate::swarm::{PeerInit, Refused};
+use crate::swarm::{PeerInit, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
 use crate::sys::net;
 use crate::units::InfoHash;
 use crate::wire::{Decoder, Handshake, HandshakeReader, Limits};
@@ -126,10 +126,12 @@ impl<D: Driver> Worker<D> {
         self.receive(key);
     }
 
-    /// Sees to it that one more connection fits, at the cost of the slowest handshake; false if
-    /// nobody can give way. `is_full` says that the places for handshakes are taken.
+    /// Sees to it that one more connection fits, at the cost of idle peers or of the slowest
+    /// handshake; false if nobody can give way. `is_full` says that the places for handshakes are
+    /// taken.
     fn make_room(&mut self, is_full: bool) -> bool {
-        if !is_full && self.conns.len() < self.options.connections_max {
+        let has_place = self.conns.len() < self.options.connections_max || self.let_idle_go();
+        if has_place && !is_full {
             return true;
         }
         let oldest = self.admission.oldest();
@@ -137,6 +139,27 @@ impl<D: Driver> Worker<D> {
             self.give_up(key, HandshakeResult::Evicted);
         }
         oldest.is_some()
+    }
+
+    /// Closes the connections of idle peers, those that are missed least first. False if there are
+    /// none, or if they were looked for a moment ago.
+    fn let_idle_go(&mut self) -> bool {
+        if self.now < self.next_turnover {
+            return false;
+        }
+        self.next_turnover = self.now + TURNOVER_PAUSE;
+        let torrents = self.active.iter().filter_map(|&key| self.torrents.get(key));
+        let idle = torrents.flat_map(|torrent| {
+            let idle = torrent.swarm.idle_peers(self.now);
+            idle.filter_map(|peer| Some((peer, torrent.conn_of(peer.key)?)))
+        });
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_unstable_by_key(|&(peer, _)| peer);
+        idle.truncate(self.conns.len().div_ceil(TURNOVER_SHARE));
+        for &(_, conn) in &idle {
+            self.close(conn, DisconnectReason::Idle);
+        }
+        !idle.is_empty()
     }
 
     /// Asks for what a connection sends next.

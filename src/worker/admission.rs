@@ -9,7 +9,8 @@
 //! its own. For everybody holds: when all places are taken, the one that came first and has said
 //! nothing gives way to the newcomer, because an honest peer speaks at once.
 //!
-//! Invariant: every table here is bounded, and nobody with a whole handshake ever gives way.
+//! Invariant: every table here is bounded, and nobody with a whole handshake gives way here (peers
+//! with whom nothing moves do, [`crate::swarm::Swarm::idle_peers`]).
 #![forbid(unsafe_code)]
 
 use super::table::Key;

@@ -134,6 +134,8 @@ pub(super) struct Conn {
     pub(super) is_paused: bool,
     /// Whether it was so since that timer was set: then a lack of progress is ours.
     pub(super) is_excused: bool,
+    /// When that last ended.
+    pub(super) resumed_at: Option<Instant>,
 }
 
 impl Conn {
@@ -157,15 +159,18 @@ impl Conn {
             is_watched: false,
             is_paused: false,
             is_excused: false,
+            resumed_at: None,
         }
     }
 
-    /// Since when a block has been arriving that is written in place, unless it is we who do not
-    /// take it.
+    /// Since when a block has been arriving that is written in place and that we have taken all the
+    /// while; `None` while it is we who do not take it.
     pub(super) fn arriving_since(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Peer(peer) if !self.is_paused && !self.is_excused => match &peer.arriving {
-                Some((_, Arrival::InPlace(buffer))) => Some(buffer.since()),
+            Phase::Peer(peer) if !self.is_paused => match &peer.arriving {
+                Some((_, Arrival::InPlace(buffer))) => {
+                    Some(self.resumed_at.map_or(buffer.since(), |at| at.max(buffer.since())))
+                }
                 _ => None,
             },
             _ => None,

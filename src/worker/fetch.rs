@@ -164,7 +164,7 @@ impl<D: Driver> Worker<D> {
             self.timers.set(now + PROGRESS_INTERVAL, Timer::Progress(key, progress));
         }
         if self.is_backlogged(torrent_key) {
-            return self.pause_for_backlog(key);
+            return self.pause_for_backlog(key, torrent_key);
         }
         self.receive_in_turn(key, torrent_key);
     }
@@ -177,27 +177,57 @@ impl<D: Driver> Worker<D> {
         })
     }
 
-    fn pause_for_backlog(&mut self, key: Key) {
-        if let Some(conn) = self.conns.get_mut(key) {
-            conn.is_paused = true;
-            conn.is_excused = true;
-            self.backlogged.push(key);
+    /// Does not receive from a peer of `torrent` until more of it is on the disk.
+    fn pause_for_backlog(&mut self, key: Key, torrent_key: Key) {
+        self.pause(key);
+        let Some(torrent) = self.torrents.get_mut(torrent_key) else { return };
+        if torrent.paused.len() > 2 * self.conns.len() {
+            // Peers that come and go while a disk stands still leave their names here.
+            torrent.paused.retain(|&conn| self.conns.get(conn).is_some());
+        }
+        torrent.paused.push(key);
+        if !self.backlogged.contains(&torrent_key) {
+            self.backlogged.push(torrent_key);
         }
     }
 
     /// Receives again from peers of torrents whose writes have got on.
     pub(super) fn resume_backlogged(&mut self) {
-        for key in std::mem::take(&mut self.backlogged) {
-            // Those that are gone meanwhile drop out here.
-            let Some(conn) = self.conns.get_mut(key) else { continue };
-            let torrent = conn.peer().map(|peer| peer.torrent);
-            if torrent.is_some_and(|torrent| self.is_backlogged(torrent)) {
-                self.backlogged.push(key);
-            } else if let Some(conn) = self.conns.get_mut(key) {
-                conn.is_paused = false;
-                self.receive(key);
+        let mut index = 0;
+        while let Some(&key) = self.backlogged.get(index) {
+            if self.is_backlogged(key) {
+                index += 1;
+                continue;
             }
+            self.backlogged.swap_remove(index);
+            let paused =
+                self.torrents.get_mut(key).map(|torrent| std::mem::take(&mut torrent.paused));
+            paused.into_iter().flatten().for_each(|conn| self.resume(conn));
         }
+    }
+
+    /// Does not receive from a peer for a while, which is not its fault.
+    pub(super) fn pause(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_paused = true;
+        conn.is_excused = true;
+        let Some(peer) = conn.peer() else { return };
+        if let Some(torrent) = self.torrents.get_mut(peer.torrent) {
+            torrent.swarm.handle_paused(self.now, peer.key);
+        }
+    }
+
+    /// Receives from a peer again, if it is still there.
+    pub(super) fn resume(&mut self, key: Key) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.is_paused = false;
+        conn.resumed_at = Some(self.now);
+        if let Some(peer) = conn.peer()
+            && let Some(torrent) = self.torrents.get_mut(peer.torrent)
+        {
+            torrent.swarm.handle_resumed(self.now, peer.key);
+        }
+        self.receive(key);
     }
 
     /// A message had begun: unless it is over, enough of it must have come meanwhile.
@@ -518,6 +548,7 @@ pub(super) fn why_closed(error: &swarm::Error) -> DisconnectReason {
         swarm::Error::Banned => DisconnectReason::Banned,
         swarm::Error::NothingToTrade => DisconnectReason::Useless,
         swarm::Error::Replaced => DisconnectReason::Duplicate,
+        swarm::Error::Idle => DisconnectReason::Idle,
         swarm::Error::Inactive | swarm::Error::BlockStalled => DisconnectReason::Timeout,
         swarm::Error::NotReading => DisconnectReason::Slow,
         _ => DisconnectReason::Protocol,

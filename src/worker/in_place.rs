@@ -387,11 +387,12 @@ impl<D: Driver> Worker<D> {
         if !is_full || !is_of_it(torrent) {
             return self.receive(conn_key);
         }
-        if let Some(conn) = self.conns.get_mut(conn_key) {
-            conn.is_paused = true;
-            conn.is_excused = true;
-            self.in_place.paused.push_back(conn_key);
+        self.pause(conn_key);
+        if self.in_place.paused.len() > 2 * self.conns.len() {
+            // Peers that come and go while a disk stands still leave their names here.
+            self.in_place.paused.retain(|&conn| self.conns.get(conn).is_some());
         }
+        self.in_place.paused.push_back(conn_key);
     }
 
     /// Blocks found no room: the peers whose blocks have been arriving for too long make some, the
@@ -423,10 +424,7 @@ impl<D: Driver> Worker<D> {
         };
         for _ in 0..count {
             let Some(key) = self.in_place.paused.pop_front() else { return };
-            if let Some(conn) = self.conns.get_mut(key) {
-                conn.is_paused = false;
-                self.receive(key);
-            }
+            self.resume(key);
         }
     }
 }

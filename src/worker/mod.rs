@@ -119,13 +119,15 @@ pub struct Worker<D: Driver> {
     /// Torrents with peers, or whose rates have not faded yet: the others cost nothing.
     active: Vec<Key>,
     timers: Wheel<Timer>,
+    /// Before this no idle peers are looked for, to make room for others.
+    next_turnover: Instant,
     /// Torrents and connections to look at before the turn ends.
     dirty_torrents: Vec<Key>,
     dirty_conns: Vec<Key>,
     /// Connections whose receive found no buffer, and those that found no memory for a cold read.
     unbuffered: Vec<Key>,
     starved: VecDeque<Key>,
-    /// Connections that are not received from until more of their torrents is on the disk.
+    /// Torrents with connections that are not received from until more of them is on the disk.
     backlogged: Vec<Key>,
     residency: Residency,
     chunks: Chunks,
@@ -217,6 +219,7 @@ impl<D: Driver> Worker<D> {
             torrents: Table::default(),
             by_hash: HashMap::new(),
             active: Vec::new(),
+            next_turnover: now,
             timers: Wheel::new(now),
             dirty_torrents: Vec::new(),
             dirty_conns: Vec::new(),
@@ -513,8 +516,8 @@ impl<D: Driver> Worker<D> {
 
     fn has_stopped(&mut self) -> bool {
         let Some(deadline) = self.stopping else { return false };
-        let writes =
-            !self.to_hash.is_empty() || !self.piece_writes.is_empty() || !self.in_place.is_idle();
+        let hashes = !self.to_hash.is_empty() || !self.to_blame.is_empty();
+        let writes = hashes || !self.piece_writes.is_empty() || !self.in_place.is_idle();
         if !writes && self.syncs_in_flight == 0 {
             // Whatever the last writes were, and however they ended: nothing stays unflushed.
             for key in self.torrents.keys() {

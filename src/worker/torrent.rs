@@ -58,6 +58,8 @@ pub(super) struct Torrent {
     pub(super) left: u64,
     /// Bytes of whole pieces that are on their way there.
     pub(super) writing: Rc<Cell<u64>>,
+    /// Connections that are not received from because of those.
+    pub(super) paused: Vec<Key>,
     /// Pieces were written since the last flush.
     pub(super) unsynced: bool,
     syncs_pending: usize,
@@ -233,6 +235,7 @@ impl<D: Driver> Worker<D> {
             fetches,
             left,
             writing: Rc::default(),
+            paused: Vec::new(),
             unsynced: false,
             syncs_pending: 0,
             finished,

@@ -148,7 +148,8 @@ fn a_watch_folder_that_becomes_a_file_is_said_once() {
     let mut server = home.run(&["--watch", &other.to_string_lossy()]);
     fs::remove_dir(&other).unwrap();
     fs::write(&other, b"no folder").unwrap();
-    let told = |server: &Server| server.process.stderr().matches("cannot be read").count();
+    let told =
+        |server: &Server| server.process.stderr().matches("the watch folder is not there").count();
     wait::until("a warning", TAKEN, || (told(&server) > 0).then_some(()));
     // Each torrent makes it look at all of its folders again.
     for (name, seed) in [("one", 67), ("two", 68), ("three", 69)] {

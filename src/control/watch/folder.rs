@@ -267,10 +267,10 @@ fn read(path: &Path) -> io::Result<(Stamp, Result<Vec<u8>, String>)> {
     let metadata = fs::symlink_metadata(path)?;
     let refuse = |sentence: &str| Ok((Stamp::of(&metadata), Err(sentence.to_owned())));
     if metadata.is_symlink() {
-        return refuse("It is a symbolic link, only regular files are taken.");
+        return refuse("it is a symbolic link: only regular files are taken");
     }
     if !metadata.is_file() {
-        return refuse("It is not a regular file.");
+        return refuse("it is not a regular file");
     }
     // The name may have changed hands since: neither links are followed nor pipes waited for.
     let file = OpenOptions::new()
@@ -280,13 +280,13 @@ fn read(path: &Path) -> io::Result<(Stamp, Result<Vec<u8>, String>)> {
     let metadata = file.metadata()?;
     let refuse = |sentence: String| Ok((Stamp::of(&metadata), Err(sentence)));
     if !metadata.is_file() {
-        return refuse("It is not a regular file.".to_owned());
+        return refuse("it is not a regular file".to_owned());
     }
     let len_max = if is_magnet(path) { MAGNET_LEN_MAX } else { TORRENT_LEN_MAX };
     let mut bytes = Vec::new();
     file.take(len_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > len_max {
-        return refuse(format!("It is larger than {len_max} bytes."));
+        return refuse(format!("it is larger than {len_max} bytes"));
     }
     Ok((Stamp::of(&metadata), Ok(bytes)))
 }

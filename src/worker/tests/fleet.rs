@@ -119,12 +119,24 @@ impl Fleet {
         path: &Path,
         have: Bitfield,
     ) -> Arc<Totals> {
+        self.add_with(worker, torrent, path, have, swarm::Options::default())
+    }
+
+    /// The same with other options for its swarm.
+    pub(super) fn add_with(
+        &self,
+        worker: usize,
+        torrent: &Torrent,
+        path: &Path,
+        have: Bitfield,
+        options: swarm::Options,
+    ) -> Arc<Totals> {
         let totals = Arc::new(Totals::new(torrent.geometry.total_len()));
         let options = swarm::Options {
             info_hash: torrent.info_hash,
             peer_id: self.shared.peer_id,
             seed: 7,
-            ..swarm::Options::default()
+            ..options
         };
         let new = NewTorrent {
             info_hash: torrent.info_hash,

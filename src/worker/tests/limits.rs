@@ -4,7 +4,10 @@ use std::net::{TcpListener, UdpSocket};
 
 use super::fleet::{idle_worker, options};
 use super::*;
-use crate::metrics::AcceptResult;
+use crate::metrics::{AcceptResult, DisconnectReason};
+use crate::swarm;
+use crate::units::Bitfield;
+use crate::worker::Options;
 
 #[test]
 fn one_slot_serves_one_peer_at_a_time() {
@@ -48,6 +51,30 @@ fn an_upload_limit_holds() {
         let most = u128::from(RATE) * (took + crate::rate::BURST).as_millis() / 1000 + 2 * 16_384;
         assert!(u128::from(came) <= most, "{came} bytes in {took:?}");
         drop(peer);
+        fleet.wait_until_idle();
+        assert!(fleet.stop().is_empty());
+    });
+}
+
+#[test]
+fn who_only_holds_a_place_gives_way() {
+    let torrent = any_torrent(300_000, 20);
+    on_every_ring(Faults::rough(), 0..3, |ring| {
+        let fleet = Fleet::start(1, 1, ring, &Options { connections_max: 3, ..options() });
+        let have = Bitfield::all(torrent.geometry.piece_count());
+        // Whoever has nothing to do is idle at once.
+        let swarm = swarm::Options { idle_min: Duration::ZERO, ..swarm::Options::default() };
+        fleet.add_with(0, &torrent, torrent.path(), have, swarm);
+        let (addr, blocks) = (fleet.members[0].addr, torrent.blocks());
+        let mut mute: Vec<_> =
+            (33..36).map(|name| Peer::asking(addr, &torrent, name, &[])).collect();
+        for peer in &mut mute {
+            peer.read_until("the greeting", |peer| peer.is_unchoked);
+        }
+        let mut newcomer = Peer::asking(addr, &torrent, 36, &blocks);
+        newcomer.expect(&torrent, &blocks);
+        assert_eq!(fleet.members[0].core.disconnects[DisconnectReason::Idle].get(), 1);
+        drop((mute, newcomer));
         fleet.wait_until_idle();
         assert!(fleet.stop().is_empty());
     });
