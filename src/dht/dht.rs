@@ -13,7 +13,7 @@ use super::schedule::Announce;
 use crate::units::InfoHash;
 
 /// Sockets at most.
-pub const NODES_MAX: usize = 16;
+pub(super) const NODES_MAX: usize = 16;
 
 /// The nodes of one program. A node's number is its place among the settings it was made of.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use super::address::is_local;
 use crate::units::InfoHash;
 
 /// Bits of an id.
-pub const ID_BITS: usize = 160;
+pub(super) const ID_BITS: usize = 160;
 
 /// What of an IPv4 address an id depends on (BEP 42).
 const MASK_V4: [u8; 4] = [0x03, 0x0f, 0x3f, 0xff];

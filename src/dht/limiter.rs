@@ -12,19 +12,19 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Sources that are remembered, of one kind.
-pub const SOURCES_MAX: usize = 4096;
+pub(super) const SOURCES_MAX: usize = 4096;
 
 /// Queries per second from one host.
-pub const HOST_RATE: u32 = 5;
+pub(super) const HOST_RATE: u32 = 5;
 
 /// Queries that a silent host may ask at once.
-pub const HOST_BURST: u32 = 50;
+pub(super) const HOST_BURST: u32 = 50;
 
 /// Queries per second from one /24 or /64.
-pub const SUBNET_RATE: u32 = 20;
+pub(super) const SUBNET_RATE: u32 = 20;
 
 /// Queries that a silent network may ask at once.
-pub const SUBNET_BURST: u32 = 200;
+pub(super) const SUBNET_BURST: u32 = 200;
 
 /// A full table is searched for sources to forget at most this often.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);

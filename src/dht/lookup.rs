@@ -18,25 +18,25 @@ use super::table::K;
 use super::{Contact, NodeId};
 
 /// Queries that are waited for at a time.
-pub const ALPHA: usize = 4;
+pub(super) const ALPHA: usize = 4;
 
 /// Nodes that one lookup keeps.
-pub const SHORTLIST_MAX: usize = 96;
+pub(super) const SHORTLIST_MAX: usize = 96;
 
 /// Nodes of one /24 or /64 that one lookup keeps.
-pub const SHORTLIST_PER_SUBNET_MAX: usize = 8;
+pub(super) const SHORTLIST_PER_SUBNET_MAX: usize = 8;
 
 /// Queries that one lookup sends.
-pub const QUERIES_MAX: usize = 120;
+pub(super) const QUERIES_MAX: usize = 120;
 
 /// Unanswered queries of one lookup, late ones included.
-pub const IN_FLIGHT_MAX: usize = 16;
+pub(super) const IN_FLIGHT_MAX: usize = 16;
 
 /// Nodes with ids of their own choice among the [`K`] that decide a lookup.
-pub const UNVERIFIED_MAX: usize = K / 2;
+pub(super) const UNVERIFIED_MAX: usize = K / 2;
 
 /// Addresses without ids that one lookup starts from.
-pub const SEEDS_MAX: usize = 32;
+pub(super) const SEEDS_MAX: usize = 32;
 
 /// How far a node of the shortlist is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -259,10 +259,19 @@ impl Lookup {
         };
         self.shortlist.insert(at, candidate);
         if self.shortlist.len() > SHORTLIST_MAX {
-            let is_waited_for = |it: &Candidate| matches!(it.stage, Stage::Asked | Stage::Late);
-            let farthest = self.shortlist.iter().rposition(|it| !is_waited_for(it));
-            farthest.map(|at| self.shortlist.remove(at));
+            self.shorten();
         }
+    }
+
+    /// Forgets the farthest node that is not waited for; an unverified one where they are more
+    /// than half.
+    fn shorten(&mut self) {
+        let is_waited_for = |it: &Candidate| matches!(it.stage, Stage::Asked | Stage::Late);
+        let unverified_count = self.shortlist.iter().filter(|it| !it.is_verified).count();
+        let spares_verified = unverified_count > SHORTLIST_MAX / 2;
+        let goes = |it: &Candidate| !is_waited_for(it) && !(spares_verified && it.is_verified);
+        let farthest = self.shortlist.iter().rposition(goes);
+        farthest.map(|at| self.shortlist.remove(at));
     }
 }
 
@@ -317,13 +326,7 @@ mod tests {
         assert_eq!(lookup.poll_query().unwrap().0, nodes[5].addr);
         assert!(lookup.poll_query().is_none() && !lookup.is_done());
         assert!(lookup.handle_reply(nodes[0], None, &[]), "late is better than never");
-        assert!(!lookup.handle_reply(nodes[19], None, &[]) || lookup.counts().1 == 2);
-        for _ in 0..20 {
-            while let Some((addr, _)) = lookup.poll_query() {
-                lookup.handle_failure(addr);
-            }
-        }
-        [2, 3, 4, 5].map(|at: usize| lookup.handle_failure(nodes[at].addr));
+        (2..6).for_each(|at: usize| lookup.handle_failure(nodes[at].addr));
         while let Some((addr, _)) = lookup.poll_query() {
             lookup.handle_failure(addr);
         }

@@ -13,17 +13,19 @@ use super::NodeId;
 use super::counters::Method;
 
 /// Queries on their way.
-pub const PENDING_MAX: usize = 2048;
+pub(super) const PENDING_MAX: usize = 2048;
 
 /// Time after which an answer is late, before any was measured.
-pub const LATE_AT_FIRST: Duration = Duration::from_secs(1);
+pub(super) const LATE_AT_FIRST: Duration = Duration::from_secs(1);
 
 /// The least and most time after which an answer is late.
-pub const LATE_RANGE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+pub(super) const LATE_RANGE: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(2));
 
 /// The least and most time after which an answer is given up; between them four times the time
 /// after which it is late.
-pub const LOST_RANGE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(6));
+pub(super) const LOST_RANGE: (Duration, Duration) =
+    (Duration::from_secs(2), Duration::from_secs(6));
 
 /// What a query was for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -12,7 +12,7 @@ use super::{Contact, NodeId};
 use crate::bencode::{Document, Encoder, Limits, Value};
 
 /// Nodes that are saved.
-pub const NODES_MAX: usize = 200;
+pub(super) const NODES_MAX: usize = 200;
 
 /// Nodes of this size in bytes, and room for the rest.
 const LIMITS: Limits = Limits { depth: 2, tokens: 16, bytes: NODES_MAX * 38 + 256 };

@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 use crate::units::InfoHash;
 
 /// Torrents that one node announces.
-pub const TORRENTS_MAX: usize = 200_000;
+pub(super) const TORRENTS_MAX: usize = 200_000;
 
 /// Questions that wait for their lookup.
-pub const QUESTIONS_MAX: usize = 1024;
+pub(super) const QUESTIONS_MAX: usize = 1024;
 
 /// Time between two announces of a torrent; each is moved by up to [`JITTER_PERCENT`].
-pub const ANNOUNCE_EVERY: Duration = Duration::from_secs(15 * 60);
+pub(super) const ANNOUNCE_EVERY: Duration = Duration::from_secs(15 * 60);
 
 /// Time until the next try of an announce that no node took.
-pub const RETRY_AFTER: Duration = Duration::from_secs(60);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// How far, in percent, an announce is moved at random.
-pub const JITTER_PERCENT: u32 = 10;
+pub(super) const JITTER_PERCENT: u32 = 10;
 
 /// What an announce says of us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

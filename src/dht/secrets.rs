@@ -13,10 +13,10 @@ use ring::hmac;
 use crate::units::InfoHash;
 
 /// How long one secret makes tokens; those of the one before are still good.
-pub const TOKEN_LIFE: Duration = Duration::from_secs(300);
+pub(super) const TOKEN_LIFE: Duration = Duration::from_secs(300);
 
 /// Bytes of our tokens: with 5 queries per second and IP nobody guesses 64 bits in ten minutes.
-pub const TOKEN_LEN: usize = 8;
+pub(super) const TOKEN_LEN: usize = 8;
 
 /// The secret and what is derived from it.
 #[derive(Debug)]

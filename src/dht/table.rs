@@ -16,26 +16,26 @@ use super::{Contact, NodeId};
 pub const K: usize = 8;
 
 /// Buckets; the last one holds whatever is closer to us. Only a network of 2^35 nodes needs more.
-pub const BUCKETS_MAX: usize = 32;
+pub(super) const BUCKETS_MAX: usize = 32;
 
 /// Nodes of one /24 or /64, spares included.
-pub const NODES_PER_SUBNET_MAX: usize = 4;
+pub(super) const NODES_PER_SUBNET_MAX: usize = 4;
 
 /// Silence after which a node is questionable, and a bucket stale (BEP 5).
-pub const FRESH: Duration = Duration::from_secs(15 * 60);
+pub(super) const FRESH: Duration = Duration::from_secs(15 * 60);
 
 /// Failures in a row that make a node bad.
-pub const BAD_FAILURES: u8 = 2;
+pub(super) const BAD_FAILURES: u8 = 2;
 
 /// Failures in a row after which a node goes even if nobody takes its place.
-pub const GONE_FAILURES: u8 = 5;
+pub(super) const GONE_FAILURES: u8 = 5;
 
 /// Time between two pings of one questionable node.
 const PROBE_EVERY: Duration = Duration::from_secs(20);
 
 /// What a node is good for (BEP 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum State {
+pub(super) enum State {
     /// It answered or asked within [`FRESH`].
     Good,
     /// It has been silent for longer, or missed one query.

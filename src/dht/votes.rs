@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use super::address::{Subnet, is_local};
 
 /// Votes that are counted at the earliest.
-pub const VOTES_MIN: usize = 8;
+pub(super) const VOTES_MIN: usize = 8;
 
 /// Votes that are collected when no address has a majority; then it begins anew.
-pub const VOTES_MAX: usize = 32;
+pub(super) const VOTES_MAX: usize = 32;
 
 /// Time between two changes of our address.
-pub const CHANGE_EVERY: Duration = Duration::from_secs(300);
+pub(super) const CHANGE_EVERY: Duration = Duration::from_secs(300);
 
 /// The votes of one round.
 #[derive(Debug, Default)]
