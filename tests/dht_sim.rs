@@ -344,8 +344,9 @@ impl World {
     fn churn(&mut self, time: Duration, count: usize, kept: &[usize]) {
         for _ in 0..count {
             self.run(time / u32::try_from(count).unwrap());
-            let honest = self.honest();
-            let victim = self.rng.choice(honest.iter().filter(|at| !kept.contains(at))).copied();
+            let mut honest = self.honest();
+            honest.retain(|at| !kept.contains(at));
+            let victim = self.rng.choice(honest);
             victim.into_iter().for_each(|at| self.members[at].actor = Actor::Dead);
             self.join();
         }
@@ -467,9 +468,11 @@ fn values_are_found_in_o_log_n_messages() {
     }
     for it in &all {
         let log = f64::from(u32::try_from(it.node_count).unwrap()).log2();
-        assert!(it.found_percent >= 95, "seed {seed}: {it:?}");
-        assert!(it.query_mean <= 16.0 + 3.0 * log, "seed {seed}: {it:?}");
-        assert!(it.hop_mean <= log, "seed {seed}: {it:?}");
+        assert!(it.found_percent >= 85, "seed {seed}: {it:?}");
+        assert!(it.query_mean <= 12.0 + 2.0 * log, "seed {seed}: {it:?}");
+        assert!(it.hop_mean <= log / 2.0, "seed {seed}: {it:?}");
         assert!(it.verified_percent >= 90, "seed {seed}: {it:?}");
     }
+    let found: usize = all.iter().map(|it| it.found_percent).sum();
+    assert!(found >= 94 * all.len(), "seed {seed}: {found} % in {} worlds", all.len());
 }

@@ -72,12 +72,13 @@ struct Bucket {
     nodes: Vec<Entry>,
     /// They answered when there was no place.
     spares: Vec<Entry>,
-    touched_at: Instant,
+    /// When a node last came in or answered; `None` if it is to be looked up soon.
+    touched_at: Option<Instant>,
 }
 
 impl Bucket {
     fn new(now: Instant) -> Self {
-        Self { nodes: Vec::new(), spares: Vec::new(), touched_at: now }
+        Self { nodes: Vec::new(), spares: Vec::new(), touched_at: Some(now) }
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -152,7 +153,7 @@ impl Table {
             entry.replied_at = now;
             entry.heard_at = now;
             entry.failure_count = 0;
-            bucket.touched_at = now;
+            bucket.touched_at = Some(now);
             return None;
         }
         // Whoever has its address now has not the id that we know.
@@ -214,14 +215,17 @@ impl Table {
     pub(super) fn wants(&self, now: Instant, contact: &Contact) -> bool {
         let index = self.index(&contact.id);
         let Some(bucket) = self.buckets.get(index) else { return false };
+        let mut entries = self.buckets.iter().flat_map(Bucket::entries);
+        if let Some(known) = entries.find(|entry| entry.contact.addr == contact.addr) {
+            // It may have another id by now, for instance because it learnt its address.
+            return known.contact.id != contact.id && contact.is_verified();
+        }
         let is_better = |node: &Entry| {
             node.state(now) != State::Good || (!node.is_verified && contact.is_verified())
         };
         let has_place =
             bucket.nodes.len() < K || self.may_split(index) || bucket.nodes.iter().any(is_better);
-        has_place
-            && bucket.entries().all(|entry| entry.contact.addr != contact.addr)
-            && self.may_enter(now, contact)
+        has_place && self.may_enter(now, contact)
     }
 
     /// The nodes closest to `target` that are not bad, at most `count`.
@@ -268,13 +272,21 @@ impl Table {
     /// An id in a bucket that nothing happened in for [`FRESH`], to be looked up; that it is
     /// looked up is noted.
     pub(super) fn poll_stale(&mut self, now: Instant, rng: &mut fastrand::Rng) -> Option<NodeId> {
-        let is_stale = |it: &Bucket| now.saturating_duration_since(it.touched_at) >= FRESH;
+        let is_old = |at| now.saturating_duration_since(at) >= FRESH;
+        let is_stale = |bucket: &Bucket| bucket.touched_at.is_none_or(is_old);
         let index = self.buckets.iter().position(is_stale)?;
-        self.buckets[index].touched_at = now;
+        self.buckets[index].touched_at = Some(now);
         Some(match index + 1 == self.buckets.len() {
             true => self.own.random_beside(index + rng.usize(..4), rng),
             false => self.own.random_beside(index, rng),
         })
+    }
+
+    /// Has every bucket that is not full looked up soon: there are nodes around, and we are new.
+    pub(super) fn make_stale(&mut self) {
+        for bucket in self.buckets.iter_mut().filter(|bucket| bucket.nodes.len() < K) {
+            bucket.touched_at = None;
+        }
     }
 
     /// All nodes that are not bad, for saving; those that answered last come first.
@@ -330,7 +342,7 @@ impl Table {
             index = self.index(&entry.contact.id);
         }
         let bucket = &mut self.buckets[index];
-        bucket.touched_at = now;
+        bucket.touched_at = Some(now);
         if bucket.nodes.len() < K {
             bucket.nodes.push(entry);
             return None;

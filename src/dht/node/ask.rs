@@ -9,7 +9,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use super::{BOOTSTRAP_SOON, Event, FOREIGN_MAX, Node, OUT_MAX, Outcome, PEERS_PER_LOOKUP_MAX};
+use super::{
+    BOOTSTRAP_SOON, CONTACTS_FIRST, Event, FOREIGN_MAX, Node, OUT_MAX, Outcome,
+    PEERS_PER_LOOKUP_MAX,
+};
 use crate::dht::address::Refusal;
 use crate::dht::bloom::Bloom;
 use crate::dht::counters::{Asked, Dropped, Method};
@@ -69,7 +72,7 @@ impl Node {
     /// Looks for the nodes around ourselves; false if there is nobody to ask.
     pub(super) fn start_bootstrap(&mut self, now: Instant) -> bool {
         let own = self.id();
-        let contacts = self.table.closest(now, &own, K);
+        let contacts = self.table.closest(now, &own, CONTACTS_FIRST);
         if contacts.is_empty() && self.bootstrap.is_empty() {
             return false;
         }
@@ -81,7 +84,7 @@ impl Node {
     }
 
     pub(super) fn start_task(&mut self, now: Instant, hash: InfoHash, task: Task) {
-        let contacts = self.table.closest(now, &hash.into(), K);
+        let contacts = self.table.closest(now, &hash.into(), CONTACTS_FIRST);
         self.start(now, Goal::Torrent(hash, task), Lookup::new(hash.into(), &contacts, &[]));
     }
 
@@ -113,6 +116,11 @@ impl Node {
         if reply.id == self.id() || sent.id.is_some_and(|id| id != reply.id) {
             self.counters.drop(Dropped::WrongId);
             self.table.remove(from);
+            // It may have learnt its address and moved; an id of its own choice is no excuse.
+            let contact = Contact { id: reply.id, addr: from };
+            if contact.is_verified() && contact.id != self.id() {
+                self.table.handle_reply(now, contact);
+            }
             self.handle_no_answer(now, from, sent.purpose);
             return;
         }
@@ -241,7 +249,13 @@ impl Node {
 
     fn finish(&mut self, now: Instant, running: &Running) {
         self.counters.lookup_count += 1;
-        let Goal::Torrent(info_hash, task) = running.goal else { return };
+        let Goal::Torrent(info_hash, task) = running.goal else {
+            if running.is_bootstrap() {
+                self.table.make_stale();
+            }
+            self.tick_at = self.tick_at.min(now + BOOTSTRAP_SOON);
+            return;
+        };
         let announce_count = match task {
             Task::Announce => self.announce(now, info_hash, &running.lookup),
             Task::FindPeers | Task::Scrape => 0,

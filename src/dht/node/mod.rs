@@ -42,6 +42,9 @@ pub const LOOKUPS_MAX: usize = 24;
 /// Time between the starts of two lookups.
 pub const LOOKUP_GAP: Duration = Duration::from_millis(50);
 
+/// Nodes of the table that a lookup starts from: some may be gone.
+pub const CONTACTS_FIRST: usize = 2 * K;
+
 /// Addresses that wait for a first ping.
 pub const CANDIDATES_MAX: usize = 256;
 
@@ -471,7 +474,7 @@ impl Node {
             && !self.lookups.values().any(ask::Running::is_refresh)
             && let Some(target) = self.table.poll_stale(now, &mut self.rng)
         {
-            let contacts = self.table.closest(now, &target, K);
+            let contacts = self.table.closest(now, &target, CONTACTS_FIRST);
             self.start(now, ask::Goal::Refresh, Lookup::new(target, &contacts, &[]));
         }
     }
