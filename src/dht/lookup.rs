@@ -178,7 +178,7 @@ impl Lookup {
         self.front().into_iter().filter_map(|at| {
             let candidate = &self.shortlist[at];
             let replied = candidate.stage == Stage::Replied;
-            replied.then(|| (candidate.contact, candidate.token.as_deref()))
+            replied.then_some((candidate.contact, candidate.token.as_deref()))
         })
     }
 
@@ -269,7 +269,7 @@ impl Lookup {
         let is_waited_for = |it: &Candidate| matches!(it.stage, Stage::Asked | Stage::Late);
         let unverified_count = self.shortlist.iter().filter(|it| !it.is_verified).count();
         let spares_verified = unverified_count > SHORTLIST_MAX / 2;
-        let goes = |it: &Candidate| !is_waited_for(it) && !(spares_verified && it.is_verified);
+        let goes = |it: &Candidate| !(is_waited_for(it) || spares_verified && it.is_verified);
         let farthest = self.shortlist.iter().rposition(goes);
         farthest.map(|at| self.shortlist.remove(at));
     }

@@ -14,13 +14,13 @@
 mod address;
 pub mod bloom;
 pub mod counters;
-mod dht;
 pub mod encode;
 mod id;
 pub mod krpc;
 mod limiter;
 mod lookup;
 pub mod node;
+mod nodes;
 mod pending;
 mod saved;
 mod schedule;
@@ -34,9 +34,9 @@ mod tests;
 
 pub use address::{Contact, PORT_MIN};
 pub use counters::Counters;
-pub use dht::Dht;
 pub use id::NodeId;
 pub use node::{Config, Event, Gauges, Node, Outcome};
+pub use nodes::Dht;
 pub use saved::Saved;
 pub use schedule::{Announce, Task};
 pub use table::K;
