@@ -64,7 +64,7 @@ impl NodeId {
         Distance(std::array::from_fn(|at| self.0[at] ^ other.0[at]))
     }
 
-    /// How many leading bits both share, at most [`ID_BITS`].
+    /// How many leading bits both share, at most 160.
     pub fn shared_bits(&self, other: &Self) -> usize {
         let distance = self.distance(other).0;
         let zeros = distance.iter().take_while(|byte| **byte == 0).count();

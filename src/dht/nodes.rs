@@ -24,7 +24,7 @@ pub struct Dht {
 }
 
 impl Dht {
-    /// One node per socket, at most [`NODES_MAX`]; nodes of both families want each other's.
+    /// One node per socket, at most 16; nodes of both families want each other's.
     pub fn new(now: Instant, configs: Vec<Config>) -> Self {
         let is_both = configs.iter().any(|it| it.local.is_ipv4())
             && configs.iter().any(|it| it.local.is_ipv6());

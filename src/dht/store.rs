@@ -192,11 +192,11 @@ mod tests {
         let later = now + Duration::from_secs(3);
         assert!(store.peers(later, hash(999), true, false, &mut rng).is_empty());
         assert_eq!(store.peers(later, hash(1000), true, false, &mut rng).len(), 1);
-        for host in 0..500 {
+        for host in 0..500u32 {
             store.announce(
-                later + Duration::from_millis(host),
+                later + Duration::from_millis(host.into()),
                 hash(2999),
-                addr(host as u32, 2000),
+                addr(host, 2000),
                 false,
             );
         }
