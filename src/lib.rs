@@ -13,6 +13,7 @@
 //! - [`rate`]: token buckets.
 //! - [`swarm`]: one torrent and its peers: picker, choker, requests, blame.
 //! - [`tracker`]: when and where to announce (its executors are an edge).
+//! - [`dht`]: peers without a tracker: routing table, lookups, answers to others.
 //!
 //! Edges:
 //! - [`sys`]: system calls that are not the ring (one of two rooms with `unsafe`).
@@ -58,6 +59,7 @@ pub mod wire;
 pub mod rate;
 pub mod swarm;
 
+pub mod dht;
 pub mod tracker;
 
 #[allow(unsafe_code)]

@@ -13,6 +13,7 @@ const FILE_LINES_MAX: usize = 600;
 const PURE: &[&str] = &[
     "units.rs",
     "bencode/",
+    "dht/",
     "metainfo/error.rs",
     "metainfo/files.rs",
     "metainfo/layout.rs",
