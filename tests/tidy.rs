@@ -20,6 +20,7 @@ const PURE: &[&str] = &[
     "metainfo/mod.rs",
     "metainfo/names.rs",
     "metainfo/parse.rs",
+    "metainfo/selection.rs",
     "metainfo/urls.rs",
     "wire/",
     "worker/admission.rs",
