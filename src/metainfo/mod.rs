@@ -110,6 +110,27 @@ pub struct Metainfo {
     pieces: Range<usize>,
 }
 
+/// The exact bytes of an `info` dictionary, shared with the torrent that they are part of.
+#[derive(Clone, Debug)]
+pub struct RawInfo {
+    raw: Arc<[u8]>,
+    info: Range<usize>,
+}
+
+impl std::ops::Deref for RawInfo {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.raw.get(self.info.clone()).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for RawInfo {
+    fn from(info: Vec<u8>) -> Self {
+        Self { info: 0..info.len(), raw: info.into() }
+    }
+}
+
 /// The name of a torrent for logs: in quotes, cut to [`NAME_SHOWN_MAX`] characters, with whatever is
 /// not printable escaped.
 pub fn shown_name(name: &str) -> String {
@@ -138,6 +159,11 @@ impl Metainfo {
     /// The exact bytes of `info`, as peers ask for them (BEP 9).
     pub fn raw_info(&self) -> &[u8] {
         self.raw.get(self.info.clone()).unwrap_or_default()
+    }
+
+    /// The same bytes, to be kept beside this description.
+    pub fn shared_info(&self) -> RawInfo {
+        RawInfo { raw: Arc::clone(&self.raw), info: self.info.clone() }
     }
 
     /// The SHA-1 that `piece` must have; `None` for an index that does not exist.

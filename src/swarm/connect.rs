@@ -39,17 +39,46 @@ impl Swarm {
             }
             return Err(refused);
         }
+        Ok(self.seat(now, init, None))
+    }
+
+    /// Gives a peer its place. `greeted` has what waits to be sent to one that was greeted already,
+    /// as by somebody who has nothing.
+    fn seat(&mut self, now: Instant, init: PeerInit, greeted: Option<Vec<u8>>) -> PeerKey {
         let mut peer = Peer::new(now, init, self.rng.u64(..));
         let remembered = self.recent.get(&Offender::of(init.addr));
         peer.uploaded_recently = remembered.map_or(0, |&(bytes, _)| bytes);
-        self.greet(&mut peer);
+        match greeted {
+            None => self.greet(&mut peer),
+            Some(control) => {
+                peer.control = control;
+                self.have.iter().for_each(|piece| peer.say(Message::Have(piece)));
+                if peer.extensions {
+                    self.say_extensions(&mut peer);
+                }
+            }
+        }
         let key = key_of(self.peers.insert(peer));
         self.by_addr.insert(init.addr, key);
         self.by_id.insert(init.peer_id, key);
         self.start_clocks(now);
         self.wake(key);
         self.settle(now);
-        Ok(key)
+        key
+    }
+
+    /// Takes in a peer that was greeted before there was a swarm; `control` waits to be sent.
+    ///
+    /// # Errors
+    /// As [`Swarm::handle_connected`].
+    pub(super) fn adopt_connection(
+        &mut self,
+        now: Instant,
+        init: PeerInit,
+        control: Vec<u8>,
+    ) -> Result<PeerKey, Refused> {
+        self.admit(now, &init)?;
+        Ok(self.seat(now, init, Some(control)))
     }
 
     /// Whether a local address is one of those that are welcome.

@@ -30,7 +30,9 @@ mod download;
 mod extension;
 mod fast;
 mod invariants;
+mod magnet;
 mod message;
+mod metadata;
 mod options;
 mod partial;
 mod peer;
@@ -49,6 +51,7 @@ mod tests;
 
 pub use bans::{Offender, is_local};
 pub use contacts::Source;
+pub use magnet::{Carried, MAGNET_PEERS_MAX, MagnetAction, MagnetSwarm, SAID_LEN_MAX};
 pub use options::*;
 pub use peer::{Error, PeerInit, PeerKey, Refused};
 pub use queue::REQUEST_QUEUE_MAX;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::choker::{Choker, Phase, Slots, default_of};
+use crate::metainfo::RawInfo;
 use crate::rate::Bucket;
 use crate::tracker::AddressPolicy;
 use crate::units::{InfoHash, PeerId};
@@ -64,6 +65,13 @@ pub const ALLOWED_FAST_REPEATS_MAX: u64 = 3;
 pub const SUSPECT_PIECES_MAX: usize = 64;
 /// Failed attempts at one piece that are remembered.
 pub const SUSPECT_ATTEMPTS_MAX: usize = 4;
+/// Pieces that we may have when peers of a magnet link are carried over; beyond that they are met
+/// again.
+pub const ADOPTED_HAVES_MAX: u32 = 1000;
+/// Requests for metadata of one peer that wait.
+pub const METADATA_QUEUE_MAX: usize = 64;
+/// How many times its length metadata is served to one peer.
+pub const METADATA_REPEATS_MAX: u64 = 2;
 /// Addresses whose earlier connections the choker remembers.
 pub const RECENT_MAX: usize = 1024;
 /// For how long it does.
@@ -81,12 +89,12 @@ pub struct Options {
     pub peer_id: PeerId,
     /// Client name and version for the extension handshake.
     pub client: String,
-    /// Extensions that the caller handles, by name, with the ids under which peers send them.
+    /// Extensions to name in our handshake beside our own, with ids from 16 on.
     pub extensions: Vec<(Vec<u8>, u8)>,
     /// The TCP port under which we can be reached, for the extension handshake.
     pub listen_port: Option<u16>,
-    /// Length in bytes of the `info` dictionary, if it is served (BEP 9).
-    pub metadata_len: Option<u32>,
+    /// The `info` dictionary, if it is served to peers (BEP 9).
+    pub metadata: Option<RawInfo>,
     /// Pieces in their order instead of rarest first.
     pub sequential: bool,
     /// Who is unchoked while pieces are wanted.
@@ -136,7 +144,7 @@ impl Default for Options {
             client: String::from(concat!("seedring ", env!("CARGO_PKG_VERSION"))),
             extensions: Vec::new(),
             listen_port: None,
-            metadata_len: None,
+            metadata: None,
             sequential: false,
             leech_choker: default_of(Phase::Leeching),
             seed_choker: default_of(Phase::Seeding),

@@ -91,6 +91,9 @@ pub enum Error {
     /// An extension handshake that is not one.
     #[error("the extension handshake cannot be read")]
     BadHandshake,
+    /// A message about metadata that is none, or contradicts what the peer said before.
+    #[error("the ut_metadata message cannot be read or contradicts an earlier one")]
+    BadMetadata,
     /// Too many requests that cannot be served.
     #[error("too many requests that cannot be served")]
     InvalidRequests,
@@ -124,6 +127,9 @@ pub enum Error {
     /// Nothing has moved for long, and others want the place.
     #[error("nothing has moved for long, and others want the place")]
     Idle,
+    /// More was said before the metadata came than could be kept.
+    #[error("the peer is met again, because not all that it said could be kept")]
+    Forgotten,
     /// Both sides have everything.
     #[error("both sides have everything")]
     NothingToTrade,
@@ -144,6 +150,7 @@ impl Error {
             Self::BadRequest => "bad_request",
             Self::NotNegotiated => "not_negotiated",
             Self::BadHandshake => "bad_handshake",
+            Self::BadMetadata => "bad_metadata",
             Self::InvalidRequests => "invalid_requests",
             Self::RequestsWhileChoked => "requests_while_choked",
             Self::Unrequested => "unrequested",
@@ -155,6 +162,7 @@ impl Error {
             Self::Withholding => "withholding",
             Self::Inactive => "inactive",
             Self::Idle => "idle",
+            Self::Forgotten => "forgotten",
             Self::NothingToTrade => "nothing_to_trade",
             Self::Banned => "banned",
             Self::Replaced => "replaced",
@@ -235,6 +243,11 @@ pub(super) struct Peer {
     pub(super) spoke: bool,
     pub(super) upload_only: bool,
     pub(super) reqq: u32,
+    /// Its id for `ut_metadata`; 0 if it has none.
+    pub(super) metadata_id: u8,
+    /// Blocks of metadata that it waits for, and bytes that it was promised so far.
+    pub(super) metadata_due: VecDeque<u32>,
+    pub(super) metadata_served: u64,
 
     pub(super) control: Vec<u8>,
     pub(super) queue: RequestQueue,
@@ -309,6 +322,9 @@ impl Peer {
             spoke: false,
             upload_only: false,
             reqq: REQQ_DEFAULT,
+            metadata_id: 0,
+            metadata_due: VecDeque::new(),
+            metadata_served: 0,
             control: Vec::new(),
             queue: RequestQueue::default(),
             fast_set: Vec::new(),

@@ -82,6 +82,12 @@ pub enum Error {
     /// An extension handshake that is some other value than a dictionary.
     #[error("the extension handshake is not a dictionary")]
     ExtensionHandshakeForm,
+    /// A message about metadata (BEP 9) that is not bencode.
+    #[error("the ut_metadata message cannot be read: {0}")]
+    Metadata(bencode::Error),
+    /// A message about metadata without kind or block, or with too long a block.
+    #[error("the ut_metadata message has no kind, no block, or more than 16 KiB of data")]
+    MetadataForm,
 }
 
 impl Error {
@@ -99,6 +105,8 @@ impl Error {
             Self::ExtendedLen { .. } => "extended_len",
             Self::ExtensionHandshake(_) => "extension_handshake",
             Self::ExtensionHandshakeForm => "extension_handshake_form",
+            Self::Metadata(_) => "metadata",
+            Self::MetadataForm => "metadata_form",
         }
     }
 }

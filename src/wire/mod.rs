@@ -14,6 +14,7 @@ mod encoder;
 mod error;
 mod extension;
 mod handshake;
+mod metadata;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,10 @@ pub use extension::{
     REQQ_MAX, encode_extension_handshake,
 };
 pub use handshake::{Handshake, HandshakeReader};
+pub use metadata::{
+    METADATA_BLOCK_LEN, METADATA_LEN_MAX, METADATA_NAME, MetadataMessage, metadata_block,
+    metadata_block_count,
+};
 
 use crate::units::{Block, PieceIndex};
 

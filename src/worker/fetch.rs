@@ -547,7 +547,7 @@ pub(super) fn why_closed(error: &swarm::Error) -> DisconnectReason {
     match error {
         swarm::Error::Banned => DisconnectReason::Banned,
         swarm::Error::NothingToTrade => DisconnectReason::Useless,
-        swarm::Error::Replaced => DisconnectReason::Duplicate,
+        swarm::Error::Replaced | swarm::Error::Forgotten => DisconnectReason::Duplicate,
         swarm::Error::Idle => DisconnectReason::Idle,
         swarm::Error::Inactive | swarm::Error::BlockStalled => DisconnectReason::Timeout,
         swarm::Error::NotReading => DisconnectReason::Slow,
