@@ -9,10 +9,14 @@
 use super::options::REQUESTS_OUT_MAX;
 use super::peer::{Error, Peer, PeerKey};
 use super::{REQUEST_QUEUE_MAX, Swarm};
+use std::time::Instant;
+
 use crate::wire::{
-    EXTENSION_HANDSHAKE_ID, ExtensionHandshake, METADATA_NAME, encode_extension_handshake,
+    EXTENSION_HANDSHAKE_ID, ExtensionHandshake, METADATA_NAME, PEX_NAME, encode_extension_handshake,
 };
 
+/// Our id for `ut_pex`.
+pub(super) const PEX_ID: u8 = 1;
 /// Our id for `ut_metadata`.
 pub(super) const METADATA_ID: u8 = 2;
 
@@ -22,6 +26,7 @@ impl Swarm {
         let metadata_size = self.metadata_len();
         let mut m = self.options.extensions.clone();
         m.extend(metadata_size.map(|_| (METADATA_NAME.to_vec(), METADATA_ID)));
+        m.extend(self.exchanges_peers().then(|| (PEX_NAME.to_vec(), PEX_ID)));
         let handshake = ExtensionHandshake {
             m,
             v: Some(self.options.client.clone()),
@@ -47,6 +52,7 @@ impl Swarm {
 
     pub(super) fn on_extended(
         &mut self,
+        now: Instant,
         key: PeerKey,
         id: u8,
         payload: &[u8],
@@ -59,6 +65,7 @@ impl Swarm {
         }
         match id {
             EXTENSION_HANDSHAKE_ID => {}
+            PEX_ID => return self.on_pex(now, key, payload),
             METADATA_ID => return self.on_metadata(key, payload),
             _ => return Ok(()),
         }
@@ -69,8 +76,20 @@ impl Swarm {
         if let Some(id) = theirs.id_of(METADATA_NAME) {
             peer.metadata_id = id;
         }
+        if let Some(id) = theirs.id_of(PEX_NAME) {
+            peer.pex_out.id = id;
+        }
+        let before = peer.listen_addr();
+        peer.listen_port = theirs.p.or(peer.listen_port);
+        let after = peer.listen_addr();
         if let Some(upload_only) = theirs.upload_only {
             peer.upload_only = upload_only;
+        }
+        self.relist(before, after);
+        // While we seed, those who came to us know the way back.
+        if let Some(addr) = after.filter(|_| before != after && self.wants_pieces()) {
+            let tie = self.rng.u32(..);
+            self.contacts.met(now, addr, tie, &self.shared);
         }
         self.nuisance(key)?;
         self.close_if_useless(key);

@@ -5,8 +5,10 @@
 //! but its pieces.
 #![forbid(unsafe_code)]
 
+use super::contacts::Source;
 use super::options::{REFUSED_MAX, REQQ_DEFAULT, REQUESTS_OUT_MAX};
 use super::partial::Origin;
+use super::pex::{PexIn, PexOut};
 use super::pipeline::Pipeline;
 use super::queue::RequestQueue;
 use super::throttle::Wait;
@@ -48,6 +50,9 @@ pub enum Refused {
     /// Its address is banned.
     #[error("the address is banned")]
     Banned,
+    /// The blocklist names its address.
+    #[error("the blocklist names the address")]
+    Blocked,
     /// All places are taken.
     #[error("the torrent has as many connections as it may have")]
     Full,
@@ -66,6 +71,7 @@ impl Refused {
             Self::Duplicate => "duplicate",
             Self::Ourselves => "ourselves",
             Self::Banned => "banned",
+            Self::Blocked => "blocked",
             Self::Full => "full",
             Self::FullForAddress => "full_for_address",
             Self::LocalAddress => "local_address",
@@ -94,6 +100,15 @@ pub enum Error {
     /// A message about metadata that is none, or contradicts what the peer said before.
     #[error("the ut_metadata message cannot be read or contradicts an earlier one")]
     BadMetadata,
+    /// A message of peer exchange that is none.
+    #[error("the ut_pex message cannot be read")]
+    BadPex,
+    /// Messages of peer exchange come too often.
+    #[error("ut_pex messages come more often than once a minute")]
+    PexFlood,
+    /// A private torrent, and the peer was not learnt from a tracker.
+    #[error("the torrent is private, and the peer was not learnt from a tracker")]
+    Private,
     /// Too many requests that cannot be served.
     #[error("too many requests that cannot be served")]
     InvalidRequests,
@@ -133,6 +148,9 @@ pub enum Error {
     /// Both sides have everything.
     #[error("both sides have everything")]
     NothingToTrade,
+    /// The blocklist names it now.
+    #[error("the blocklist names the address")]
+    Blocked,
     /// It sent wrong data.
     #[error("the peer sent wrong data and is banned")]
     Banned,
@@ -151,6 +169,9 @@ impl Error {
             Self::NotNegotiated => "not_negotiated",
             Self::BadHandshake => "bad_handshake",
             Self::BadMetadata => "bad_metadata",
+            Self::BadPex => "bad_pex",
+            Self::PexFlood => "pex_flood",
+            Self::Private => "private",
             Self::InvalidRequests => "invalid_requests",
             Self::RequestsWhileChoked => "requests_while_choked",
             Self::Unrequested => "unrequested",
@@ -164,6 +185,7 @@ impl Error {
             Self::Idle => "idle",
             Self::Forgotten => "forgotten",
             Self::NothingToTrade => "nothing_to_trade",
+            Self::Blocked => "blocked",
             Self::Banned => "banned",
             Self::Replaced => "replaced",
         }
@@ -214,6 +236,7 @@ pub(super) struct Asked {
 pub(super) struct Peer {
     pub(super) addr: SocketAddr,
     pub(super) id: PeerId,
+    pub(super) source: Source,
     pub(super) fast: bool,
     pub(super) extensions: bool,
     pub(super) outgoing: bool,
@@ -248,6 +271,10 @@ pub(super) struct Peer {
     /// Blocks of metadata that it waits for, and bytes that it was promised so far.
     pub(super) metadata_due: VecDeque<u32>,
     pub(super) metadata_served: u64,
+    /// The TCP port under which it says that it listens.
+    pub(super) listen_port: Option<u16>,
+    pub(super) pex_in: PexIn,
+    pub(super) pex_out: PexOut,
 
     pub(super) control: Vec<u8>,
     pub(super) queue: RequestQueue,
@@ -298,6 +325,7 @@ impl Peer {
         Self {
             addr: init.addr,
             id: init.peer_id,
+            source: Source::Incoming,
             fast: init.fast,
             extensions: init.extensions,
             outgoing: init.outgoing,
@@ -325,6 +353,9 @@ impl Peer {
             metadata_id: 0,
             metadata_due: VecDeque::new(),
             metadata_served: 0,
+            listen_port: None,
+            pex_in: PexIn::default(),
+            pex_out: PexOut::default(),
             control: Vec::new(),
             queue: RequestQueue::default(),
             fast_set: Vec::new(),

@@ -88,6 +88,12 @@ pub enum Error {
     /// A message about metadata without kind or block, or with too long a block.
     #[error("the ut_metadata message has no kind, no block, or more than 16 KiB of data")]
     MetadataForm,
+    /// A message of peer exchange (BEP 11) that is not bencode.
+    #[error("the ut_pex message cannot be read: {0}")]
+    Pex(bencode::Error),
+    /// A message of peer exchange that is no dictionary, or too long.
+    #[error("the ut_pex message is not a dictionary, or is too long")]
+    PexForm,
 }
 
 impl Error {
@@ -107,6 +113,8 @@ impl Error {
             Self::ExtensionHandshakeForm => "extension_handshake_form",
             Self::Metadata(_) => "metadata",
             Self::MetadataForm => "metadata_form",
+            Self::Pex(_) => "pex",
+            Self::PexForm => "pex_form",
         }
     }
 }

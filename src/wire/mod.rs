@@ -15,6 +15,7 @@ mod error;
 mod extension;
 mod handshake;
 mod metadata;
+mod pex;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use metadata::{
     METADATA_BLOCK_LEN, METADATA_LEN_MAX, METADATA_NAME, MetadataMessage, metadata_block,
     metadata_block_count,
 };
+pub use pex::{PEX_LEN_MAX, PEX_NAME, PEX_PEERS_MAX, PexMessage, pex_flags};
 
 use crate::units::{Block, PieceIndex};
 

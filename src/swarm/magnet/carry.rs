@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::{MagnetSwarm, Peer};
-use crate::swarm::options::{ADOPTED_HAVES_MAX, Shared};
-use crate::swarm::{Error, Options, PeerKey, Swarm};
+use crate::swarm::options::ADOPTED_HAVES_MAX;
+use crate::swarm::{Error, Options, PeerKey, Source, Swarm};
 use crate::units::{Bitfield, Geometry};
 use crate::wire::{Decoder, Incoming, Limits, Message, encode};
 
@@ -28,9 +28,8 @@ impl MagnetSwarm {
         geometry: Geometry,
         have: Bitfield,
         options: Options,
-        shared: Rc<Shared>,
     ) -> (Swarm, Vec<Carried>) {
-        let mut swarm = Swarm::new(geometry, have, options, shared);
+        let mut swarm = Swarm::new(geometry, have, options, Rc::clone(&self.shared));
         swarm.contacts = std::mem::take(&mut self.contacts);
         swarm.bans = std::mem::take(&mut self.bans);
         swarm.shared.set_banned(0, swarm.bans.len());
@@ -40,10 +39,12 @@ impl MagnetSwarm {
             let addr = peer.init.addr;
             let taken = swarm.adopt(now, peer);
             if taken.is_err() {
-                let tie = self.rng.u32(..);
-                swarm.contacts.failed(now, addr, tie);
+                swarm.contacts.failed(now, addr);
             }
             carried.push((key, taken));
+        }
+        if swarm.options.private {
+            swarm.contacts.forget_strangers();
         }
         swarm.connect_due(now);
         (swarm, carried)
@@ -59,6 +60,10 @@ impl Swarm {
         else {
             return Err(Error::Forgotten);
         };
+        let source = self.contacts.source_of(init.addr).filter(|_| init.outgoing);
+        if self.options.private && !source.is_none_or(Source::suits_private) {
+            return Err(Error::Private);
+        }
         let key = self.adopt_connection(now, init, control).map_err(|_| Error::Forgotten)?;
         if !choking {
             encode(&Message::Unchoke, &mut said);

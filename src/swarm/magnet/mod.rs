@@ -21,20 +21,23 @@ mod tests;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::bans::{Bans, Offender, is_local};
 use super::contacts::Contacts;
-use super::extension::METADATA_ID;
+use super::extension::{METADATA_ID, PEX_ID};
 use super::message::NUISANCE_SECONDS;
+use super::options::Shared;
 use super::options::{
     BAN_TTL, CONTACTS_MAX, CONTROL_LEN_MAX, INVALID_REQUESTS_MAX, NUISANCES_PER_SECOND_MAX,
 };
+use super::pex::PexIn;
 use super::{Error, Options, PeerInit, PeerKey, Refused, Source, key_of};
 use crate::tracker::policy::permits_operator;
 use crate::wire::{
-    EXTENSION_HANDSHAKE_ID, ExtensionHandshake, METADATA_NAME, Message, MetadataMessage, encode,
-    encode_extension_handshake,
+    EXTENSION_HANDSHAKE_ID, ExtensionHandshake, METADATA_NAME, Message, MetadataMessage, PEX_NAME,
+    encode, encode_extension_handshake,
 };
 pub use carry::Carried;
 use fetch::{Fetch, Outcome};
@@ -78,6 +81,7 @@ struct Peer {
     interested: bool,
     /// Messages to judge later, as they came; `None` if they were too many.
     said: Option<Vec<u8>>,
+    pex: PexIn,
     nuisances: u32,
     invalid_requests: u32,
 }
@@ -85,6 +89,7 @@ struct Peer {
 /// A torrent without metadata, and its peers.
 pub struct MagnetSwarm {
     options: Options,
+    shared: Rc<Shared>,
     peers: Slab<Peer>,
     contacts: Contacts,
     bans: Bans,
@@ -99,11 +104,12 @@ pub struct MagnetSwarm {
 impl MagnetSwarm {
     /// A torrent of which `Options::info_hash` is known; limits and identity are those that its
     /// swarm will have.
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: Options, shared: Rc<Shared>) -> Self {
         let mut rng = fastrand::Rng::with_seed(options.seed);
         Self {
             fetch: Fetch::new(options.info_hash, rng.u64(..)),
             options,
+            shared,
             peers: Slab::new(),
             contacts: Contacts::default(),
             bans: Bans::default(),
@@ -156,10 +162,13 @@ impl MagnetSwarm {
         if let Err(refused) = self.admit(now, &init) {
             if init.outgoing {
                 match refused {
-                    Refused::Ourselves | Refused::Banned | Refused::LocalAddress => {
+                    Refused::Ourselves
+                    | Refused::Banned
+                    | Refused::Blocked
+                    | Refused::LocalAddress => {
                         self.contacts.useless(init.addr);
                     }
-                    _ => self.contacts.failed(now, init.addr, self.rng.u32(..)),
+                    _ => self.contacts.failed(now, init.addr),
                 }
             }
             return Err(refused);
@@ -184,6 +193,7 @@ impl MagnetSwarm {
             choking: true,
             interested: false,
             said: Some(Vec::new()),
+            pex: PexIn::default(),
             nuisances: 0,
             invalid_requests: 0,
         }));
@@ -195,6 +205,7 @@ impl MagnetSwarm {
     fn introduction(&self, init: &PeerInit) -> ExtensionHandshake {
         let mut m = self.options.extensions.clone();
         m.push((METADATA_NAME.to_vec(), METADATA_ID));
+        m.extend(self.options.pex.then(|| (PEX_NAME.to_vec(), PEX_ID)));
         ExtensionHandshake {
             m,
             v: Some(self.options.client.clone()),
@@ -212,6 +223,9 @@ impl MagnetSwarm {
         let others = || self.peers.iter().map(|(_, peer)| &peer.init);
         if init.peer_id == self.options.peer_id {
             return Err(Refused::Ourselves);
+        }
+        if self.shared.blocks(ip) {
+            return Err(Refused::Blocked);
         }
         if self.bans.holds(now, init.addr) {
             return Err(Refused::Banned);
@@ -257,13 +271,14 @@ impl MagnetSwarm {
             !matches!(action, MagnetAction::Transmit(other) | MagnetAction::Close(other, _)
                 if *other == key)
         });
-        self.contacts.failed(now, peer.init.addr, self.rng.u32(..));
+        self.contacts.failed(now, peer.init.addr);
         self.go_on(now);
     }
 
     /// Learns addresses that may be peers of this torrent.
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
-        for &addr in addrs.iter().take(CONTACTS_MAX) {
+        for addr in addrs.iter().take(CONTACTS_MAX) {
+            let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
             let local = is_local(addr.ip());
             let trusted = matches!(source, Source::Operator | Source::Lsd);
             let policy = self.options.local.as_ref();
@@ -273,7 +288,7 @@ impl MagnetSwarm {
                 && !self.bans.holds(now, addr)
             {
                 let tie = self.rng.u32(..);
-                self.contacts.insert(now, source, addr, tie);
+                self.contacts.insert(now, source, addr, tie, &self.shared);
             }
         }
         self.connect_due(now);
@@ -281,8 +296,7 @@ impl MagnetSwarm {
 
     /// An address given out by `Connect` could not be connected to, or its handshake failed.
     pub fn handle_connect_failed(&mut self, now: Instant, addr: SocketAddr) {
-        let tie = self.rng.u32(..);
-        self.contacts.failed(now, addr, tie);
+        self.contacts.failed(now, addr);
     }
 
     fn has_room(&self) -> bool {
@@ -292,7 +306,7 @@ impl MagnetSwarm {
     fn connect_due(&mut self, now: Instant) {
         while !self.is_done
             && self.has_room()
-            && let Some(addr) = self.contacts.take(now)
+            && let Some(addr) = self.contacts.take(now, &self.shared)
         {
             self.actions.push_back(MagnetAction::Connect(addr));
         }
@@ -379,6 +393,7 @@ impl MagnetSwarm {
         match id {
             EXTENSION_HANDSHAKE_ID => self.on_extension_handshake(key, payload)?,
             METADATA_ID => self.on_metadata(now, key, payload)?,
+            PEX_ID if self.options.pex => self.on_pex(now, key, payload)?,
             _ => {}
         }
         if let Some(peer) = self.peers.get_mut(key.0 as usize) {
@@ -427,6 +442,13 @@ impl MagnetSwarm {
             }
             Some(MetadataMessage::Data { .. }) | None => {}
         }
+        Ok(())
+    }
+
+    fn on_pex(&mut self, now: Instant, key: PeerKey, payload: &[u8]) -> Result<(), Error> {
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else { return Ok(()) };
+        let addrs = peer.pex.take(now, payload, true)?;
+        self.handle_contacts(now, Source::Pex, &addrs);
         Ok(())
     }
 

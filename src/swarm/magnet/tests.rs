@@ -62,7 +62,7 @@ impl World {
         let info_hash = InfoHash(Sha1::digest(&info).into());
         let options = Options { info_hash, seed: seed_of_rng, ..Options::default() };
         let mut world = Self {
-            magnet: MagnetSwarm::new(options),
+            magnet: MagnetSwarm::new(options, Shared::new(None, None, Slots::Unlimited)),
             info,
             now: start(),
             peers: Vec::new(),
@@ -196,10 +196,9 @@ fn a_seed_of_ours_gives_the_metadata_and_the_connection_goes_on() {
         assert!(world.found.as_ref() == Some(&world.info), "{info_len} bytes");
         let key = world.peers[0].1;
         world.magnet.handle_message(world.now, key, Message::Unchoke).unwrap();
-        let shared = Shared::new(None, None, Slots::Unlimited);
         let none = Bitfield::none(PIECES);
         let (mut swarm, carried) =
-            world.magnet.into_swarm(world.now, geometry(), none, Options::default(), shared);
+            world.magnet.into_swarm(world.now, geometry(), none, Options::default());
         assert_eq!(carried.len(), 1);
         let key = carried[0].1.unwrap();
         let (mut control, mut blocks) = (Vec::new(), Vec::new());
@@ -310,12 +309,10 @@ fn what_is_said_of_pieces_is_bounded_and_judged_later() {
     assert!(world.magnet.said_len < 1000, "{}", world.magnet.said_len);
     world.run(60);
     assert!(world.found.is_some());
-    let shared = Shared::new(None, None, Slots::Unlimited);
     let mut have = Bitfield::none(PIECES);
     have.set(PieceIndex(3));
     let options = Options::default();
-    let (mut swarm, carried) =
-        world.magnet.into_swarm(world.now, geometry(), have, options, shared);
+    let (mut swarm, carried) = world.magnet.into_swarm(world.now, geometry(), have, options);
     let of = |key| carried.iter().find(|(old, _)| *old == key).unwrap().1;
     assert_eq!(of(keys[0]), Err(Error::Forgotten));
     assert_eq!(of(keys[1]), Err(Error::BadBitfield));
