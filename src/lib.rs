@@ -13,6 +13,7 @@
 //! - [`rate`]: token buckets.
 //! - [`swarm`]: one torrent and its peers: picker, choker, requests, blame.
 //! - [`tracker`]: when and where to announce (its HTTP executor is an edge).
+//! - [`lsd`]: peers in the local network.
 //!
 //! Edges:
 //! - [`sys`]: system calls that are not the ring (one of two rooms with `unsafe`).
@@ -58,6 +59,7 @@ pub mod wire;
 pub mod rate;
 pub mod swarm;
 
+pub mod lsd;
 pub mod tracker;
 
 #[allow(unsafe_code)]

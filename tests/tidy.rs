@@ -24,6 +24,7 @@ const PURE: &[&str] = &[
     "metainfo/urls.rs",
     "wire/",
     "worker/admission.rs",
+    "lsd.rs",
     "rate.rs",
     "swarm/",
     "tracker/announcer.rs",
