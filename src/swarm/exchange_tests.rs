@@ -32,9 +32,8 @@ impl World {
     }
 
     fn join(&mut self, addr: SocketAddr, outgoing: bool, listens: Option<u16>) -> PeerKey {
-        let mut id = [7; 20];
-        id[..2].copy_from_slice(&addr.port().to_be_bytes());
-        id[2] = addr.ip().to_string().bytes().fold(0, |sum, byte| sum.wrapping_mul(31) ^ byte);
+        let mut id = [0; 20];
+        id.iter_mut().zip(addr.to_string().bytes()).for_each(|(to, byte)| *to = byte);
         let peer_id = PeerId(id);
         let init = PeerInit { addr, peer_id, fast: true, extensions: true, outgoing };
         let key = self.swarm.handle_connected(self.now, init).unwrap();
