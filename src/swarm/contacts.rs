@@ -419,8 +419,10 @@ mod tests {
     #[test]
     fn sources_are_kept_and_better_ones_make_room() {
         let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
-        let addr =
-            |number: u16| SocketAddr::from(([9, (number >> 8) as u8, number as u8, 1], 5000));
+        let addr = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            SocketAddr::from(([9, high, low, 1], 5000))
+        };
         for number in 0..3000 {
             contacts.insert(start, Source::Pex, addr(number), 0, &shared);
         }

@@ -181,7 +181,8 @@ fn leechers_find_each_other_by_exchange_alone() {
         world.run();
         assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
         let met = world.pairs_of_leechers();
-        assert!(met.len() > 10, "seed {seed}: only {met:?} met");
+        // Not everybody has the extension protocol in this world.
+        assert!(met.len() > 3, "seed {seed}: only {met:?} met");
         let between = world.served.iter().filter(|((from, to), _)| *from > 0 && *to > 0);
         assert!(between.map(|(_, len)| len).sum::<u64>() > 0, "seed {seed}");
     }
