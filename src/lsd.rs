@@ -7,6 +7,7 @@
 //! their cookie, are not answered to.
 #![forbid(unsafe_code)]
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -165,12 +166,17 @@ impl Discovery {
     /// Announces a torrent from now on. A private one, and one beyond [`TORRENTS_MAX`], is not
     /// taken; false then.
     pub fn insert(&mut self, now: Instant, info_hash: InfoHash, is_private: bool) -> bool {
-        if is_private || self.torrents.len() >= TORRENTS_MAX {
+        let is_full = self.torrents.len() >= TORRENTS_MAX;
+        if is_private {
             return false;
         }
-        if !self.torrents.contains_key(&info_hash) {
-            self.torrents.insert(info_hash, now);
-            self.due.insert((now, info_hash));
+        match self.torrents.entry(info_hash) {
+            Entry::Vacant(_) if is_full => return false,
+            Entry::Vacant(entry) => {
+                entry.insert(now);
+                self.due.insert((now, info_hash));
+            }
+            Entry::Occupied(_) => {}
         }
         true
     }

@@ -21,11 +21,14 @@ enum Kind {
     Refuser(u32),
 }
 
+/// The swarm of a seed, and what it calls us.
+type Behind = Option<(Swarm, PeerKey)>;
+
 struct World {
     magnet: MagnetSwarm,
     info: Vec<u8>,
     now: Instant,
-    peers: Vec<(Kind, PeerKey, Decoder, Option<(Swarm, PeerKey)>)>,
+    peers: Vec<(Kind, PeerKey, Decoder, Behind)>,
     requests: Vec<u32>,
     banned: Vec<Offender>,
     found: Option<Vec<u8>>,
