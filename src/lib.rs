@@ -14,6 +14,7 @@
 //! - [`swarm`]: one torrent and its peers: picker, choker, requests, blame.
 //! - [`tracker`]: when and where to announce (its executors are an edge).
 //! - [`dht`]: peers without a tracker: routing table, lookups, answers to others.
+//! - [`lsd`]: peers in the local network.
 //!
 //! Edges:
 //! - [`sys`]: system calls that are not the ring (one of two rooms with `unsafe`).
@@ -60,6 +61,7 @@ pub mod rate;
 pub mod swarm;
 
 pub mod dht;
+pub mod lsd;
 pub mod tracker;
 
 #[allow(unsafe_code)]

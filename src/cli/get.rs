@@ -68,6 +68,7 @@ impl GetArgs {
         let mut config = for_one_torrent(variables)?;
         config.paths.downloads.clone_from(&self.output);
         replace_list(&mut config.net.listen, self.listen.clone());
+        config.net.pex &= !self.discovery.no_pex;
         config.check()?;
         Ok(config)
     }

@@ -81,6 +81,8 @@ pub struct Net {
     pub connections: u32,
     /// Connections with peers, of one torrent. Default: 2000.
     pub connections_per_torrent: u32,
+    /// Whether peers tell us, and we them, of other peers; private torrents never do. Default: true.
+    pub pex: bool,
 }
 
 /// `[trackers]`
@@ -184,6 +186,7 @@ impl Default for Net {
             allow_local: Vec::new(),
             connections: 8000,
             connections_per_torrent: 2000,
+            pex: true,
         }
     }
 }

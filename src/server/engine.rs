@@ -458,6 +458,8 @@ impl Engine {
         options.seed = fastrand::u64(..);
         options.info_hash = info_hash;
         options.peer_id = self.shared.peer_id;
+        options.private = content.metainfo.private;
+        options.metadata = Some(content.metainfo.shared_info());
         options.listen_port = self.ports.addrs.first().map(SocketAddr::port);
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();

@@ -24,6 +24,7 @@ pub fn settings(config: &Config) -> Settings {
         slots: limit(config.limits.slots_per_torrent).map_or(Slots::Unlimited, Slots::Limited),
         connections_max: config.net.connections_per_torrent as usize,
         local: Some(policy.clone()),
+        pex: config.net.pex,
         ..swarm::Options::default()
     };
     Settings {
