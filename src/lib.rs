@@ -12,7 +12,9 @@
 //! - [`wire`]: the peer protocol, bytes to messages and back.
 //! - [`rate`]: token buckets.
 //! - [`swarm`]: one torrent and its peers: picker, choker, requests, blame.
-//! - [`tracker`]: when and where to announce (its HTTP executor is an edge).
+//! - [`tracker`]: when and where to announce (its executors are an edge).
+//! - [`dht`]: peers without a tracker: routing table, lookups, answers to others.
+//! - [`lsd`]: peers in the local network.
 //!
 //! Edges:
 //! - [`sys`]: system calls that are not the ring (one of two rooms with `unsafe`).
@@ -58,6 +60,8 @@ pub mod wire;
 pub mod rate;
 pub mod swarm;
 
+pub mod dht;
+pub mod lsd;
 pub mod tracker;
 
 #[allow(unsafe_code)]

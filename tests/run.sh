@@ -21,7 +21,7 @@ fi
 needed=(
     cc:gcc make:make pkg-config:pkg-config curl:curl ip:iproute2
     transmission-daemon:transmission-daemon transmission-remote:transmission-cli
-    qbittorrent-nox:qbittorrent-nox aria2c:aria2 opentracker:opentracker
+    qbittorrent-nox:qbittorrent-nox aria2c:aria2 opentracker:opentracker openssl:openssl
 )
 packages=()
 for pair in "${needed[@]}"; do

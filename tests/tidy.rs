@@ -13,6 +13,7 @@ const FILE_LINES_MAX: usize = 600;
 const PURE: &[&str] = &[
     "units.rs",
     "bencode/",
+    "dht/",
     "metainfo/error.rs",
     "metainfo/files.rs",
     "metainfo/layout.rs",
@@ -20,16 +21,26 @@ const PURE: &[&str] = &[
     "metainfo/mod.rs",
     "metainfo/names.rs",
     "metainfo/parse.rs",
+    "metainfo/selection.rs",
     "metainfo/urls.rs",
     "wire/",
     "worker/admission.rs",
+    "lsd.rs",
     "rate.rs",
     "swarm/",
     "tracker/announcer.rs",
+    "tracker/chain.rs",
+    "tracker/host.rs",
+    "tracker/http_date.rs",
+    "tracker/limits.rs",
     "tracker/policy.rs",
     "tracker/reply.rs",
     "tracker/scheduler.rs",
+    "tracker/scheduler/",
+    "tracker/tracked.rs",
     "tracker/tracker_url.rs",
+    "tracker/udp/client.rs",
+    "tracker/udp/packet.rs",
 ];
 
 /// What they must not name.
@@ -189,7 +200,7 @@ fn is_written(code: &str, field: &str) -> bool {
 #[test]
 fn every_metric_is_counted_somewhere() {
     let (code, catalogue) = (counting_code(), squeezed("metrics/catalogue.rs"));
-    let kinds = [":counter", ":seconds", ":gauge", ":histogram"];
+    let kinds = [":counter", ":seconds", ":gauge", ":histogram", ":latency"];
     let fields: Vec<&str> = catalogue
         .split(';')
         .filter_map(|line| {

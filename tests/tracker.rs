@@ -3,6 +3,11 @@
 //! Everything is on the loopback interface with ports of the system's choice.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "tracker/tls.rs"]
+mod tls;
+#[path = "tracker/udp.rs"]
+mod udp;
+
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -11,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use seedring::metrics::AnnounceResult;
 use seedring::sys::clock;
 use seedring::tracker::http::{Bind, HttpConfig, HttpExecutor};
 use seedring::tracker::reply::BODY_LEN_MAX;
@@ -217,6 +223,10 @@ async fn hostile_bodies_are_failures() {
     let failed = failure(move |_| raw(&flood)).await;
     assert!(matches!(failed, Failure::Malformed(_)), "{failed}");
 
+    let endless_line = b"HTTP/1.1 200 OK\r\nX-Endless: ".to_vec();
+    let failed = failure(move |_| Script::Endless(endless_line.clone())).await;
+    assert!(matches!(failed, Failure::Malformed(_)), "{failed}");
+
     let failed = failure(|_| answer(b"d14:failure reason9:go\x1b[1m awaye")).await;
     assert!(matches!(failed, Failure::Malformed(_) | Failure::Reason { .. }), "{failed}");
     assert!(!failed.to_string().contains('\x1b'));
@@ -285,6 +295,20 @@ async fn redirects_are_followed_a_little_and_checked_always() {
         assert_eq!(failed.label(), "refused", "{target}: {failed}");
         assert!(!failed.to_string().contains("user:password"), "{failed}");
     }
+}
+
+#[tokio::test]
+async fn a_redirect_to_a_name_is_judged_by_its_addresses() {
+    let aim = Server::start("127.0.0.1:0", |_| answer(b"de")).await;
+    let port = aim.at.port();
+    let location = format!("http://localhost:{port}/announce");
+    let server = Server::start("127.0.0.2:0", move |_| redirect(&location)).await;
+    let allow = vec!["127.0.0.2/32".parse().unwrap()];
+    let narrow = executor(AddressPolicy { allow, ..AddressPolicy::default() }, None);
+    let failed = announce_with(&narrow, &server.url(), WALL).await.unwrap_err();
+    assert_eq!(failed.label(), "refused", "{failed}");
+    assert_eq!(server.requests().len(), 1, "it was reached");
+    assert_eq!(*aim.connection_count.lock().unwrap(), 0, "and led nowhere");
 }
 
 #[tokio::test]
@@ -421,7 +445,7 @@ async fn the_service_announces_many_and_says_goodbye_to_all() {
         [60, 1, 60, 60]
     );
     let counters = handle.counters();
-    assert_eq!(counters.announces().next(), Some(("ok", 121)));
+    assert_eq!(counters.announces().next(), Some((AnnounceResult::Ok, 121)));
     let connection_count = *server.connection_count.lock().unwrap();
     assert!(connection_count <= 40, "{connection_count} connections, though they can be kept");
 }
@@ -446,7 +470,7 @@ async fn the_end_does_not_wait_for_a_tracker_that_hangs() {
 /// A real tracker; ended by its process id.
 struct OpenTracker {
     child: Child,
-    url: String,
+    port: u16,
     _directory: tempfile::TempDir,
 }
 
@@ -477,13 +501,17 @@ impl OpenTracker {
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("the program `opentracker` is needed; `tests/run.sh` installs it");
-            let url = format!("http://127.0.0.1:{port}/announce");
-            let mut tracker = Self { child, url, _directory: directory };
+            let mut tracker = Self { child, port, _directory: directory };
             if tracker.is_up(port, info_hash).await {
                 return tracker;
             }
         }
         panic!("opentracker did not start");
+    }
+
+    /// Where it is, over HTTP or UDP.
+    fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://127.0.0.1:{}/announce", self.port)
     }
 
     /// It reads its list beside its start, and refuses every torrent until then.
@@ -536,11 +564,39 @@ async fn found_until(
 /// Debian's build of opentracker serves IPv4 only; IPv6 is tested against the server above.
 #[tokio::test]
 async fn two_peers_meet_at_a_real_tracker_and_one_leaves() {
-    let tracker = OpenTracker::start(HASH).await;
+    peers_meet_over("http").await;
+}
+
+#[tokio::test]
+async fn two_peers_meet_at_a_real_tracker_over_udp_and_one_leaves() {
+    peers_meet_over("udp").await;
+}
+
+#[tokio::test]
+async fn a_real_tracker_is_scraped_over_http_and_udp() {
+    let hash = InfoHash([0x5C; 20]);
+    let tracker = OpenTracker::start(hash).await;
+    let (one, mut found) = service(4011);
+    add(&one, hash, &tracker.url("udp"), 0);
+    found_until(&mut found, "the answer", |_| true).await;
+    for scheme in ["http", "udp"] {
+        let url = TrackerUrl::parse(&tracker.url(scheme)).unwrap();
+        let rows = one.scrape(&url, &[hash, InfoHash([1; 20])], WALL).await.unwrap();
+        assert_eq!((rows.len(), rows[0].seeder_count), (2, Some(1)), "{scheme}: {rows:?}");
+        assert!(matches!(rows[1].seeder_count, None | Some(0)), "{scheme}: {rows:?}");
+    }
+    assert_eq!(one.shutdown(Duration::from_secs(5)).await, 0);
+}
+
+async fn peers_meet_over(scheme: &str) {
+    // One of its own, so that a tracker of another test at the same port is seen to be another.
+    let hash = InfoHash([scheme.as_bytes()[0]; 20]);
+    let tracker = OpenTracker::start(hash).await;
+    let url = tracker.url(scheme);
     let at = |port: u16| SocketAddr::new([127, 0, 0, 1].into(), port);
     let (one, mut found_by_one) = service(4001);
     let (two, mut found_by_two) = service(4002);
-    add(&one, HASH, &tracker.url, 0);
+    add(&one, hash, &url, 0);
     found_until(&mut found_by_one, "the first peer itself", |peers| peers.contains(&at(4001)))
         .await;
     let left = Arc::new(AtomicU64::new(10));
@@ -548,19 +604,21 @@ async fn two_peers_meet_at_a_real_tracker_and_one_leaves() {
         let left = Arc::clone(&left);
         move || Totals { uploaded: 0, downloaded: 0, left: left.load(Relaxed) }
     };
-    two.add(HASH, &[vec![tracker.url.clone()]], Arc::new(totals)).unwrap();
+    two.add(hash, &[vec![url.clone()]], Arc::new(totals)).unwrap();
     found_until(&mut found_by_two, "the first peer", |peers| peers.contains(&at(4001))).await;
-    let status = two.status(HASH).unwrap();
+    let status = two.status(hash).unwrap();
     assert_eq!(status.trackers[0].seeder_count, Some(1));
     assert_eq!(status.trackers[0].leecher_count, Some(1));
     left.store(0, Relaxed);
-    assert!(two.completed(HASH), "an event, so it does not wait for the interval");
+    assert!(two.completed(hash), "an event, so it does not wait for the interval");
     found_until(&mut found_by_two, "the answer to completed", |_| true).await;
-    assert_eq!(two.status(HASH).unwrap().trackers[0].download_count, Some(1));
+    let download_count = two.status(hash).unwrap().trackers[0].download_count;
+    // Its answer over UDP has no place for it.
+    assert_eq!(download_count, (scheme == "http").then_some(1));
 
     assert_eq!(one.shutdown(Duration::from_secs(5)).await, 0);
     let (three, mut found_by_three) = service(4003);
-    add(&three, HASH, &tracker.url, 10);
+    add(&three, hash, &url, 10);
     found_until(&mut found_by_three, "the second peer without the first", |peers| {
         peers.contains(&at(4002)) && !peers.contains(&at(4001))
     })
@@ -569,12 +627,15 @@ async fn two_peers_meet_at_a_real_tracker_and_one_leaves() {
     assert_eq!(two.shutdown(Duration::from_secs(5)).await, 0);
 
     let (four, mut found_by_four) = service(4004);
-    add(&four, InfoHash([1; 20]), &tracker.url, 10);
+    add(&four, InfoHash([1; 20]), &url, 10);
     let is_refused = || {
         let status = four.status(InfoHash([1; 20])).unwrap();
         status.trackers[0].last.as_ref().is_some_and(|last| last.result.is_err())
     };
     wait_for("the refusal of an unknown torrent", is_refused).await;
     assert!(found_by_four.try_recv().is_err());
-    assert_eq!(four.counters().announces().find(|(_, count)| *count > 0), Some(("failure", 1)));
+    // Over UDP it says so by an empty answer.
+    let is_http = scheme == "http";
+    let refusal = if is_http { AnnounceResult::Failure } else { AnnounceResult::Http };
+    assert_eq!(four.counters().announces().find(|(_, count)| *count > 0), Some((refusal, 1)));
 }

@@ -19,7 +19,7 @@ use crate::server::engine::{Add, Engine, Event, Verify};
 use crate::server::settings::settings;
 use crate::sys::clock;
 use crate::sys::net::Bind;
-use crate::tracker::{self, tracker_url::UrlError};
+use crate::tracker;
 use crate::units::InfoHash;
 use crate::worker::mailbox::Totals;
 
@@ -68,6 +68,7 @@ impl GetArgs {
         let mut config = for_one_torrent(variables)?;
         config.paths.downloads.clone_from(&self.output);
         replace_list(&mut config.net.listen, self.listen.clone());
+        config.net.pex &= !self.discovery.no_pex;
         config.check()?;
         Ok(config)
     }
@@ -353,11 +354,7 @@ fn lines_of(status: &tracker::Status) -> Vec<String> {
         // Neither path nor query is shown: they hold keys.
         format!("tracker {}: {result}", tracker.url)
     });
-    let (udp, skipped): (Vec<_>, Vec<_>) =
-        status.skipped.iter().partition(|skipped| skipped.why == UrlError::Udp);
-    let count = human::counted(udp.len() as u64, "tracker");
-    let udp = (!udp.is_empty()).then(|| format!("{count} not asked: {}", UrlError::Udp));
-    let skipped = skipped.iter().map(|skipped| {
+    let skipped = status.skipped.iter().map(|skipped| {
         let number = || format!("number {}", skipped.position + 1);
         let which = skipped.host.clone().unwrap_or_else(number);
         format!("tracker {which} not asked: {}", skipped.why)
@@ -365,7 +362,6 @@ fn lines_of(status: &tracker::Status) -> Vec<String> {
     let mut lines: Vec<_> = asked.chain(skipped).collect();
     let more = lines.len().saturating_sub(NAMED_MAX);
     lines.truncate(NAMED_MAX);
-    lines.extend(udp);
     if more > 0 {
         lines.push(format!("and {more} trackers more"));
     }

@@ -98,7 +98,7 @@ pub enum Command {
     Remove(remote::TorrentArgs),
 }
 
-/// Ways of finding peers that are not built yet: switching them off is accepted already.
+/// Ways of finding peers. Switching off those that are not built yet is accepted already.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
 pub struct DiscoveryArgs {
     /// Do not use the DHT (it is not built yet, this has no effect).
@@ -107,7 +107,7 @@ pub struct DiscoveryArgs {
     /// Do not look for peers on the local network (not built yet, no effect).
     #[arg(long)]
     pub no_lsd: bool,
-    /// Do not exchange peers with peers (not built yet, no effect).
+    /// Do not exchange peers with peers.
     #[arg(long)]
     pub no_pex: bool,
     /// Node to enter the DHT by (not built yet, no effect); may be given several times.

@@ -36,6 +36,8 @@ pub struct Config {
     pub paths: Paths,
     /// Peers and the way to them.
     pub net: Net,
+    /// How trackers are asked.
+    pub trackers: Trackers,
     /// Remote control and metrics.
     pub http: Http,
     /// How much at most.
@@ -79,6 +81,17 @@ pub struct Net {
     pub connections: u32,
     /// Connections with peers, of one torrent. Default: 2000.
     pub connections_per_torrent: u32,
+    /// Whether peers tell us, and we them, of other peers; private torrents never do. Default: true.
+    pub pex: bool,
+}
+
+/// `[trackers]`
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trackers {
+    /// Announce to every tier of a torrent's trackers at once, and not only to the first one that
+    /// works. Default: false.
+    pub parallel_tiers: bool,
 }
 
 /// `[http]`
@@ -173,6 +186,7 @@ impl Default for Net {
             allow_local: Vec::new(),
             connections: 8000,
             connections_per_torrent: 2000,
+            pex: true,
         }
     }
 }

@@ -362,7 +362,7 @@ fn a_plain_torrent_is_described() {
     assert_eq!(metainfo.nodes, [("router".to_owned(), 6881)]);
     assert_eq!(metainfo.web_seeds.len(), 1);
     assert!(metainfo.warnings.is_empty() && metainfo.original_name.is_none());
-    let again = Metainfo::from_info(&info, &metainfo.trackers).unwrap();
+    let again = metainfo.magnet().metainfo(&info).unwrap();
     assert_eq!(again.info_hash, metainfo.info_hash);
     assert_eq!(again.trackers, metainfo.trackers);
     assert_eq!(again.layout, metainfo.layout);

@@ -1,54 +1,442 @@
-//! Magnet links (BEP 9): an info-hash, a name and trackers in one line of text.
+//! Magnet links (BEP 9, BEP 53): an info-hash, and where to look for it, in one line of text.
 //!
-//! Values enter, a link leaves. Invariant: everything but unreserved characters (RFC 3986) is
-//! percent-encoded, so that no name can add a parameter.
+//! A link enters [`Magnet::parse`], or a file that holds one [`Magnet::parse_file`]; a description
+//! leaves, and becomes a link again by its `Display`. Invariant: a link is read no further than
+//! [`LINK_LEN_MAX`], every list has an end, and in what is written everything but unreserved
+//! characters (RFC 3986) is percent-encoded, so that no name can add a parameter.
+//!
+//! What is taken: `xt=urn:btih:` in 40 hexadecimal or 32 base32 digits, `dn`, `tr`, `ws`, `x.pe`
+//! and `so`, each also with a number (`tr.1`). Trackers, web seeds and peers that cannot be used
+//! are left out with a sentence in [`Magnet::warnings`]. Parameters of other names are not kept.
 #![forbid(unsafe_code)]
 
+use std::fmt::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+
+use url::{Host, Url, form_urlencoded};
+
+use super::selection::{FileSelection, ParseSelectionError};
+use super::urls::{Purpose, Warnings, usable_url};
+use super::{Error, Metainfo, TRACKERS_MAX, WEB_SEEDS_MAX};
+use crate::bencode::{Encoder, excerpt};
 use crate::units::InfoHash;
 
-/// The link of a v1 torrent: `xt`, `dn`, and a `tr` for each tracker.
-///
-/// ```
-/// use seedring::metainfo::magnet::magnet_link;
-/// let hash = "00".repeat(20);
-/// let link = magnet_link(hash.parse().unwrap(), "a&b", ["udp://t:1"]);
-/// assert_eq!(link, format!("magnet:?xt=urn:btih:{hash}&dn=a%26b&tr=udp%3A%2F%2Ft%3A1"));
-/// ```
-pub fn magnet_link<'t>(
-    info_hash: InfoHash,
-    name: &str,
-    trackers: impl IntoIterator<Item = &'t str>,
-) -> String {
-    let mut link = format!("magnet:?xt=urn:btih:{info_hash}&dn=");
-    push_encoded(&mut link, name);
-    for tracker in trackers {
-        link.push_str("&tr=");
-        push_encoded(&mut link, tracker);
-    }
-    link
+/// Longest link in bytes.
+pub const LINK_LEN_MAX: usize = 16 << 10;
+
+/// Most parameters of a link that are looked at.
+pub const PARAMETERS_MAX: usize = 1024;
+
+/// Most peers of a link that are kept.
+pub const PEERS_MAX: usize = 64;
+
+const SCHEME: &str = "magnet:?";
+const V1: &str = "urn:btih:";
+const V2: &str = "urn:btmh:";
+
+/// What a magnet link says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Magnet {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// What to call it until its metadata is there; untrusted text, never a path.
+    pub name: Option<String>,
+    /// Trackers, each once, in the order of the link.
+    pub trackers: Vec<Url>,
+    /// HTTP servers that have the files (BEP 19).
+    pub web_seeds: Vec<Url>,
+    /// Peers to ask first; names among them are to be looked up.
+    pub peers: Vec<PeerName>,
+    /// The files that are wanted; `None` for all.
+    pub files: Option<FileSelection>,
+    /// What was left out, one sentence each.
+    pub warnings: Vec<String>,
 }
 
-fn push_encoded(link: &mut String, text: &str) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            link.push(char::from(byte));
-        } else {
-            link.push_str(&format!("%{byte:02X}"));
+/// Where a peer is, as a link has it (`x.pe`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerName {
+    /// An address, or a name that has to be looked up.
+    pub host: Host<String>,
+    /// Its TCP port, never 0.
+    pub port: u16,
+}
+
+/// A magnet link that is not taken.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MagnetError {
+    /// It is longer than [`LINK_LEN_MAX`].
+    #[error("the magnet link has {len} bytes, and {LINK_LEN_MAX} are allowed")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// It is something else.
+    #[error("{0} is not a magnet link: it does not begin with {SCHEME:?}")]
+    NotMagnet(String),
+    /// It has more parameters than [`PARAMETERS_MAX`].
+    #[error("the magnet link has more than {PARAMETERS_MAX} parameters")]
+    TooManyParameters,
+    /// No `xt` names a torrent.
+    #[error("the magnet link has no info-hash (xt=urn:btih:...)")]
+    NoInfoHash,
+    /// A torrent of BEP 52 without the hash that v1 clients know.
+    #[error("the magnet link names a v2 torrent only (urn:btmh), and v2 is not built yet")]
+    V2Only,
+    /// An info-hash in neither of its two forms.
+    #[error("{0} is not an info-hash of 40 hexadecimal or 32 base32 digits")]
+    InfoHash(String),
+    /// Two different info-hashes.
+    #[error("the magnet link names two torrents, {0} and {1}")]
+    TwoTorrents(InfoHash, InfoHash),
+    /// A selection of files that cannot be read: fetching all of them would not be meant.
+    #[error("the magnet link selects files (so=) in a way that cannot be read: {0}")]
+    Selection(#[from] ParseSelectionError),
+    /// A `.magnet` file without text.
+    #[error("the file is empty")]
+    Empty,
+    /// A `.magnet` file that is no UTF-8.
+    #[error("the file is not text")]
+    NotText,
+    /// A `.magnet` file with several lines of text.
+    #[error("the file holds more than one line, and one magnet link is taken from a file")]
+    SeveralLines,
+}
+
+impl MagnetError {
+    /// The name of this refusal in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::TooLong { .. } => "magnet_too_long",
+            Self::NotMagnet(_) => "not_a_magnet",
+            Self::TooManyParameters => "magnet_parameters",
+            Self::NoInfoHash => "magnet_without_hash",
+            Self::V2Only => "magnet_v2_only",
+            Self::InfoHash(_) => "magnet_hash",
+            Self::TwoTorrents(..) => "magnet_two_hashes",
+            Self::Selection(_) => "magnet_selection",
+            Self::Empty => "magnet_empty",
+            Self::NotText => "magnet_not_text",
+            Self::SeveralLines => "magnet_lines",
         }
+    }
+}
+
+impl Magnet {
+    /// A link that says no more than which torrent it is.
+    pub fn new(info_hash: InfoHash) -> Self {
+        Self {
+            info_hash,
+            name: None,
+            trackers: Vec::new(),
+            web_seeds: Vec::new(),
+            peers: Vec::new(),
+            files: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Whether `text` means to be a magnet link, good or bad.
+    pub fn is_link(text: &str) -> bool {
+        let scheme = text.trim_start().as_bytes().get(..7);
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"magnet:"))
+    }
+
+    /// Reads a link; white space around it does not matter.
+    ///
+    /// ```
+    /// use seedring::metainfo::magnet::Magnet;
+    /// let hash = "c9e15763f722f23e98a29decdfae341b98d53056";
+    /// let link = format!("magnet:?xt=urn:btih:{hash}&dn=a%26b&tr=udp%3A%2F%2Ft%3A1&so=0,2-4");
+    /// let magnet = Magnet::parse(&link).unwrap();
+    /// assert_eq!(magnet.name.as_deref(), Some("a&b"));
+    /// assert_eq!(magnet.to_string(), link);
+    /// ```
+    pub fn parse(text: &str) -> Result<Self, MagnetError> {
+        let text = text.trim();
+        if text.len() > LINK_LEN_MAX {
+            return Err(MagnetError::TooLong { len: text.len() });
+        }
+        let query = match text.get(..SCHEME.len()) {
+            Some(scheme) if scheme.eq_ignore_ascii_case(SCHEME) => &text[SCHEME.len()..],
+            _ => return Err(MagnetError::NotMagnet(excerpt(text.as_bytes()))),
+        };
+        let mut reader = Reader::default();
+        for (number, (key, value)) in form_urlencoded::parse(query.as_bytes()).enumerate() {
+            if number >= PARAMETERS_MAX {
+                return Err(MagnetError::TooManyParameters);
+            }
+            reader.take(&key, &value)?;
+        }
+        reader.finish()
+    }
+
+    /// Reads a `.magnet` file: one link, with white space and a byte order mark around it if need
+    /// be.
+    pub fn parse_file(bytes: &[u8]) -> Result<Self, MagnetError> {
+        // Room for white space, but not for a file of something else.
+        if bytes.len() > 2 * LINK_LEN_MAX {
+            return Err(MagnetError::TooLong { len: bytes.len() });
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| MagnetError::NotText)?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim();
+        if text.is_empty() {
+            return Err(MagnetError::Empty);
+        }
+        if text.contains(['\r', '\n']) {
+            return Err(MagnetError::SeveralLines);
+        }
+        Self::parse(text)
+    }
+
+    /// The torrent that `info`, fetched from peers, and this link make together. The caller has
+    /// compared its SHA-1 with [`Magnet::info_hash`].
+    ///
+    /// # Errors
+    /// The dictionary describes no torrent that can be taken.
+    pub fn metainfo(&self, info: &[u8]) -> Result<Metainfo, Error> {
+        let mut encoder = Encoder::new();
+        encoder.dict(|dict| {
+            // One tier each, as other clients do: they are equally likely to know the torrent.
+            if !self.trackers.is_empty() {
+                dict.list(b"announce-list", |tiers| {
+                    for url in &self.trackers {
+                        tiers.list(|tier| {
+                            tier.bytes(url.as_str().as_bytes());
+                        });
+                    }
+                });
+            }
+            dict.raw(b"info", info);
+            if !self.web_seeds.is_empty() {
+                dict.list(b"url-list", |urls| {
+                    for url in &self.web_seeds {
+                        urls.bytes(url.as_str().as_bytes());
+                    }
+                });
+            }
+        });
+        Metainfo::parse(&encoder.finish())
+    }
+}
+
+/// A link as far as it was read.
+#[derive(Default)]
+struct Reader {
+    info_hash: Option<InfoHash>,
+    has_v2: bool,
+    name: Option<String>,
+    trackers: Vec<Url>,
+    web_seeds: Vec<Url>,
+    peers: Vec<PeerName>,
+    files: Option<FileSelection>,
+    warnings: Warnings,
+}
+
+impl Reader {
+    fn take(&mut self, key: &str, value: &str) -> Result<(), MagnetError> {
+        // Links copied out of HTML have `&amp;` between their parameters.
+        let key = key.strip_prefix("amp;").unwrap_or(key);
+        let numbered = key.rsplit_once('.').filter(|(_, number)| number.parse::<u32>().is_ok());
+        match numbered.map_or(key, |(name, _)| name) {
+            "xt" => self.topic(value)?,
+            "dn" if !value.is_empty() => drop(self.name.get_or_insert_with(|| value.to_owned())),
+            "tr" => {
+                let tracker = (Purpose::Tracker, "tracker", TRACKERS_MAX);
+                take_url(&mut self.trackers, value, tracker, &mut self.warnings);
+            }
+            "ws" => {
+                let seed = (Purpose::WebSeed, "web seed", WEB_SEEDS_MAX);
+                take_url(&mut self.web_seeds, value, seed, &mut self.warnings);
+            }
+            "x.pe" => self.peer(value),
+            "so" if self.files.is_none() => self.files = Some(value.parse()?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn topic(&mut self, value: &str) -> Result<(), MagnetError> {
+        if after(value, V2).is_some() {
+            self.has_v2 = true;
+        }
+        // Other kinds of hashes are for other networks.
+        let Some(digits) = after(value, V1) else { return Ok(()) };
+        let wrong = || MagnetError::InfoHash(excerpt(digits.as_bytes()));
+        let info_hash = digits.parse().ok().or_else(|| base32(digits)).ok_or_else(wrong)?;
+        match self.info_hash.replace(info_hash) {
+            Some(other) if other != info_hash => Err(MagnetError::TwoTorrents(other, info_hash)),
+            _ => Ok(()),
+        }
+    }
+
+    fn peer(&mut self, value: &str) {
+        let Some(peer) = PeerName::parse(value) else {
+            let text = excerpt(value.as_bytes());
+            return self.warnings.push(format!("peer {text} left out: it is no host and port"));
+        };
+        if self.peers.contains(&peer) {
+            return;
+        }
+        if self.peers.len() >= PEERS_MAX {
+            return self.warnings.push(format!("peers beyond {PEERS_MAX} were left out"));
+        }
+        self.peers.push(peer);
+    }
+
+    fn finish(self) -> Result<Magnet, MagnetError> {
+        let missing = if self.has_v2 { MagnetError::V2Only } else { MagnetError::NoInfoHash };
+        Ok(Magnet {
+            info_hash: self.info_hash.ok_or(missing)?,
+            name: self.name,
+            trackers: self.trackers,
+            web_seeds: self.web_seeds,
+            peers: self.peers,
+            files: self.files,
+            warnings: self.warnings.into_vec(),
+        })
+    }
+}
+
+fn take_url(
+    urls: &mut Vec<Url>,
+    value: &str,
+    (purpose, what, max): (Purpose, &str, usize),
+    warnings: &mut Warnings,
+) {
+    if value.is_empty() {
+        return;
+    }
+    match usable_url(value.as_bytes(), purpose) {
+        Ok(url) if urls.contains(&url) => {}
+        Ok(_) if urls.len() >= max => warnings.push(format!("{what}s beyond {max} were left out")),
+        Ok(url) => urls.push(url),
+        Err(reason) => {
+            warnings.push(format!("{what} {} left out: {reason}", excerpt(value.as_bytes())));
+        }
+    }
+}
+
+/// What follows `prefix`, in whatever case that is written.
+fn after<'t>(text: &'t str, prefix: &str) -> Option<&'t str> {
+    let front = text.get(..prefix.len())?;
+    front.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
+}
+
+/// 32 digits of base32 (RFC 4648), which are 20 bytes exactly.
+fn base32(digits: &str) -> Option<InfoHash> {
+    let digits = digits.as_bytes();
+    if digits.len() != 32 {
+        return None;
+    }
+    let mut hash = InfoHash([0; 20]);
+    for (eight, five) in digits.chunks_exact(8).zip(hash.0.chunks_exact_mut(5)) {
+        let mut bits: u64 = 0;
+        for digit in eight {
+            let value = match digit.to_ascii_uppercase() {
+                letter @ b'A'..=b'Z' => letter - b'A',
+                figure @ b'2'..=b'7' => figure - b'2' + 26,
+                _ => return None,
+            };
+            bits = bits << 5 | u64::from(value);
+        }
+        five.copy_from_slice(&bits.to_be_bytes()[3..]);
+    }
+    Some(hash)
+}
+
+impl PeerName {
+    /// Reads `HOST:PORT`, an IPv6 address in brackets.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let port = port.parse().ok().filter(|&port| port != 0)?;
+        let host = Host::parse(host).ok()?;
+        Some(Self { host, port })
+    }
+
+    /// Its address, unless it is a name.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        let ip: IpAddr = match &self.host {
+            Host::Ipv4(ip) => (*ip).into(),
+            Host::Ipv6(ip) => (*ip).into(),
+            Host::Domain(_) => return None,
+        };
+        Some(SocketAddr::new(ip, self.port))
+    }
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.host, self.port)
+    }
+}
+
+impl fmt::Display for Magnet {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{SCHEME}xt={V1}{}", self.info_hash)?;
+        if let Some(name) = &self.name {
+            write!(out, "&dn={}", Encoded(name))?;
+        }
+        for url in &self.trackers {
+            write!(out, "&tr={}", Encoded(url.as_str()))?;
+        }
+        for url in &self.web_seeds {
+            write!(out, "&ws={}", Encoded(url.as_str()))?;
+        }
+        for peer in &self.peers {
+            write!(out, "&x.pe={}", Encoded(&peer.to_string()))?;
+        }
+        match &self.files {
+            // Digits, commas and hyphens: nothing to encode, and easy to read.
+            Some(files) => write!(out, "&so={files}"),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Encoded<'t>(&'t str);
+
+impl fmt::Display for Encoded<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.bytes().try_for_each(|byte| {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                out.write_char(char::from(byte))
+            } else {
+                write!(out, "%{byte:02X}")
+            }
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use url::Url;
-
     use super::*;
+
+    const HASH: &str = "c9e15763f722f23e98a29decdfae341b98d53056";
+
+    fn parse(rest: &str) -> Magnet {
+        Magnet::parse(&format!("magnet:?xt=urn:btih:{HASH}{rest}")).unwrap()
+    }
+
+    fn label(text: &str) -> &'static str {
+        let error = Magnet::parse(text).unwrap_err();
+        assert!(error.to_string().len() < 200, "{error}");
+        error.label()
+    }
 
     #[test]
     fn names_and_trackers_survive_any_reader() {
         let name = "100% ü&x=1#frag+日本\n";
         let tracker = "http://t.example/announce?key=a&b=c%20d";
-        let link = magnet_link(InfoHash([0xab; 20]), name, [tracker, "udp://u:1"]);
+        let magnet = Magnet {
+            name: Some(name.to_owned()),
+            trackers: vec![tracker.parse().unwrap(), "udp://u:1".parse().unwrap()],
+            ..Magnet::new(InfoHash([0xab; 20]))
+        };
+        let link = magnet.to_string();
         assert!(link.is_ascii() && !link.contains(char::is_whitespace));
         let url = Url::parse(&link).unwrap();
         let pairs: Vec<_> = url.query_pairs().collect();
@@ -62,5 +450,115 @@ mod tests {
         for ((key, value), (expected_key, expected_value)) in pairs.iter().zip(&expected) {
             assert_eq!((key.as_ref(), value.as_ref()), (*expected_key, expected_value.as_str()));
         }
+        assert_eq!(Magnet::parse(&link), Ok(magnet));
+    }
+
+    #[test]
+    fn everything_a_link_can_say_is_kept() {
+        let magnet = parse(
+            "&xt=urn:btmh:1220aa&xt.2=urn:sha1:X&dn=a+b&tr=http%3A%2F%2Ft%2Fa&tr.1=udp://t:2\
+             &ws=https://w/&x.pe=1.2.3.4:5&x.pe=[2001:db8::1]:6&x.pe=Host.example:7&so=1,3-4&zz=%",
+        );
+        assert_eq!(magnet.info_hash.to_string(), HASH);
+        assert_eq!(magnet.name.as_deref(), Some("a b"));
+        let urls: Vec<&str> = magnet.trackers.iter().map(Url::as_str).collect();
+        assert_eq!(urls, ["http://t/a", "udp://t:2"]);
+        assert_eq!(magnet.web_seeds[0].as_str(), "https://w/");
+        let peers: Vec<String> = magnet.peers.iter().map(ToString::to_string).collect();
+        assert_eq!(peers, ["1.2.3.4:5", "[2001:db8::1]:6", "host.example:7"]);
+        assert_eq!(magnet.peers[1].addr(), "[2001:db8::1]:6".parse().ok());
+        assert_eq!(magnet.peers[2].addr(), None);
+        assert_eq!(magnet.files.as_ref().unwrap().to_string(), "1,3-4");
+        assert_eq!(magnet.warnings, [""; 0]);
+        assert_eq!(Magnet::parse(&magnet.to_string()), Ok(magnet));
+    }
+
+    #[test]
+    fn both_forms_of_the_hash_are_read() {
+        // The same bytes, by another program's base32.
+        let base32 = "ZHQVOY7XELZD5GFCTXWN7LRUDOMNKMCW";
+        for digits in [HASH, &HASH.to_uppercase(), base32, &base32.to_lowercase()] {
+            let link = format!("MAGNET:?dn=&XT=x&xt=URN:BTIH:{digits}");
+            assert_eq!(Magnet::parse(&link).unwrap().info_hash.to_string(), HASH);
+        }
+        assert_eq!(Magnet::parse(&format!("magnet:?a=1&amp;xt=urn:btih:{HASH}")), Ok(parse("")));
+    }
+
+    #[test]
+    fn what_is_no_link_is_refused() {
+        assert_eq!(label(""), "not_a_magnet");
+        assert_eq!(label("http://x/?xt=urn:btih:00"), "not_a_magnet");
+        assert_eq!(label("magnet:"), "not_a_magnet");
+        assert_eq!(label("magnet:?"), "magnet_without_hash");
+        assert_eq!(label("magnet:?xt=urn:sha1:abc&dn=x"), "magnet_without_hash");
+        assert_eq!(label("magnet:?xt=urn:btmh:1220aa"), "magnet_v2_only");
+        for digits in ["", "00", &HASH[1..], &format!("{HASH}0"), &"1".repeat(32), "é", "%%%"] {
+            assert_eq!(label(&format!("magnet:?xt=urn:btih:{digits}")), "magnet_hash", "{digits}");
+        }
+        let two = format!("magnet:?xt=urn:btih:{HASH}&xt=urn:btih:{}", "00".repeat(20));
+        assert_eq!(label(&two), "magnet_two_hashes");
+        assert_eq!(label(&format!("magnet:?xt=urn:btih:{HASH}&so=9-1")), "magnet_selection");
+        assert_eq!(label(&format!("magnet:?dn={}", "x".repeat(1 << 20))), "magnet_too_long");
+        assert_eq!(label(&format!("magnet:?{}", "a=&".repeat(5000))), "magnet_parameters");
+    }
+
+    #[test]
+    fn lists_have_an_end_and_warnings() {
+        let many: String = (0..70).map(|port| format!("&x.pe=h:{}", port + 1)).collect();
+        let magnet = parse(&format!("{many}&x.pe=h:0&x.pe=h&x.pe=::1:5&x.pe=a%20b:1&x.pe=h:+1"));
+        assert_eq!(magnet.peers.len(), PEERS_MAX);
+        assert_eq!(magnet.warnings.len(), 6 + 5);
+        let many: String = (0..300).map(|port| format!("&tr=udp://t:{}", port + 1)).collect();
+        assert_eq!(parse(&many).trackers.len(), TRACKERS_MAX);
+        let many: String = (0..40).map(|port| format!("&ws=http://t:{}", port + 1)).collect();
+        assert_eq!(parse(&many).web_seeds.len(), WEB_SEEDS_MAX);
+        let magnet =
+            parse("&tr=file:///etc/passwd&ws=udp://x:1&tr=http://u:p@x/&tr=&tr=http://a%0d%0a/");
+        assert!(magnet.trackers.is_empty() && magnet.web_seeds.is_empty());
+        assert_eq!(magnet.warnings.len(), 4, "{:?}", magnet.warnings);
+    }
+
+    #[test]
+    fn files_hold_one_link() {
+        let link = format!("magnet:?xt=urn:btih:{HASH}");
+        for text in [format!("{link}\n"), format!("\u{feff}\r\n  {link}\t\r\n\n"), link.clone()] {
+            assert_eq!(Magnet::parse_file(text.as_bytes()), Ok(parse("")), "{text:?}");
+        }
+        let label = |bytes: &[u8]| Magnet::parse_file(bytes).unwrap_err().label();
+        assert_eq!(label(b""), "magnet_empty");
+        assert_eq!(label(b" \n"), "magnet_empty");
+        assert_eq!(label(&[0xff, 0xfe]), "magnet_not_text");
+        assert_eq!(label(format!("{link}\n{link}").as_bytes()), "magnet_lines");
+        assert_eq!(label(b"d4:infoe"), "not_a_magnet");
+        assert_eq!(label(&vec![b' '; 1 << 20]), "magnet_too_long");
+    }
+
+    #[test]
+    fn a_link_and_its_metadata_make_a_torrent() {
+        let mut info = Encoder::new();
+        info.dict(|dict| {
+            dict.int(b"length", 1).bytes(b"name", b"n").int(b"piece length", 16_384);
+            dict.bytes(b"pieces", &[0; 20]);
+        });
+        let info = info.finish();
+        let magnet = parse("&tr=udp://a:1&tr=udp://b:2&ws=http://w/");
+        let metainfo = magnet.metainfo(&info).unwrap();
+        assert_eq!(metainfo.raw_info(), info);
+        assert_eq!((metainfo.trackers.len(), metainfo.web_seeds.len()), (2, 1));
+        assert!(magnet.metainfo(b"i1e").is_err());
+        let link = metainfo.magnet();
+        assert_eq!(link.info_hash, metainfo.info_hash);
+        assert_eq!((link.trackers, link.name.as_deref()), (magnet.trackers, Some("n")));
+    }
+
+    #[test]
+    fn no_text_breaks_the_reader() {
+        proptest::proptest!(|(text in ".{0,200}", bytes: Vec<u8>)| {
+            if let Ok(magnet) = Magnet::parse(&format!("magnet:?xt=urn:btih:{HASH}&{text}")) {
+                let again = Magnet::parse(&magnet.to_string()).unwrap();
+                proptest::prop_assert_eq!(Magnet { warnings: Vec::new(), ..magnet }, again);
+            }
+            drop((Magnet::parse(&text), Magnet::parse_file(&bytes)));
+        });
     }
 }

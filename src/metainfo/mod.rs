@@ -25,6 +25,7 @@ pub mod layout;
 pub mod magnet;
 mod names;
 mod parse;
+pub mod selection;
 mod urls;
 
 #[cfg(test)]
@@ -41,7 +42,6 @@ pub use error::Error;
 pub use layout::{Extent, Extents, File, FileKind, Layout};
 pub use names::{COLLISIONS_MAX, NAME_LEN_MAX, PATH_DEPTH_MAX, PATH_LEN_MAX};
 
-use crate::bencode::Encoder;
 use crate::units::{Geometry, InfoHash, PieceIndex};
 
 /// Longest piece in bytes.
@@ -110,6 +110,27 @@ pub struct Metainfo {
     pieces: Range<usize>,
 }
 
+/// The exact bytes of an `info` dictionary, shared with the torrent that they are part of.
+#[derive(Clone, Debug)]
+pub struct RawInfo {
+    raw: Arc<[u8]>,
+    info: Range<usize>,
+}
+
+impl std::ops::Deref for RawInfo {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.raw.get(self.info.clone()).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for RawInfo {
+    fn from(info: Vec<u8>) -> Self {
+        Self { info: 0..info.len(), raw: info.into() }
+    }
+}
+
 /// The name of a torrent for logs: in quotes, cut to [`NAME_SHOWN_MAX`] characters, with whatever is
 /// not printable escaped.
 pub fn shown_name(name: &str) -> String {
@@ -125,27 +146,6 @@ impl Metainfo {
         parse::parse(bytes)
     }
 
-    /// Makes a torrent of an `info` dictionary that came from peers (BEP 9) and the trackers that
-    /// a magnet link named. The caller compares [`Metainfo::info_hash`] with what it asked for.
-    pub fn from_info(info: &[u8], trackers: &[Vec<Url>]) -> Result<Self, Error> {
-        let mut encoder = Encoder::new();
-        encoder.dict(|dict| {
-            if !trackers.is_empty() {
-                dict.list(b"announce-list", |tiers| {
-                    for tier in trackers {
-                        tiers.list(|urls| {
-                            tier.iter().for_each(|url| {
-                                urls.bytes(url.as_str().as_bytes());
-                            });
-                        });
-                    }
-                });
-            }
-            dict.raw(b"info", info);
-        });
-        Self::parse(&encoder.finish())
-    }
-
     /// [`shown_name`] of its name.
     pub fn shown_name(&self) -> String {
         shown_name(&self.name)
@@ -159,6 +159,11 @@ impl Metainfo {
     /// The exact bytes of `info`, as peers ask for them (BEP 9).
     pub fn raw_info(&self) -> &[u8] {
         self.raw.get(self.info.clone()).unwrap_or_default()
+    }
+
+    /// The same bytes, to be kept beside this description.
+    pub fn shared_info(&self) -> RawInfo {
+        RawInfo { raw: Arc::clone(&self.raw), info: self.info.clone() }
     }
 
     /// The SHA-1 that `piece` must have; `None` for an index that does not exist.
@@ -185,8 +190,12 @@ impl Metainfo {
     }
 
     /// The magnet link (BEP 9).
-    pub fn magnet(&self) -> String {
-        let trackers = self.trackers.iter().flatten().map(Url::as_str);
-        magnet::magnet_link(self.info_hash, &self.name, trackers)
+    pub fn magnet(&self) -> magnet::Magnet {
+        magnet::Magnet {
+            name: Some(self.name.clone()),
+            trackers: self.trackers.iter().flatten().cloned().collect(),
+            web_seeds: self.web_seeds.clone(),
+            ..magnet::Magnet::new(self.info_hash)
+        }
     }
 }

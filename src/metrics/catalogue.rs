@@ -5,7 +5,7 @@
 //! labels, and `per core` gives it a `core` label instead of a sum over the cores.
 
 use super::Entry;
-use super::cells::{Counter, Family, Field, Gauge, Histogram, Seconds};
+use super::cells::{Counter, Family, Field, Gauge, Histogram, Latencies, Seconds};
 use super::labels::*;
 
 macro_rules! cell {
@@ -13,6 +13,7 @@ macro_rules! cell {
     (seconds) => { Seconds };
     (gauge) => { Gauge };
     (histogram) => { Histogram };
+    (latency) => { Histogram<Latencies> };
     ($kind:ident [$set:ident]) => { Family<cell!($kind), $set, { <$set as Labels>::COUNT }> };
     ($kind:ident [$first:ident, $second:ident]) => {
         Family<cell!($kind), ($first, $second), { <($first, $second) as Labels>::COUNT }>
@@ -54,6 +55,9 @@ macro_rules! exported_name {
         concat!("seedring_", stringify!($field))
     };
     (histogram $field:ident) => {
+        concat!("seedring_", stringify!($field))
+    };
+    (latency $field:ident) => {
         concat!("seedring_", stringify!($field))
     };
 }
@@ -194,6 +198,14 @@ catalogue! {
         announces: counter [AnnounceResult];
         /// Announces that wait for their tracker's answer.
         announces_in_flight: gauge;
+        /// Announces that are due and wait for the limits.
+        announces_queued: gauge;
+        /// Announces that have been due for more than a minute.
+        announces_overdue: gauge;
+        /// Time until a tracker answered an announce, whatever it answered.
+        announce_seconds: latency [AnnounceProtocol];
+        /// Datagrams that were no answer of a UDP tracker, by why.
+        tracker_datagrams_ignored: counter [DatagramFault];
         /// Files in watch folders, by what became of them.
         watch_files: counter [WatchResult];
         /// HTTP requests, by resource and status.

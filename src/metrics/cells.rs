@@ -13,7 +13,7 @@ use prometheus::proto;
 use super::labels::Labels;
 
 /// What a metric is to Prometheus, and how many cells one of its series takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Kind {
     /// A [`Counter`].
     Counter,
@@ -21,8 +21,8 @@ pub enum Kind {
     Seconds,
     /// A [`Gauge`].
     Gauge,
-    /// A [`Histogram`].
-    Histogram,
+    /// A [`Histogram`] with these bounds.
+    Histogram(&'static [f64; BUCKETS]),
 }
 
 /// A number that only grows.
@@ -41,11 +41,40 @@ pub struct Seconds(AtomicU64);
 /// Turns of up to a millisecond are not stalls and are not counted at all.
 pub const STALL_BUCKETS: [f64; 6] = [0.003_2, 0.012_8, 0.051_2, 0.204_8, 0.819_2, 3.276_8];
 
-/// Durations in the buckets of [`STALL_BUCKETS`].
-#[derive(Default, Debug)]
-pub struct Histogram {
-    buckets: [Counter; STALL_BUCKETS.len() + 1],
+/// Bounded buckets of every [`Histogram`]; what lies beyond them has one more.
+pub const BUCKETS: usize = STALL_BUCKETS.len();
+
+/// Upper bounds in seconds for what goes over the network and may take half a minute.
+pub const LATENCY_BUCKETS: [f64; BUCKETS] = [0.025, 0.1, 0.4, 1.6, 6.4, 25.6];
+
+/// The bounds of a [`Histogram`].
+pub trait Bounds {
+    /// In seconds, rising.
+    const BOUNDS: &'static [f64; BUCKETS];
+}
+
+/// [`STALL_BUCKETS`].
+#[derive(Debug)]
+pub struct Stalls;
+
+/// [`LATENCY_BUCKETS`].
+#[derive(Debug)]
+pub struct Latencies;
+
+impl Bounds for Stalls {
+    const BOUNDS: &'static [f64; BUCKETS] = &STALL_BUCKETS;
+}
+
+impl Bounds for Latencies {
+    const BOUNDS: &'static [f64; BUCKETS] = &LATENCY_BUCKETS;
+}
+
+/// Durations in buckets.
+#[derive(Debug)]
+pub struct Histogram<B = Stalls> {
+    buckets: [Counter; BUCKETS + 1],
     nanos: Counter,
+    bounds: std::marker::PhantomData<fn(B)>,
 }
 
 /// One cell per combination of label values, `N` of them, picked by the label's enum.
@@ -125,11 +154,18 @@ fn nanos_of(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Histogram {
+impl<B> Default for Histogram<B> {
+    fn default() -> Self {
+        let (buckets, nanos) = Default::default();
+        Self { buckets, nanos, bounds: std::marker::PhantomData }
+    }
+}
+
+impl<B: Bounds> Histogram<B> {
     /// Counts one event that took `time`.
     pub fn observe(&self, time: Duration) {
         let seconds = time.as_secs_f64();
-        let bucket = STALL_BUCKETS.partition_point(|&bound| bound < seconds);
+        let bucket = B::BOUNDS.partition_point(|&bound| bound < seconds);
         self.buckets[bucket].add(1);
         self.nanos.add(nanos_of(time));
     }
@@ -187,8 +223,8 @@ impl Field for Seconds {
     }
 }
 
-impl Field for Histogram {
-    const KIND: Kind = Kind::Histogram;
+impl<B: Bounds> Field for Histogram<B> {
+    const KIND: Kind = Kind::Histogram(B::BOUNDS);
 
     fn read(&self, values: &mut Vec<u64>) {
         values.extend(self.buckets.iter().map(Counter::get));
@@ -209,7 +245,7 @@ impl Kind {
     pub(super) fn cell_count(self) -> usize {
         match self {
             Self::Counter | Self::Seconds | Self::Gauge => 1,
-            Self::Histogram => STALL_BUCKETS.len() + 2,
+            Self::Histogram(_) => BUCKETS + 2,
         }
     }
 
@@ -218,7 +254,7 @@ impl Kind {
         match self {
             Self::Counter | Self::Seconds => proto::MetricType::COUNTER,
             Self::Gauge => proto::MetricType::GAUGE,
-            Self::Histogram => proto::MetricType::HISTOGRAM,
+            Self::Histogram(_) => proto::MetricType::HISTOGRAM,
         }
     }
 
@@ -233,7 +269,7 @@ impl Kind {
                 gauge.set_value(exported(first));
                 metric.set_gauge(gauge);
             }
-            Self::Histogram => metric.set_histogram(histogram(cells)),
+            Self::Histogram(bounds) => metric.set_histogram(histogram(bounds, cells)),
         }
     }
 }
@@ -244,10 +280,10 @@ fn counter(value: f64) -> proto::Counter {
     counter
 }
 
-fn histogram(cells: &[u64]) -> proto::Histogram {
+fn histogram(bounds: &[f64; BUCKETS], cells: &[u64]) -> proto::Histogram {
     let mut below = 0;
-    let mut buckets = Vec::with_capacity(STALL_BUCKETS.len());
-    for (&bound, count) in STALL_BUCKETS.iter().zip(cells) {
+    let mut buckets = Vec::with_capacity(BUCKETS);
+    for (&bound, count) in bounds.iter().zip(cells) {
         below += count;
         let mut bucket = proto::Bucket::default();
         bucket.set_upper_bound(bound);
@@ -256,7 +292,7 @@ fn histogram(cells: &[u64]) -> proto::Histogram {
     }
     let mut histogram = proto::Histogram::default();
     histogram.set_bucket(buckets);
-    histogram.set_sample_count(below + cells.get(STALL_BUCKETS.len()).copied().unwrap_or(0));
+    histogram.set_sample_count(below + cells.get(BUCKETS).copied().unwrap_or(0));
     histogram.set_sample_sum(seconds(cells.last().copied().unwrap_or(0)));
     histogram
 }

@@ -338,6 +338,28 @@ labels! {
         Refused "refused",
     }
 
+    /// What a tracker speaks.
+    AnnounceProtocol "protocol" {
+        /// HTTP in the open.
+        Http "http",
+        /// HTTP over TLS.
+        Https "https",
+        /// Datagrams.
+        Udp "udp",
+    }
+
+    /// Why a datagram was no answer of a UDP tracker.
+    DatagramFault "fault" {
+        /// Too short, torn, or of no known action.
+        Malformed "malformed",
+        /// Late, repeated, or of a transaction that was never begun.
+        Transaction "transaction",
+        /// From another address than the one that was asked.
+        Source "source",
+        /// An answer to something else than what was asked.
+        Action "action",
+    }
+
     /// What became of a file in a watch folder.
     WatchResult "result" {
         /// A torrent was added.

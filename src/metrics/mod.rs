@@ -7,15 +7,21 @@
 //!
 //! Invariant: counting is one relaxed load and one relaxed store, never a locked instruction, a
 //! lock, an allocation or a lookup by name; no name of a torrent or peer ever becomes a label.
+//! The names of a few trackers do, which only the control thread counts: [`TrackerAnnounces`].
 
 mod catalogue;
 mod cells;
 mod labels;
 mod process;
+mod trackers;
 
 pub use self::catalogue::{Core, Process};
-pub use self::cells::{Counter, Family, Gauge, Histogram, Kind, STALL_BUCKETS, Seconds};
+pub use self::cells::{
+    BUCKETS, Bounds, Counter, Family, Gauge, Histogram, Kind, LATENCY_BUCKETS, Latencies,
+    STALL_BUCKETS, Seconds, Stalls,
+};
 pub use self::labels::*;
+pub use self::trackers::{OTHERS, TRACKERS_MAX, TrackerAnnounces};
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -57,6 +63,7 @@ struct Cells {
     cores: Vec<Arc<Core>>,
     helpers: Mutex<Vec<Arc<Core>>>,
     process: Arc<Process>,
+    tracker_announces: TrackerAnnounces,
 }
 
 impl Registry {
@@ -66,6 +73,7 @@ impl Registry {
             cores: (0..core_count).map(|_| Arc::default()).collect(),
             helpers: Mutex::default(),
             process: Arc::default(),
+            tracker_announces: TrackerAnnounces::default(),
         });
         let exposition = prometheus::Registry::new();
         exposition
@@ -74,6 +82,9 @@ impl Registry {
         exposition
             .register(Box::new(process::ProcessCollector::new()))
             .expect("the names of the process collector are its own");
+        exposition
+            .register(Box::new(cells.tracker_announces.clone()))
+            .expect("a collector without fixed names collides with none");
         Self { cells, exposition }
     }
 
@@ -94,6 +105,11 @@ impl Registry {
     /// The cells of the control thread, the only one that may write to them.
     pub fn process(&self) -> &Arc<Process> {
         &self.cells.process
+    }
+
+    /// Announces by tracker.
+    pub fn tracker_announces(&self) -> &TrackerAnnounces {
+        &self.cells.tracker_announces
     }
 
     /// Everything, in Prometheus' text format.

@@ -71,6 +71,8 @@ pub struct Settings {
     pub quiet_checks: bool,
     /// How long a torrent that its files failed stands still before it is tried again.
     pub retry: Duration,
+    /// Whether all tiers of trackers are announced to at once.
+    pub parallel_tiers: bool,
     /// Which addresses may be talked to.
     pub policy: tracker::AddressPolicy,
 }
@@ -216,8 +218,11 @@ impl Engine {
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
         config.bind.clone_from(&settings.bind);
-        let (trackers, found) =
-            tracker::Service::spawn(config).map_err(|error| StartError::Http(error.to_string()))?;
+        config.options.parallel_tiers = settings.parallel_tiers;
+        config.cells = Arc::clone(registry.process());
+        config.tracker_announces = registry.tracker_announces().clone();
+        let (trackers, found) = tracker::Service::spawn(config)
+            .map_err(|error| StartError::Trackers(error.to_string()))?;
         let threads = verify::Options { threads: cores.len(), low_priority: settings.quiet_checks };
         let checker = Checker::start(threads).map_err(StartError::Thread)?;
         let mut retry = tokio::time::interval(UNSENT_RETRY);
@@ -291,9 +296,9 @@ impl Engine {
         &self.cells
     }
 
-    /// What trackers have answered.
-    pub fn tracker_counters(&self) -> &tracker::Counters {
-        self.trackers.counters()
+    /// The announces of all torrents.
+    pub fn trackers(&self) -> &tracker::Handle {
+        &self.trackers
     }
 
     /// How the trackers of a torrent do.
@@ -471,6 +476,8 @@ impl Engine {
         options.seed = fastrand::u64(..);
         options.info_hash = info_hash;
         options.peer_id = self.shared.peer_id;
+        options.private = content.metainfo.private;
+        options.metadata = Some(content.metainfo.shared_info());
         options.listen_port = self.ports.addrs.first().map(SocketAddr::port);
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();

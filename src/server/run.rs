@@ -24,7 +24,7 @@ use crate::control::http::{Http, Service};
 use crate::control::state::{NewTorrent, OpenError, State, StoredTorrent};
 use crate::control::watch::{Found, Watch};
 use crate::metainfo::{self, Metainfo};
-use crate::metrics::{AnnounceResult, Registry, TorrentState, WatchResult};
+use crate::metrics::{DatagramFault, Registry, TorrentState, WatchResult};
 use crate::sys::clock;
 use crate::units::InfoHash;
 use crate::worker::mailbox;
@@ -395,12 +395,22 @@ impl Server {
             cells.torrents[state].set(counts[state as usize]);
         }
         let process = self.registry.process();
-        let trackers = self.engine.tracker_counters();
-        process.announces_in_flight.set(trackers.in_flight.load(Relaxed));
-        for (result, count) in trackers.announces() {
-            if let Some(&label) = AnnounceResult::ALL.iter().find(|label| label.label() == result) {
-                process.announces[label].set(count);
-            }
+        let trackers = self.engine.trackers();
+        let counters = trackers.counters();
+        process.announces_in_flight.set(counters.in_flight.load(Relaxed));
+        process.announces_queued.set(counters.queued.load(Relaxed));
+        process.announces_overdue.set(trackers.overdue_count() as u64);
+        for (result, count) in counters.announces() {
+            process.announces[result].set(count);
+        }
+        let ignored = trackers.ignored_datagrams();
+        for (fault, count) in [
+            (DatagramFault::Malformed, ignored.malformed),
+            (DatagramFault::Transaction, ignored.transaction),
+            (DatagramFault::Source, ignored.source),
+            (DatagramFault::Action, ignored.action),
+        ] {
+            process.tracker_datagrams_ignored[fault].set(count);
         }
     }
 
@@ -424,27 +434,13 @@ impl Server {
     }
 }
 
-/// Says what of a torrent's trackers cannot be asked, or that it has none.
+/// Says that a torrent has no trackers, if it has none.
 pub fn tell_trackers(metainfo: &Metainfo) {
-    let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
-    let is_udp = |url: &&url::Url| url.scheme() == "udp";
-    let all_count = metainfo.trackers.iter().flatten().count();
-    let udp_count = metainfo.trackers.iter().flatten().filter(is_udp).count();
-    if all_count == 0 {
+    if metainfo.trackers.iter().flatten().next().is_none() {
+        let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
         tracing::info!(
             torrent = %info_hash, %name,
             "it names no trackers: only peers that connect by themselves can be its peers"
-        );
-    } else if udp_count == all_count {
-        tracing::warn!(
-            torrent = %info_hash, %name, udp_count,
-            "UDP trackers are not supported yet, and it names no others: only peers that connect by \
-             themselves can be its peers"
-        );
-    } else if udp_count > 0 {
-        tracing::info!(
-            torrent = %info_hash, %name, udp_count,
-            "UDP trackers are not supported yet: only its other trackers are asked"
         );
     }
 }

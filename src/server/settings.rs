@@ -24,6 +24,7 @@ pub fn settings(config: &Config) -> Settings {
         slots: limit(config.limits.slots_per_torrent).map_or(Slots::Unlimited, Slots::Limited),
         connections_max: config.net.connections_per_torrent as usize,
         local: Some(policy.clone()),
+        pex: config.net.pex,
         ..swarm::Options::default()
     };
     Settings {
@@ -49,6 +50,7 @@ pub fn settings(config: &Config) -> Settings {
         down: (config.limits.down.0 > 0).then_some(config.limits.down.0),
         quiet_checks: false,
         retry: Duration::from_secs(u64::from(config.storage.retry_seconds)),
+        parallel_tiers: config.trackers.parallel_tiers,
         policy,
     }
 }

@@ -48,8 +48,8 @@ pub enum StartError {
         reason: std::io::Error,
     },
     /// Trackers cannot be talked to.
-    #[error("cannot set up HTTP: {0}")]
-    Http(String),
+    #[error("cannot ask trackers: {0}")]
+    Trackers(String),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),

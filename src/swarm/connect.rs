@@ -11,6 +11,7 @@ use super::{Action, Source, Swarm, key_of};
 use crate::tracker::policy::permits_operator;
 use crate::wire::Message;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Two connections made towards each other at the same time: both sides keep the one that the
@@ -31,25 +32,62 @@ impl Swarm {
         if let Err(refused) = self.admit(now, &init) {
             if init.outgoing {
                 match refused {
-                    Refused::Ourselves | Refused::Banned | Refused::LocalAddress => {
+                    Refused::Ourselves
+                    | Refused::Banned
+                    | Refused::Blocked
+                    | Refused::LocalAddress => {
                         self.contacts.useless(init.addr);
                     }
-                    _ => self.contacts.failed(now, init.addr, self.rng.u32(..)),
+                    _ => self.contacts.failed(now, init.addr),
                 }
             }
             return Err(refused);
         }
+        Ok(self.seat(now, init, None))
+    }
+
+    /// Gives a peer its place. `greeted` has what waits to be sent to one that was greeted already,
+    /// as by somebody who has nothing.
+    fn seat(&mut self, now: Instant, init: PeerInit, greeted: Option<Vec<u8>>) -> PeerKey {
         let mut peer = Peer::new(now, init, self.rng.u64(..));
+        if init.outgoing {
+            peer.source = self.contacts.source_of(init.addr).unwrap_or(Source::Operator);
+        }
         let remembered = self.recent.get(&Offender::of(init.addr));
         peer.uploaded_recently = remembered.map_or(0, |&(bytes, _)| bytes);
-        self.greet(&mut peer);
+        match greeted {
+            None => self.greet(&mut peer),
+            Some(control) => {
+                peer.control = control;
+                self.have.iter().for_each(|piece| peer.say(Message::Have(piece)));
+                if peer.extensions {
+                    self.say_extensions(&mut peer);
+                }
+            }
+        }
+        let listens_at = peer.listen_addr();
         let key = key_of(self.peers.insert(peer));
+        self.relist(None, listens_at);
         self.by_addr.insert(init.addr, key);
         self.by_id.insert(init.peer_id, key);
         self.start_clocks(now);
         self.wake(key);
         self.settle(now);
-        Ok(key)
+        key
+    }
+
+    /// Takes in a peer that was greeted before there was a swarm; `control` waits to be sent.
+    ///
+    /// # Errors
+    /// As [`Swarm::handle_connected`].
+    pub(super) fn adopt_connection(
+        &mut self,
+        now: Instant,
+        init: PeerInit,
+        control: Vec<u8>,
+    ) -> Result<PeerKey, Refused> {
+        self.admit(now, &init)?;
+        Ok(self.seat(now, init, Some(control)))
     }
 
     /// Whether a local address is one of those that are welcome.
@@ -61,6 +99,9 @@ impl Swarm {
         let local = is_local(init.addr.ip());
         if init.peer_id == self.options.peer_id {
             return Err(Refused::Ourselves);
+        }
+        if self.shared.blocks(init.addr.ip()) {
+            return Err(Refused::Blocked);
         }
         if self.bans.holds(now, init.addr) {
             return Err(Refused::Banned);
@@ -130,6 +171,7 @@ impl Swarm {
             self.counts.unchoked -= 1;
             self.shared.unchoked.set(self.shared.unchoked.get().saturating_sub(1));
         }
+        self.relist(peer.listen_addr(), None);
         if self.by_addr.get(&peer.addr) == Some(&key) {
             self.by_addr.remove(&peer.addr);
         }
@@ -144,13 +186,15 @@ impl Swarm {
         });
         self.remember(now, &peer);
         let lasted = now.saturating_duration_since(peer.connected_at) >= WORTHWHILE;
+        // Who came to us is met where it listens.
+        let addr = peer.listen_addr().unwrap_or(peer.addr);
         if lasted || peer.uploaded + peer.downloaded > 0 {
-            self.contacts.worthwhile(peer.addr);
+            self.contacts.worthwhile(addr);
         }
         if self.is_complete() && peer.is_seed() {
-            self.contacts.is_seed(peer.addr);
+            self.contacts.is_seed(addr);
         } else {
-            self.contacts.failed(now, peer.addr, self.rng.u32(..));
+            self.contacts.failed(now, addr);
         }
         if !peer.am_choking {
             self.fill_slots(now);
@@ -172,7 +216,16 @@ impl Swarm {
 
     /// Learns addresses that may be peers of this torrent.
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
-        for &addr in addrs.iter().take(CONTACTS_MAX) {
+        self.learn(now, source, addrs);
+        self.settle(now);
+    }
+
+    pub(super) fn learn(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
+        if self.options.private && !source.suits_private() {
+            return;
+        }
+        for addr in addrs.iter().take(CONTACTS_MAX) {
+            let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
             let local = is_local(addr.ip());
             if permits_operator(addr.ip()).is_err() {
                 continue;
@@ -182,18 +235,28 @@ impl Swarm {
             let welcome = !local || trusted || self.welcomes(addr.ip());
             if welcome && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
                 let tie = self.rng.u32(..);
-                self.contacts.insert(now, source, addr, tie);
+                self.contacts.insert(now, source, addr, tie, &self.shared);
             }
         }
         self.connect_due(now);
+    }
+
+    /// The list of whom we have nothing to do with was changed: closes and forgets whom it names.
+    pub fn handle_blocklist(&mut self, now: Instant) {
+        for key in self.keys() {
+            if self.peer(key).is_some_and(|peer| self.shared.blocks(peer.addr.ip())) {
+                self.close(key, Error::Blocked);
+            }
+        }
+        let shared = Rc::clone(&self.shared);
+        self.contacts.forget_if(|addr| shared.blocks(addr.ip()));
         self.settle(now);
     }
 
     /// An address given out by `Action::Connect` could not be connected to, or its handshake
     /// failed.
     pub fn handle_connect_failed(&mut self, now: Instant, addr: SocketAddr) {
-        let tie = self.rng.u32(..);
-        self.contacts.failed(now, addr, tie);
+        self.contacts.failed(now, addr);
         self.settle(now);
     }
 
@@ -204,7 +267,7 @@ impl Swarm {
 
     pub(super) fn connect_due(&mut self, now: Instant) {
         while self.has_room()
-            && let Some(addr) = self.contacts.take(now)
+            && let Some(addr) = self.contacts.take(now, &self.shared)
         {
             if self.by_addr.contains_key(&addr) {
                 self.contacts.connected(addr);

@@ -1,13 +1,16 @@
 //! Addresses that might be peers: whom to connect to next, and when to try again.
 //!
 //! Addresses enter from trackers, DHT, peer exchange and operators; results of attempts follow;
-//! the next address that is due leaves. Invariant: at most [`CONTACTS_MAX`] addresses are held,
+//! the next address that is due leaves, of those due the one with the best canonical priority (BEP
+//! 40). Invariant: at most [`CONTACTS_MAX`] addresses are held,
 //! and at most [`HALF_OPEN_MAX`] of them are being tried.
 #![forbid(unsafe_code)]
 
-use super::options::{CONNECTS_PER_SECOND_MAX, CONTACTS_MAX, HALF_OPEN_MAX};
+use super::bans::is_local;
+use super::destinations::Wait;
+use super::options::{CONNECTS_PER_SECOND_MAX, CONTACTS_MAX, HALF_OPEN_MAX, Shared};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Wait before the second attempt; each further one waits three times as long.
@@ -16,9 +19,21 @@ const RETRY_MAX: Duration = Duration::from_secs(900);
 /// Failures in a row after which an address is forgotten, unless an operator gave it.
 const FAILURES_MAX: u32 = 7;
 
-/// Who told us of an address.
+/// Addresses of one host, under its ports, that are known of gossip.
+const PER_HOST_KNOWN_MAX: usize = 8;
+/// Addresses of one network (24 bits of IPv4, 64 of IPv6) that are known of gossip.
+const PER_NET_KNOWN_MAX: usize = 128;
+/// Addresses that are due and among which the best is looked for.
+const LOOK_MAX: usize = 64;
+
+/// Kinds of [`Source`].
+pub const SOURCE_COUNT: usize = 7;
+
+/// Who told us of an address; those that are trusted more come later.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Source {
+    /// The peer itself, when it connected to us and said where it listens.
+    Incoming,
     /// Peer exchange with a connected peer (BEP 11).
     Pex,
     /// The DHT (BEP 5).
@@ -27,8 +42,42 @@ pub enum Source {
     Lsd,
     /// A tracker.
     Tracker,
-    /// A command line, an API call or a magnet link: never forgotten.
+    /// A magnet link (`x.pe`).
+    Magnet,
+    /// A command line or an API call: never forgotten.
     Operator,
+}
+
+impl Source {
+    /// All of them, in order.
+    pub const ALL: [Self; SOURCE_COUNT] = [
+        Self::Incoming,
+        Self::Pex,
+        Self::Dht,
+        Self::Lsd,
+        Self::Tracker,
+        Self::Magnet,
+        Self::Operator,
+    ];
+
+    /// Its name in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Incoming => "incoming",
+            Self::Pex => "pex",
+            Self::Dht => "dht",
+            Self::Lsd => "lsd",
+            Self::Tracker => "tracker",
+            Self::Magnet => "magnet",
+            Self::Operator => "manual",
+        }
+    }
+
+    /// Whether peers of a private torrent may come from there (BEP 27): from its trackers, and from
+    /// whoever runs this. Those that come by themselves had it from a tracker, too.
+    pub(super) fn suits_private(self) -> bool {
+        matches!(self, Self::Incoming | Self::Tracker | Self::Magnet | Self::Operator)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,7 +93,11 @@ enum State {
 }
 
 struct Contact {
+    /// The most trusted one that named it, and all of them, one bit each.
     source: Source,
+    sources: u8,
+    /// Its place among those that are due at the same time: the lowest comes first.
+    rank: u32,
     failures: u32,
     state: State,
 }
@@ -67,40 +120,123 @@ impl Contacts {
         self.trying
     }
 
-    /// Learns of `addr`; a full table only takes what an operator says, in place of another one.
-    pub(super) fn insert(&mut self, now: Instant, source: Source, addr: SocketAddr, tie: u32) {
-        if addr.port() == 0 || addr.ip().is_unspecified() || addr.ip().is_multicast() {
+    /// How many addresses each source has named that are known now, in the order of
+    /// [`Source::ALL`]; one that several have named counts for each.
+    pub(super) fn by_source(&self) -> [usize; SOURCE_COUNT] {
+        let named = |source: Source| {
+            self.known.values().filter(|contact| contact.sources & 1 << source as u8 != 0).count()
+        };
+        Source::ALL.map(named)
+    }
+
+    /// The most trusted source of an address that is known.
+    pub(super) fn source_of(&self, addr: SocketAddr) -> Option<Source> {
+        self.known.get(&addr).map(|contact| contact.source)
+    }
+
+    /// Learns of `addr`; a full table takes it in place of one that is trusted less. `tie` ranks it
+    /// if its canonical priority is not known.
+    pub(super) fn insert(
+        &mut self,
+        now: Instant,
+        source: Source,
+        addr: SocketAddr,
+        tie: u32,
+        shared: &Shared,
+    ) {
+        let ip = addr.ip();
+        if addr.port() == 0 || ip.is_unspecified() || ip.is_multicast() || shared.refuses(addr) {
             return;
         }
         if let Some(contact) = self.known.get_mut(&addr) {
             contact.source = contact.source.max(source);
+            contact.sources |= 1 << source as u8;
+            return;
+        }
+        if source != Source::Operator && !is_local(ip) && self.is_crowded(ip) {
             return;
         }
         if self.known.len() >= CONTACTS_MAX {
-            let last = self.due.last().copied().filter(|_| source == Source::Operator);
-            let Some((_, _, victim)) = last else {
+            let trusted_less = |addr: &SocketAddr| {
+                source == Source::Operator || self.source_of(*addr).is_some_and(|it| it < source)
+            };
+            let latest = self.due.iter().rev().take(LOOK_MAX).map(|(_, _, addr)| *addr);
+            let Some(victim) = latest.into_iter().find(trusted_less) else {
                 return;
             };
             self.forget(victim);
         }
-        self.known.insert(addr, Contact { source, failures: 0, state: State::Trying });
+        // The highest priority is the lowest rank.
+        let rank = shared.priority(addr).map_or(tie, |priority| !priority);
+        let sources = 1 << source as u8;
+        self.known
+            .insert(addr, Contact { source, sources, rank, failures: 0, state: State::Trying });
         self.trying += 1;
-        self.set(addr, State::Due(now, tie));
+        self.set(addr, State::Due(now, rank));
     }
 
-    /// The next address to connect to now, within the budget; it counts as being tried.
-    pub(super) fn take(&mut self, now: Instant) -> Option<SocketAddr> {
-        let &(at, _, addr) = self.due.first()?;
-        if at > now || self.trying >= HALF_OPEN_MAX {
-            return None;
+    /// Whether gossip has named enough addresses of this host, or of its neighbours.
+    fn is_crowded(&self, ip: IpAddr) -> bool {
+        let count = |first: IpAddr, last: IpAddr, max: usize| {
+            let range = SocketAddr::new(first, 0)..=SocketAddr::new(last, u16::MAX);
+            self.known.range(range).take(max).count() >= max
+        };
+        let (first, last): (IpAddr, IpAddr) = match ip {
+            IpAddr::V4(ip) => {
+                let net = ip.to_bits() & 0xffff_ff00;
+                (Ipv4Addr::from_bits(net).into(), Ipv4Addr::from_bits(net | 0xff).into())
+            }
+            IpAddr::V6(ip) => {
+                let net = ip.to_bits() >> 64 << 64;
+                let last = net | u128::from(u64::MAX);
+                (Ipv6Addr::from_bits(net).into(), Ipv6Addr::from_bits(last).into())
+            }
+        };
+        count(ip, ip, PER_HOST_KNOWN_MAX) || count(first, last, PER_NET_KNOWN_MAX)
+    }
+
+    /// A peer that connected to us can be met at `addr`.
+    pub(super) fn met(&mut self, now: Instant, addr: SocketAddr, tie: u32, shared: &Shared) {
+        self.insert(now, Source::Incoming, addr, tie, shared);
+        self.connected(addr);
+    }
+
+    /// The next address to connect to now, within all budgets; it counts as being tried.
+    pub(super) fn take(&mut self, now: Instant, shared: &Shared) -> Option<SocketAddr> {
+        for _ in 0..LOOK_MAX {
+            if self.trying >= HALF_OPEN_MAX {
+                return None;
+            }
+            let due = self.due.iter().take_while(|(at, ..)| *at <= now).take(LOOK_MAX);
+            let &(_, rank, addr) = due.min_by_key(|(_, rank, _)| *rank)?;
+            if shared.refuses(addr) {
+                self.useless(addr);
+                continue;
+            }
+            if self.budget_at.is_none_or(|at| now >= at) {
+                self.budget = CONNECTS_PER_SECOND_MAX;
+                self.budget_at = Some(now + Duration::from_secs(1));
+            }
+            if self.budget == 0 {
+                return None;
+            }
+            // What the operator names is meant, and neighbours are no victims of gossip.
+            let is_exempt = self.source_of(addr) == Some(Source::Operator) || is_local(addr.ip());
+            match shared.take_connect(now, addr, is_exempt) {
+                Ok(()) => {
+                    self.budget -= 1;
+                    self.set(addr, State::Trying);
+                    return Some(addr);
+                }
+                Err(Wait::Everybody(until)) => {
+                    self.budget = 0;
+                    self.budget_at = Some(until);
+                    return None;
+                }
+                Err(Wait::Destination(until)) => self.set(addr, State::Due(until, rank)),
+            }
         }
-        if self.budget_at.is_none_or(|at| now >= at) {
-            self.budget = CONNECTS_PER_SECOND_MAX;
-            self.budget_at = Some(now + Duration::from_secs(1));
-        }
-        self.budget = self.budget.checked_sub(1)?;
-        self.set(addr, State::Trying);
-        Some(addr)
+        None
     }
 
     /// When `take` may have something, if nothing else happens before.
@@ -124,7 +260,7 @@ impl Contacts {
     }
 
     /// An attempt failed, or a connection ended without fault of its own.
-    pub(super) fn failed(&mut self, now: Instant, addr: SocketAddr, tie: u32) {
+    pub(super) fn failed(&mut self, now: Instant, addr: SocketAddr) {
         let Some(contact) = self.known.get_mut(&addr) else {
             return;
         };
@@ -133,7 +269,8 @@ impl Contacts {
         if contact.failures > FAILURES_MAX && contact.source != Source::Operator {
             self.forget(addr);
         } else {
-            self.set(addr, State::Due(now + wait.min(RETRY_MAX), tie));
+            let rank = contact.rank;
+            self.set(addr, State::Due(now + wait.min(RETRY_MAX), rank));
         }
     }
 
@@ -150,10 +287,14 @@ impl Contacts {
     /// We lack something again: seeds are worth a try.
     pub(super) fn revive_seeds(&mut self, now: Instant) {
         let is_seed = |contact: &Contact| contact.state == State::Seed;
-        let seeds: Vec<_> =
-            self.known.iter().filter(|(_, c)| is_seed(c)).map(|(&addr, _)| addr).collect();
-        for (addr, tie) in seeds.into_iter().zip(0..) {
-            self.set(addr, State::Due(now, tie));
+        let seeds: Vec<_> = self
+            .known
+            .iter()
+            .filter(|(_, c)| is_seed(c))
+            .map(|(&addr, c)| (addr, c.rank))
+            .collect();
+        for (addr, rank) in seeds {
+            self.set(addr, State::Due(now, rank));
         }
     }
 
@@ -165,6 +306,14 @@ impl Contacts {
     /// Forgets what `unwanted` says.
     pub(super) fn forget_if(&mut self, unwanted: impl Fn(SocketAddr) -> bool) {
         let gone: Vec<_> = self.known.keys().copied().filter(|&addr| unwanted(addr)).collect();
+        gone.into_iter().for_each(|addr| self.forget(addr));
+    }
+
+    /// Forgets addresses that a private torrent must not have.
+    pub(super) fn forget_strangers(&mut self) {
+        let is_stranger = |contact: &Contact| !contact.source.suits_private();
+        let known = self.known.iter().filter(|(_, contact)| is_stranger(contact));
+        let gone: Vec<_> = known.map(|(&addr, _)| addr).collect();
         gone.into_iter().for_each(|addr| self.forget(addr));
     }
 
@@ -202,7 +351,11 @@ impl Contacts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::choker::Slots;
+    use super::super::destinations::PER_NET_MAX;
+    use super::super::priority::canonical_priority;
     use super::*;
+    use std::rc::Rc;
 
     fn addr(number: u16) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, 1], number))
@@ -213,15 +366,102 @@ mod tests {
         Instant::now()
     }
 
+    fn shared() -> Rc<Shared> {
+        Shared::new(None, None, Slots::Unlimited)
+    }
+
+    #[test]
+    fn gossip_cannot_fill_the_table_with_one_place_nor_aim_at_it() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        let insert = |contacts: &mut Contacts, source, addr: &str| {
+            contacts.insert(start, source, addr.parse().unwrap(), 0, &shared);
+        };
+        (1..100).for_each(|port| insert(&mut contacts, Source::Pex, &format!("9.9.9.9:{port}")));
+        assert_eq!(contacts.len(), PER_HOST_KNOWN_MAX);
+        (1..250).for_each(|host| insert(&mut contacts, Source::Dht, &format!("9.9.9.{host}:5000")));
+        assert_eq!(contacts.len(), PER_NET_KNOWN_MAX);
+        (1..100)
+            .for_each(|host| insert(&mut contacts, Source::Pex, &format!("[2600::{host}]:5000")));
+        assert_eq!(contacts.len(), PER_NET_KNOWN_MAX + 99);
+        insert(&mut contacts, Source::Operator, "9.9.9.9:7000");
+        assert_eq!(contacts.len(), PER_NET_KNOWN_MAX + 100);
+        let mut tried = 0;
+        for second in 0..59 {
+            let at = start + Duration::from_secs(second);
+            while let Some(addr) = contacts.take(at, &shared) {
+                tried += u32::from(addr.is_ipv4());
+                contacts.useless(addr);
+            }
+            contacts.check_invariants();
+        }
+        assert_eq!(tried, PER_NET_MAX + 1);
+    }
+
+    #[test]
+    fn the_best_of_those_that_are_due_comes_first() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        let ours = "1.2.3.4:5".parse().unwrap();
+        shared.set_own_addrs(&[ours]);
+        let addr = |host: u8| SocketAddr::from(([9, host, 1, 1], 5000));
+        (1..=30).for_each(|host| contacts.insert(start, Source::Pex, addr(host), 0, &shared));
+        contacts.insert(start, Source::Tracker, ours, 0, &shared);
+        let mut order = Vec::new();
+        for second in 0..10 {
+            let at = start + Duration::from_secs(second);
+            order.extend(std::iter::from_fn(|| contacts.take(at, &shared)));
+            order.iter().for_each(|&addr| contacts.useless(addr));
+        }
+        let priority = |&addr: &SocketAddr| canonical_priority(ours, addr).unwrap();
+        assert_eq!(order.len(), 30, "ourselves we do not try");
+        assert!(order.is_sorted_by_key(|addr| std::cmp::Reverse(priority(addr))));
+    }
+
+    #[test]
+    fn sources_are_kept_and_better_ones_make_room() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        let addr = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            SocketAddr::from(([9, high, low, 1], 5000))
+        };
+        for number in 0..3000 {
+            contacts.insert(start, Source::Pex, addr(number), 0, &shared);
+        }
+        contacts.insert(start, Source::Dht, addr(0), 0, &shared);
+        contacts.insert(start, Source::Tracker, addr(5000), 0, &shared);
+        contacts.insert(start, Source::Pex, addr(5001), 0, &shared);
+        let mut expected = [0; SOURCE_COUNT];
+        expected[Source::Pex as usize] = CONTACTS_MAX - 1;
+        expected[Source::Dht as usize] = 1;
+        expected[Source::Tracker as usize] = 1;
+        assert_eq!(contacts.by_source(), expected);
+        assert_eq!(contacts.source_of(addr(0)), Some(Source::Dht));
+        contacts.check_invariants();
+    }
+
+    #[test]
+    fn blocked_addresses_are_not_kept_and_not_tried() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        let [first, second] = ["9.0.0.1:5000", "9.0.0.2:5000"].map(|addr| addr.parse().unwrap());
+        contacts.insert(start, Source::Tracker, first, 0, &shared);
+        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap();
+        shared.set_blocklist(Some(list.into()));
+        contacts.insert(start, Source::Operator, second, 0, &shared);
+        assert_eq!((contacts.len(), contacts.take(start, &shared)), (1, None));
+        shared.set_blocklist(None);
+        contacts.insert(start, Source::Operator, second, 0, &shared);
+        assert_eq!(contacts.take(start, &shared), Some(second));
+    }
+
     #[test]
     fn budget_and_half_open_cap_hold() {
         let (mut contacts, start) = (Contacts::default(), now());
-        (1..=100).for_each(|port| contacts.insert(start, Source::Tracker, addr(port), 0));
+        (1..=100)
+            .for_each(|port| contacts.insert(start, Source::Tracker, addr(port), 0, &shared()));
         let mut taken = 0;
         for second in 0..10 {
             let at = start + Duration::from_secs(second);
             let before = taken;
-            while contacts.take(at).is_some() {
+            while contacts.take(at, &shared()).is_some() {
                 taken += 1;
             }
             assert!(taken - before <= CONNECTS_PER_SECOND_MAX as usize);
@@ -233,13 +473,13 @@ mod tests {
     #[test]
     fn failures_back_off_and_end() {
         let (mut contacts, mut at) = (Contacts::default(), now());
-        contacts.insert(at, Source::Dht, addr(1), 0);
-        contacts.insert(at, Source::Operator, addr(2), 0);
+        contacts.insert(at, Source::Dht, addr(1), 0, &shared());
+        contacts.insert(at, Source::Operator, addr(2), 0, &shared());
         let mut tries = [0, 0, 0];
         for _ in 0..40_000 {
-            while let Some(tried) = contacts.take(at) {
+            while let Some(tried) = contacts.take(at, &shared()) {
                 tries[usize::from(tried.port())] += 1;
-                contacts.failed(at, tried, 0);
+                contacts.failed(at, tried);
             }
             at += Duration::from_secs(1);
             contacts.check_invariants();
@@ -252,9 +492,9 @@ mod tests {
     #[test]
     fn the_table_is_bounded() {
         let (mut contacts, start) = (Contacts::default(), now());
-        (1..=3000).for_each(|port| contacts.insert(start, Source::Pex, addr(port), 0));
+        (1..=3000).for_each(|port| contacts.insert(start, Source::Pex, addr(port), 0, &shared()));
         assert_eq!(contacts.len(), CONTACTS_MAX);
-        contacts.insert(start, Source::Operator, addr(4000), 0);
+        contacts.insert(start, Source::Operator, addr(4000), 0, &shared());
         assert_eq!(contacts.len(), CONTACTS_MAX);
         contacts.check_invariants();
     }

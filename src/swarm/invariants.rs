@@ -9,6 +9,7 @@ use super::peer::Pieces;
 use super::throttle::Wait;
 use super::{Counts, REQUEST_QUEUE_MAX, Swarm, key_of};
 use crate::units::PieceIndex;
+use std::collections::BTreeMap;
 
 /// Above this size a recount after every input would take too long.
 #[cfg(debug_assertions)]
@@ -32,12 +33,21 @@ impl Swarm {
     /// If a counter, an index or a limit is wrong: a defect of this room, never of a peer.
     pub fn check_invariants(&self) {
         self.check_counts();
+        self.check_listening();
         self.check_blocks();
         self.check_availability();
         self.contacts.check_invariants();
         self.suspects.check_invariants();
         let idle = self.peers.iter().filter(|(_, peer)| peer.idle).count();
         assert_eq!(self.idle.len(), idle, "idle peers stand in the list once");
+    }
+
+    fn check_listening(&self) {
+        let mut listening = BTreeMap::new();
+        for addr in self.peers.iter().filter_map(|(_, peer)| peer.listen_addr()) {
+            *listening.entry(addr).or_default() += 1;
+        }
+        assert_eq!(listening, self.listening, "where peers can be met equals a recount");
     }
 
     fn check_counts(&self) {

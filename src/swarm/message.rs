@@ -52,7 +52,7 @@ impl Swarm {
             | Message::Reject(_)
             | Message::AllowedFast(_)
             | Message::Suggest(_) => Err(Error::NotNegotiated),
-            Message::Extended { id, payload } => self.on_extended(key, id, payload),
+            Message::Extended { id, payload } => self.on_extended(now, key, id, payload),
         };
         result?;
         self.settle(now);

@@ -24,18 +24,24 @@ pub mod choker;
 mod availability;
 mod bans;
 mod blame;
+mod blocklist;
 mod connect;
 mod contacts;
+mod destinations;
 mod download;
 mod extension;
 mod fast;
 mod invariants;
+mod magnet;
 mod message;
+mod metadata;
 mod options;
 mod partial;
 mod peer;
+mod pex;
 mod picker;
 mod pipeline;
+mod priority;
 mod queue;
 mod slots;
 mod stats;
@@ -45,10 +51,15 @@ mod turnover;
 mod upload;
 
 #[cfg(test)]
+mod exchange_tests;
+#[cfg(test)]
 mod tests;
 
 pub use bans::{Offender, is_local};
-pub use contacts::Source;
+pub use blocklist::{BLOCKLIST_LINE_LEN_MAX, BLOCKLIST_RANGES_MAX, Blocklist, BlocklistError};
+pub use contacts::{SOURCE_COUNT, Source};
+pub use destinations::{PER_HOST_MAX, PER_NET_MAX};
+pub use magnet::{Carried, MAGNET_PEERS_MAX, MagnetAction, MagnetSwarm, SAID_LEN_MAX};
 pub use options::*;
 pub use peer::{Error, PeerInit, PeerKey, Refused};
 pub use queue::REQUEST_QUEUE_MAX;
@@ -137,6 +148,8 @@ pub struct Swarm {
     peers: Slab<Peer>,
     by_addr: BTreeMap<SocketAddr, PeerKey>,
     by_id: BTreeMap<PeerId, PeerKey>,
+    /// Where connected peers can be met; several may say the same.
+    listening: BTreeMap<SocketAddr, u32>,
     counts: Counts,
     contacts: Contacts,
     bans: Bans,
@@ -210,6 +223,7 @@ impl Swarm {
             peers: Slab::new(),
             by_addr: BTreeMap::new(),
             by_id: BTreeMap::new(),
+            listening: BTreeMap::new(),
             counts: Counts::default(),
             contacts: Contacts::default(),
             bans: Bans::default(),

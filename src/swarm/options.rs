@@ -4,13 +4,19 @@
 //! are no setting are constants here.
 #![forbid(unsafe_code)]
 
+use super::blocklist::Blocklist;
 use super::choker::{Choker, Phase, Slots, default_of};
+use super::destinations::{Destinations, Wait};
+use super::priority::canonical_priority;
+use crate::metainfo::RawInfo;
 use crate::rate::Bucket;
 use crate::tracker::AddressPolicy;
 use crate::units::{InfoHash, PeerId};
 use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Addresses of one torrent that are remembered without being connected.
 pub const CONTACTS_MAX: usize = 2000;
@@ -20,6 +26,10 @@ pub const BANS_MAX: usize = 4096;
 pub const BAN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Outgoing connections that one swarm starts per second.
 pub const CONNECTS_PER_SECOND_MAX: u32 = 10;
+/// Outgoing connections that all swarms of a worker start per second, unless it is set otherwise.
+pub const WORKER_CONNECTS_PER_SECOND_MAX: u32 = 100;
+/// Addresses of our own that are known.
+pub const OWN_ADDRS_MAX: usize = 32;
 /// Outgoing connections of one swarm that are not through their handshake.
 pub const HALF_OPEN_MAX: usize = 32;
 /// Blocks that we have asked one peer for and that are on their way.
@@ -64,6 +74,17 @@ pub const ALLOWED_FAST_REPEATS_MAX: u64 = 3;
 pub const SUSPECT_PIECES_MAX: usize = 64;
 /// Failed attempts at one piece that are remembered.
 pub const SUSPECT_ATTEMPTS_MAX: usize = 4;
+/// Pieces that we may have when peers of a magnet link are carried over; beyond that they are met
+/// again.
+pub const ADOPTED_HAVES_MAX: u32 = 1000;
+/// Peers that one peer has been told of and that are still here.
+pub const PEX_TOLD_MAX: usize = 50;
+/// Messages of peer exchange that come too early before the connection ends.
+pub const PEX_EARLY_MAX: u32 = 10;
+/// Requests for metadata of one peer that wait.
+pub const METADATA_QUEUE_MAX: usize = 64;
+/// How many times its length metadata is served to one peer.
+pub const METADATA_REPEATS_MAX: u64 = 2;
 /// Addresses whose earlier connections the choker remembers.
 pub const RECENT_MAX: usize = 1024;
 /// For how long it does.
@@ -81,12 +102,16 @@ pub struct Options {
     pub peer_id: PeerId,
     /// Client name and version for the extension handshake.
     pub client: String,
-    /// Extensions that the caller handles, by name, with the ids under which peers send them.
+    /// Extensions to name in our handshake beside our own, with ids from 16 on.
     pub extensions: Vec<(Vec<u8>, u8)>,
     /// The TCP port under which we can be reached, for the extension handshake.
     pub listen_port: Option<u16>,
-    /// Length in bytes of the `info` dictionary, if it is served (BEP 9).
-    pub metadata_len: Option<u32>,
+    /// Peers come from trackers and from the operator only, and nothing is told of them (BEP 27).
+    pub private: bool,
+    /// Whether peers are exchanged with peers (BEP 11).
+    pub pex: bool,
+    /// The `info` dictionary, if it is served to peers (BEP 9).
+    pub metadata: Option<RawInfo>,
     /// Pieces in their order instead of rarest first.
     pub sequential: bool,
     /// Who is unchoked while pieces are wanted.
@@ -136,7 +161,9 @@ impl Default for Options {
             client: String::from(concat!("seedring ", env!("CARGO_PKG_VERSION"))),
             extensions: Vec::new(),
             listen_port: None,
-            metadata_len: None,
+            private: false,
+            pex: true,
+            metadata: None,
             sequential: false,
             leech_choker: default_of(Phase::Leeching),
             seed_choker: default_of(Phase::Seeding),
@@ -179,6 +206,14 @@ pub struct Shared {
     pub(super) unchoked: Cell<u32>,
     /// What its swarms count.
     pub(super) counted: Cell<Counted>,
+    /// Outgoing connections that its swarms may start per second.
+    pub connects_per_second_max: Cell<u32>,
+    /// Where they have gone lately.
+    destinations: RefCell<Destinations>,
+    /// Whom its swarms have nothing to do with.
+    blocklist: RefCell<Option<Arc<Blocklist>>>,
+    /// Where we can be reached ourselves.
+    own_addrs: RefCell<Vec<SocketAddr>>,
     /// Bans that its swarms hold; the swarms keep it.
     banned: Cell<usize>,
 }
@@ -210,6 +245,10 @@ impl Shared {
             piece_bytes: Cell::new(0),
             unchoked: Cell::new(0),
             counted: Cell::default(),
+            connects_per_second_max: Cell::new(WORKER_CONNECTS_PER_SECOND_MAX),
+            destinations: RefCell::default(),
+            blocklist: RefCell::default(),
+            own_addrs: RefCell::default(),
             banned: Cell::new(0),
         })
     }
@@ -222,6 +261,45 @@ impl Shared {
     /// One swarm held `before` bans and holds `after` now.
     pub(super) fn set_banned(&self, before: usize, after: usize) {
         self.banned.set((self.banned.get() + after).saturating_sub(before));
+    }
+
+    /// Changes whom its swarms have nothing to do with. Those that are connected stay until
+    /// [`super::Swarm::handle_blocklist`] is called.
+    pub fn set_blocklist(&self, blocklist: Option<Arc<Blocklist>>) {
+        self.blocklist.replace(blocklist);
+    }
+
+    /// Says where we can be reached: the first [`OWN_ADDRS_MAX`] are never tried, and peers are
+    /// ranked by them (BEP 40).
+    pub fn set_own_addrs(&self, addrs: &[SocketAddr]) {
+        let plain = |addr: &SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        self.own_addrs.replace(addrs.iter().take(OWN_ADDRS_MAX).map(plain).collect());
+    }
+
+    /// Whether the operator wants nothing to do with `ip`.
+    pub(super) fn blocks(&self, ip: IpAddr) -> bool {
+        self.blocklist.borrow().as_ref().is_some_and(|list| list.contains(ip))
+    }
+
+    /// Whether `addr` is ourselves or blocked.
+    pub(super) fn refuses(&self, addr: SocketAddr) -> bool {
+        self.own_addrs.borrow().contains(&addr) || self.blocks(addr.ip())
+    }
+
+    /// The canonical priority of a connection with `addr`, if we know an address of ours.
+    pub(super) fn priority(&self, addr: SocketAddr) -> Option<u32> {
+        self.own_addrs.borrow().iter().find_map(|&ours| canonical_priority(ours, addr))
+    }
+
+    /// Whether a connection may be tried now, and if not, why and until when.
+    pub(super) fn take_connect(
+        &self,
+        now: Instant,
+        addr: SocketAddr,
+        is_exempt: bool,
+    ) -> Result<(), Wait> {
+        let per_second = self.connects_per_second_max.get();
+        self.destinations.borrow_mut().take(now, addr, per_second, is_exempt)
     }
 
     /// What its swarms have counted so far.

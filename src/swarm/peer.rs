@@ -5,8 +5,10 @@
 //! but its pieces.
 #![forbid(unsafe_code)]
 
+use super::contacts::Source;
 use super::options::{REFUSED_MAX, REQQ_DEFAULT, REQUESTS_OUT_MAX};
 use super::partial::Origin;
+use super::pex::{PexIn, PexOut};
 use super::pipeline::Pipeline;
 use super::queue::RequestQueue;
 use super::throttle::Wait;
@@ -48,6 +50,9 @@ pub enum Refused {
     /// Its address is banned.
     #[error("the address is banned")]
     Banned,
+    /// The blocklist names its address.
+    #[error("the blocklist names the address")]
+    Blocked,
     /// All places are taken.
     #[error("the torrent has as many connections as it may have")]
     Full,
@@ -66,6 +71,7 @@ impl Refused {
             Self::Duplicate => "duplicate",
             Self::Ourselves => "ourselves",
             Self::Banned => "banned",
+            Self::Blocked => "blocked",
             Self::Full => "full",
             Self::FullForAddress => "full_for_address",
             Self::LocalAddress => "local_address",
@@ -91,6 +97,18 @@ pub enum Error {
     /// An extension handshake that is not one.
     #[error("the extension handshake cannot be read")]
     BadHandshake,
+    /// A message about metadata that is none, or contradicts what the peer said before.
+    #[error("the ut_metadata message cannot be read or contradicts an earlier one")]
+    BadMetadata,
+    /// A message of peer exchange that is none.
+    #[error("the ut_pex message cannot be read")]
+    BadPex,
+    /// Messages of peer exchange come too often.
+    #[error("ut_pex messages come more often than once a minute")]
+    PexFlood,
+    /// A private torrent, and the peer was not learnt from a tracker.
+    #[error("the torrent is private, and the peer was not learnt from a tracker")]
+    Private,
     /// Too many requests that cannot be served.
     #[error("too many requests that cannot be served")]
     InvalidRequests,
@@ -124,9 +142,15 @@ pub enum Error {
     /// Nothing has moved for long, and others want the place.
     #[error("nothing has moved for long, and others want the place")]
     Idle,
+    /// More was said before the metadata came than could be kept.
+    #[error("the peer is met again, because not all that it said could be kept")]
+    Forgotten,
     /// Both sides have everything.
     #[error("both sides have everything")]
     NothingToTrade,
+    /// The blocklist names it now.
+    #[error("the blocklist names the address")]
+    Blocked,
     /// It sent wrong data.
     #[error("the peer sent wrong data and is banned")]
     Banned,
@@ -144,6 +168,10 @@ impl Error {
             Self::BadRequest => "bad_request",
             Self::NotNegotiated => "not_negotiated",
             Self::BadHandshake => "bad_handshake",
+            Self::BadMetadata => "bad_metadata",
+            Self::BadPex => "bad_pex",
+            Self::PexFlood => "pex_flood",
+            Self::Private => "private",
             Self::InvalidRequests => "invalid_requests",
             Self::RequestsWhileChoked => "requests_while_choked",
             Self::Unrequested => "unrequested",
@@ -155,7 +183,9 @@ impl Error {
             Self::Withholding => "withholding",
             Self::Inactive => "inactive",
             Self::Idle => "idle",
+            Self::Forgotten => "forgotten",
             Self::NothingToTrade => "nothing_to_trade",
+            Self::Blocked => "blocked",
             Self::Banned => "banned",
             Self::Replaced => "replaced",
         }
@@ -206,6 +236,7 @@ pub(super) struct Asked {
 pub(super) struct Peer {
     pub(super) addr: SocketAddr,
     pub(super) id: PeerId,
+    pub(super) source: Source,
     pub(super) fast: bool,
     pub(super) extensions: bool,
     pub(super) outgoing: bool,
@@ -235,6 +266,15 @@ pub(super) struct Peer {
     pub(super) spoke: bool,
     pub(super) upload_only: bool,
     pub(super) reqq: u32,
+    /// Its id for `ut_metadata`; 0 if it has none.
+    pub(super) metadata_id: u8,
+    /// Blocks of metadata that it waits for, and bytes that it was promised so far.
+    pub(super) metadata_due: VecDeque<u32>,
+    pub(super) metadata_served: u64,
+    /// The TCP port under which it says that it listens.
+    pub(super) listen_port: Option<u16>,
+    pub(super) pex_in: PexIn,
+    pub(super) pex_out: PexOut,
 
     pub(super) control: Vec<u8>,
     pub(super) queue: RequestQueue,
@@ -285,6 +325,7 @@ impl Peer {
         Self {
             addr: init.addr,
             id: init.peer_id,
+            source: Source::Incoming,
             fast: init.fast,
             extensions: init.extensions,
             outgoing: init.outgoing,
@@ -309,6 +350,12 @@ impl Peer {
             spoke: false,
             upload_only: false,
             reqq: REQQ_DEFAULT,
+            metadata_id: 0,
+            metadata_due: VecDeque::new(),
+            metadata_served: 0,
+            listen_port: None,
+            pex_in: PexIn::default(),
+            pex_out: PexOut::default(),
             control: Vec::new(),
             queue: RequestQueue::default(),
             fast_set: Vec::new(),

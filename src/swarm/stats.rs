@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::choker::Phase;
+use super::contacts::{SOURCE_COUNT, Source};
 use super::peer::{Peer, PeerKey};
 use super::{Offender, Swarm, key_of};
 use crate::units::{Bitfield, PeerId};
@@ -79,6 +80,8 @@ pub struct PeerStats {
     pub addr: SocketAddr,
     /// How it names itself.
     pub peer_id: PeerId,
+    /// Who told us of it.
+    pub source: Source,
     /// We connected to it.
     pub outgoing: bool,
     /// We choke it.
@@ -150,6 +153,7 @@ impl Swarm {
             key,
             addr: peer.addr,
             peer_id: peer.id,
+            source: peer.source,
             outgoing: peer.outgoing,
             am_choking: peer.am_choking,
             am_interested: peer.am_interested,
@@ -165,6 +169,16 @@ impl Swarm {
             up_rate: peer.up.rate(now),
             down_rate: peer.down.rate(now),
         })
+    }
+
+    /// Addresses that are known, and peers that are connected, for each of [`Source::ALL`]. An
+    /// address that several sources have named counts for each, a peer for the most trusted one.
+    pub fn by_source(&self) -> [(usize, usize); SOURCE_COUNT] {
+        let mut counts = self.contacts.by_source().map(|known| (known, 0));
+        for (_, peer) in &self.peers {
+            counts[peer.source as usize].1 += 1;
+        }
+        counts
     }
 
     /// The peers, in the order of their keys.

@@ -218,7 +218,9 @@ impl Swarm {
         self.next_round = None;
         let keep_alive = self.options.keep_alive;
         let inactive = self.options.inactivity_timeout;
-        for key in self.keys() {
+        let keys = self.keys();
+        self.say_pex(now, &keys);
+        for key in keys {
             let Some(peer) = self.peer_mut(key) else {
                 continue;
             };

@@ -117,6 +117,18 @@ impl Swarm {
         control: &mut Vec<u8>,
         blocks: &mut Vec<Block>,
     ) -> bool {
+        let more = self.say_metadata(key);
+        self.poll_blocks(now, key, budget, control, blocks) || more
+    }
+
+    fn poll_blocks(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        budget: u64,
+        control: &mut Vec<u8>,
+        blocks: &mut Vec<Block>,
+    ) -> bool {
         let Some(peer) = self.peers.get_mut(key.0 as usize).filter(|peer| !peer.closing) else {
             return false;
         };

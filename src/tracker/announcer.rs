@@ -1,19 +1,23 @@
 //! One torrent's announces: which tracker is next, when, and with which event.
 //!
 //! Tiers, replies, failures and `now` enter; due announces leave. Tiers follow BEP 12: shuffled
-//! once, tried in order, and the tracker that answers moves to the front of its tier. Invariant:
-//! a running torrent has at most one announce on its way, a tracker hears `started` before any
-//! other event and `stopped` only if it heard `started`, and no tracker is asked before the time
-//! that it set itself.
+//! once, tried in order, and the tracker that answers moves to the front of its tier; or, by
+//! [`Options::parallel_tiers`], each tier is tried by itself, at the same time as the others.
+//!
+//! Invariant: a tracker has at most one announce on its way, hears `started` before any other
+//! event and `stopped` only if it heard `started`, and is not asked before the time that it set
+//! itself. Of the trackers that are tried in turn, at most one is waited for, and no longer than
+//! the caller's patience: a silent one keeps its own announce and back-off.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::policy::Reason;
+use super::chain::Chain;
+pub use super::tracked::Outcome;
+use super::tracked::{Tracker, stretched};
 use super::tracker_url::{TrackerUrl, UrlError};
-use super::{Announce, Event, Failure, Reply, Retry};
+use super::{Announce, Event, Failure, Reply};
 
 /// Tiers of a torrent that are looked at; the rest is ignored.
 pub const TIERS_MAX: usize = 64;
@@ -41,6 +45,10 @@ pub struct Options {
     pub unregistered_min: Duration,
     /// Shortest time between two announces to one tracker that a person asked for.
     pub manual_min: Duration,
+    /// How long a silent tracker holds back the next one.
+    pub patience: Duration,
+    /// Whether every tier is announced to at once, and not only the first that works.
+    pub parallel_tiers: bool,
     /// Peers to ask for.
     pub numwant: u16,
 }
@@ -55,6 +63,8 @@ impl Default for Options {
             backoff_max: Duration::from_secs(45 * 60),
             unregistered_min: Duration::from_secs(5 * 60),
             manual_min: Duration::from_secs(5),
+            patience: Duration::from_secs(15),
+            parallel_tiers: false,
             numwant: 80,
         }
     }
@@ -65,59 +75,11 @@ impl Default for Options {
 pub struct Announcer {
     /// In the order of the torrent; an index is the `slot` of announces and never changes.
     trackers: Vec<Tracker>,
-    /// Slots in the order in which they are tried.
-    tiers: Vec<Vec<u16>>,
+    /// One for all tiers, or one for each; an index never changes.
+    chains: Vec<Chain>,
     skipped: Vec<Skipped>,
-    phase: Phase,
-    /// When the next choice of a tracker is due; `None` if no tracker is left.
-    next_at: Option<Instant>,
+    is_stopping: bool,
     rng: fastrand::Rng,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Running,
-    Stopping,
-}
-
-#[derive(Debug)]
-struct Tracker {
-    url: TrackerUrl,
-    tier: u16,
-    /// The event that is on its way.
-    in_flight: Option<Event>,
-    /// Whether it heard `started`, so that it has to hear `stopped`.
-    is_told: bool,
-    is_completed_due: bool,
-    /// Whether it asked never to be asked again (BEP 31).
-    is_gone: bool,
-    failure_count: u32,
-    /// Our own back-off; in the past if there is none.
-    backoff_until: Instant,
-    /// The tracker's `min interval`: holds for periodic announces only.
-    periodic_from: Option<Instant>,
-    /// The tracker's `Retry-After` or `retry in`: holds for every event.
-    retry_from: Option<Instant>,
-    tracker_id: Option<Vec<u8>>,
-    last: Option<Outcome>,
-    seeder_count: Option<u32>,
-    leecher_count: Option<u32>,
-    download_count: Option<u32>,
-}
-
-/// How the last announce to a tracker went.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Outcome {
-    /// When the answer came.
-    pub at: Instant,
-    /// What was announced.
-    pub event: Event,
-    /// Peers in the reply, or the sentence that says why there is none.
-    pub result: Result<usize, String>,
-    /// A peer in the reply that the address policy closed, and why.
-    pub refused: Option<(IpAddr, Reason)>,
-    /// The reply's `warning message`, cut and escaped.
-    pub warning: Option<String>,
 }
 
 /// A URL of the torrent that is not announced to.
@@ -163,7 +125,7 @@ pub struct Status {
     pub trackers: Vec<TrackerStatus>,
     /// What is not announced to, and why.
     pub skipped: Vec<Skipped>,
-    /// When the next announce is due; `None` while one is on its way or if no tracker is left.
+    /// When the next announce is due; `None` while one is waited for or if no tracker is left.
     pub next_at: Option<Instant>,
 }
 
@@ -172,7 +134,12 @@ impl Announcer {
     ///
     /// `tiers` are the URLs of the torrent (BEP 12); unusable ones are kept apart with a reason,
     /// repeated ones are dropped.
-    pub fn new(now: Instant, tiers: &[Vec<String>], mut rng: fastrand::Rng) -> Self {
+    pub fn new(
+        now: Instant,
+        options: &Options,
+        tiers: &[Vec<String>],
+        mut rng: fastrand::Rng,
+    ) -> Self {
         let mut trackers: Vec<Tracker> = Vec::new();
         let mut skipped = Vec::new();
         let mut slots_by_tier = Vec::new();
@@ -196,8 +163,12 @@ impl Announcer {
             .map(|tier| tier.iter().map(|(_, slot)| *slot).collect())
             .collect();
         tiers.iter_mut().for_each(|tier| rng.shuffle(tier));
-        let next_at = (!trackers.is_empty()).then_some(now);
-        Self { trackers, tiers, skipped, phase: Phase::Running, next_at, rng }
+        let chains = if options.parallel_tiers {
+            tiers.into_iter().map(|tier| Chain::new(now, vec![tier])).collect()
+        } else {
+            vec![Chain::new(now, tiers)]
+        };
+        Self { trackers, chains, skipped, is_stopping: false, rng }
     }
 
     /// Whether there is any tracker to announce to.
@@ -205,30 +176,38 @@ impl Announcer {
         !self.trackers.is_empty()
     }
 
+    /// How many announces may be waited for at a time; each has a number below this one.
+    pub fn chain_count(&self) -> u16 {
+        u16::try_from(self.chains.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The chain that the tracker `slot` belongs to.
+    pub fn chain_of(&self, slot: u16) -> Option<u16> {
+        (0..).zip(&self.chains).find(|(_, chain)| chain.holds(slot)).map(|(index, _)| index)
+    }
+
     /// The hosts of its trackers; one may come more than once.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<str>> {
         self.trackers.iter().map(|tracker| tracker.url.host())
     }
 
-    /// Where the next announce would go if it were polled now.
-    pub fn peek(&self, now: Instant) -> Option<(u16, &TrackerUrl)> {
-        let slot = self.choose(now)?;
-        Some((slot, &self.tracker(slot)?.url))
+    /// Where the next announce of `chain` would go if it were polled now.
+    pub fn peek(&self, now: Instant, chain: u16) -> Option<(u16, &TrackerUrl)> {
+        let chain = self.chains.get(usize::from(chain))?;
+        let slot = chain.choose(&self.trackers, now, self.is_stopping)?;
+        Some((slot, &self.trackers.get(usize::from(slot))?.url))
     }
 
     /// Whether the next announce is the first that any tracker hears of this torrent.
     pub fn is_first(&self) -> bool {
-        self.phase == Phase::Running && self.trackers.iter().all(|tracker| !tracker.is_told)
+        !self.is_stopping && self.trackers.iter().all(|tracker| !tracker.is_told)
     }
 
-    /// The announce that is due, if any. It is on its way until
+    /// The announce of `chain` that is due, if any. It is on its way until
     /// [`handle_reply`](Self::handle_reply).
-    pub fn poll(&mut self, now: Instant, options: &Options) -> Option<Announce> {
-        let Some(slot) = self.choose(now) else {
-            self.handle_timeout(now);
-            return None;
-        };
-        let is_stopping = self.phase == Phase::Stopping;
+    pub fn poll(&mut self, now: Instant, chain: u16, options: &Options) -> Option<Announce> {
+        let (slot, _) = self.peek(now, chain)?;
+        let is_stopping = self.is_stopping;
         let tracker = self.tracker_mut(slot)?;
         let event = if is_stopping { Event::Stopped } else { tracker.event() };
         let numwant = if is_stopping { 0 } else { options.numwant };
@@ -236,25 +215,22 @@ impl Announcer {
         let (url, tracker_id) = (tracker.url.clone(), tracker.tracker_id.clone());
         if is_stopping {
             tracker.is_told = false;
-        } else {
-            self.next_at = None;
+        } else if let Some(chain) = self.chains.get_mut(usize::from(chain)) {
+            chain.start(now, slot);
         }
         Some(Announce { slot, url, event, numwant, tracker_id })
     }
 
-    /// The deadline came. Plans the next choice if no tracker may be asked yet.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if self.next_at.is_some_and(|at| at <= now) && self.choose(now).is_none() {
-            self.plan(now, None);
-        }
+    /// When [`poll`](Self::poll) of `chain` is worth calling; `None` until something is handled.
+    pub fn poll_timeout(&self, chain: u16) -> Option<Instant> {
+        self.chains.get(usize::from(chain))?.due_at(&self.trackers, self.is_stopping)
     }
 
-    /// When [`poll`](Self::poll) is worth calling; `None` until something is handled.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.phase {
-            Phase::Running if self.is_in_flight() => None,
-            Phase::Running => self.next_at,
-            Phase::Stopping => self.next_at.filter(|_| self.next_to_stop().is_some()),
+    /// The tracker `slot` has been silent for too long: the next one is tried, and what comes of
+    /// the announce to `slot` is handled when it comes.
+    pub fn handle_silence(&mut self, now: Instant, slot: u16) {
+        if let Some(chain) = self.chain_mut(slot) {
+            chain.release(now, slot);
         }
     }
 
@@ -266,58 +242,59 @@ impl Announcer {
         slot: u16,
         result: &Result<Reply, Failure>,
     ) {
-        let Some(event) = self.tracker_mut(slot).and_then(|tracker| tracker.in_flight.take())
-        else {
-            return;
-        };
-        let is_stopping = self.phase == Phase::Stopping;
-        if let Some(tracker) = self.tracker_mut(slot) {
-            tracker.last = Some(Outcome::new(now, event, result));
-            tracker.is_told &= result.is_ok() || !is_stopping;
-        }
+        let (is_stopping, jitter) = (self.is_stopping, self.rng.f64());
+        let Some(tracker) = self.tracker_mut(slot) else { return };
+        let Some(event) = tracker.in_flight.take() else { return };
+        tracker.last = Some(Outcome::new(now, event, result));
+        tracker.is_told &= result.is_ok() || !is_stopping;
         let interval = match result {
-            Ok(reply) => self.handle_success(now, options, slot, event, reply),
+            Ok(reply) => tracker.succeed(now, options, event, reply),
             Err(failure) => {
-                self.handle_failure(now, options, slot, failure);
+                tracker.fail(now, options, failure, jitter);
                 None
             }
         };
-        self.plan(now, interval);
+        let Some(chain) = self.chain_mut(slot) else { return };
+        let is_awaited = chain.awaits(slot);
+        chain.release(now, slot);
+        if let Some(interval) = interval {
+            chain.feed(slot, now + stretched(interval, jitter), is_awaited);
+        }
     }
 
     /// Passes over the tracker `slot` until `until`, because its host is known to be down. Nothing
     /// was sent, so this is not counted as a failure; a `stopped` that is due is given up.
-    pub fn handle_deferred(&mut self, now: Instant, slot: u16, until: Instant) {
-        let is_stopping = self.phase == Phase::Stopping;
+    pub fn handle_deferred(&mut self, slot: u16, until: Instant) {
+        let is_stopping = self.is_stopping;
         if let Some(tracker) = self.tracker_mut(slot) {
             tracker.backoff_until = tracker.backoff_until.max(until);
             tracker.is_told &= !is_stopping;
         }
-        self.plan(now, None);
     }
 
-    /// The last piece has just been verified: `completed` goes out as soon as a tracker takes it.
+    /// The last piece has just been verified: `completed` goes to every tracker that is told of
+    /// the torrent, as soon as it takes it.
     pub fn handle_completed(&mut self, now: Instant) {
+        self.chains.iter_mut().for_each(|chain| chain.touch(now, &self.trackers));
         for tracker in &mut self.trackers {
             tracker.is_completed_due = true;
         }
-        self.hurry(now);
     }
 
     /// A person asked for an announce now. Times that trackers set themselves still hold, our own
     /// back-off does not.
     pub fn handle_reannounce(&mut self, now: Instant, options: &Options) {
+        self.chains.iter_mut().for_each(|chain| chain.hurry(now, &self.trackers));
         for tracker in &mut self.trackers {
             let last_at = tracker.last.as_ref().map(|last| last.at + options.manual_min);
             tracker.backoff_until = last_at.map_or(now, |at| at.max(now));
         }
-        self.hurry(now);
     }
 
     /// The torrent stops: every tracker that heard `started` hears `stopped`, once.
     pub fn handle_stop(&mut self, now: Instant) {
-        self.phase = Phase::Stopping;
-        self.next_at = Some(now);
+        self.is_stopping = true;
+        self.chains.iter_mut().for_each(|chain| chain.stop(now));
         for tracker in &mut self.trackers {
             tracker.is_told &= !tracker.is_gone && tracker.retry_from.is_none_or(|at| at <= now);
         }
@@ -325,203 +302,40 @@ impl Announcer {
 
     /// Whether the torrent has stopped and nothing is on its way any more.
     pub fn is_stopped(&self) -> bool {
-        self.phase == Phase::Stopping && !self.is_in_flight() && self.next_to_stop().is_none()
+        let is_silent = |tracker: &Tracker| tracker.in_flight.is_none() && !tracker.owes_stopped();
+        self.is_stopping && self.trackers.iter().all(is_silent)
     }
 
     /// What to show of it.
     pub fn status(&self) -> Status {
-        let trackers = self.trackers.iter().map(|tracker| self.tracker_status(tracker)).collect();
-        Status { trackers, skipped: self.skipped.clone(), next_at: self.poll_timeout() }
+        let slots = 0u16..;
+        let shown = slots.zip(&self.trackers);
+        let trackers = shown.map(|(slot, tracker)| self.tracker_status(slot, tracker)).collect();
+        let next_at = (0..self.chain_count()).filter_map(|chain| self.poll_timeout(chain)).min();
+        Status { trackers, skipped: self.skipped.clone(), next_at }
     }
 
-    fn tracker_status(&self, tracker: &Tracker) -> TrackerStatus {
+    fn tracker_status(&self, slot: u16, tracker: &Tracker) -> TrackerStatus {
+        let due_at = self.chain_of(slot).and_then(|chain| self.poll_timeout(chain));
         TrackerStatus {
             url: tracker.url.clone(),
             tier: tracker.tier,
             is_announcing: tracker.in_flight.is_some(),
             last: tracker.last.clone(),
             failure_count: tracker.failure_count,
-            next_at: if tracker.is_gone { None } else { tracker.ready_at().max(self.next_at) },
+            next_at: tracker.ready_at().map(|at| due_at.map_or(at, |due| due.max(at))),
             seeder_count: tracker.seeder_count,
             leecher_count: tracker.leecher_count,
             download_count: tracker.download_count,
         }
     }
 
-    fn handle_success(
-        &mut self,
-        now: Instant,
-        options: &Options,
-        slot: u16,
-        event: Event,
-        reply: &Reply,
-    ) -> Option<Duration> {
-        let clamp = |time: Duration| time.clamp(options.interval_min, options.interval_max);
-        let min_interval = clamp(reply.min_interval.unwrap_or_default());
-        let interval = clamp(reply.interval.unwrap_or(options.interval_default)).max(min_interval);
-        let tracker = self.tracker_mut(slot)?;
-        tracker.failure_count = 0;
-        tracker.backoff_until = now;
-        tracker.retry_from = None;
-        tracker.seeder_count = reply.seeder_count.or(tracker.seeder_count);
-        tracker.leecher_count = reply.leecher_count.or(tracker.leecher_count);
-        tracker.download_count = reply.download_count.or(tracker.download_count);
-        if let Some(id) = &reply.tracker_id
-            && id.len() <= TRACKER_ID_LEN_MAX
-        {
-            tracker.tracker_id = Some(id.clone());
-        }
-        if event == Event::Stopped {
-            return None;
-        }
-        tracker.is_told = true;
-        tracker.is_completed_due &= event != Event::Completed;
-        tracker.periodic_from = Some(now + min_interval);
-        let is_completed_due = tracker.is_completed_due;
-        self.promote(slot);
-        Some(if is_completed_due { Duration::ZERO } else { self.jittered(interval) })
-    }
-
-    fn handle_failure(&mut self, now: Instant, options: &Options, slot: u16, failure: &Failure) {
-        let (first, last) = if failure.is_unregistered() {
-            (options.unregistered_min, options.interval_max)
-        } else {
-            (options.backoff_min, options.backoff_max)
-        };
-        let Some(tracker) = self.tracker_mut(slot) else { return };
-        let doubling = 2u32.saturating_pow(tracker.failure_count);
-        tracker.failure_count = tracker.failure_count.saturating_add(1);
-        match failure.retry() {
-            Some(Retry::Never) => tracker.is_gone = true,
-            Some(Retry::After(wait)) => {
-                tracker.retry_from = Some(now + wait.min(options.interval_max));
-            }
-            None => {}
-        }
-        let wait = self.jittered(first.saturating_mul(doubling).min(last));
-        if let Some(tracker) = self.tracker_mut(slot) {
-            tracker.backoff_until = now + wait;
-        }
-    }
-
-    /// Adds up to a tenth, so that torrents that start together drift apart. Never subtracts: an
-    /// interval is the least that the tracker asked for.
-    fn jittered(&mut self, time: Duration) -> Duration {
-        time + time.mul_f64(self.rng.f64() / 10.0)
-    }
-
-    /// Moves the tracker that answered to the front of its tier (BEP 12).
-    fn promote(&mut self, slot: u16) {
-        for tier in &mut self.tiers {
-            if let Some(place) = tier.iter().position(|other| *other == slot)
-                && let Some(head) = tier.get_mut(..=place)
-            {
-                head.rotate_right(1);
-            }
-        }
-    }
-
-    /// Sets when the next choice is due: after `interval` if an announce succeeded, otherwise as
-    /// soon as any tracker may be asked.
-    fn plan(&mut self, now: Instant, interval: Option<Duration>) {
-        if self.is_in_flight() && self.phase == Phase::Running {
-            return;
-        }
-        let ready_at = || self.trackers.iter().filter_map(Tracker::ready_at).min();
-        self.next_at = match (self.phase, interval) {
-            (Phase::Stopping, _) => Some(now),
-            (Phase::Running, Some(interval)) => Some(now + interval),
-            (Phase::Running, None) => ready_at().map(|at| at.max(now)),
-        };
-    }
-
-    /// Makes the next choice due as soon as a tracker may be asked, and not later than planned.
-    fn hurry(&mut self, now: Instant) {
-        if self.phase == Phase::Running && !self.is_in_flight() {
-            let ready_at = self.trackers.iter().filter_map(Tracker::ready_at).min();
-            let ready_at = ready_at.map(|at| at.max(now));
-            self.next_at = self.next_at.into_iter().chain(ready_at).min();
-        }
-    }
-
-    fn choose(&self, now: Instant) -> Option<u16> {
-        if self.next_at.is_none_or(|at| at > now) {
-            return None;
-        }
-        match self.phase {
-            Phase::Stopping => self.next_to_stop(),
-            Phase::Running if self.is_in_flight() => None,
-            Phase::Running => self.tiers.iter().flatten().copied().find(|slot| {
-                let ready_at = self.tracker(*slot).and_then(Tracker::ready_at);
-                ready_at.is_some_and(|at| at <= now)
-            }),
-        }
-    }
-
-    fn next_to_stop(&self) -> Option<u16> {
-        self.tiers.iter().flatten().copied().find(|slot| {
-            self.tracker(*slot)
-                .is_some_and(|tracker| tracker.is_told && tracker.in_flight.is_none())
-        })
-    }
-
-    fn is_in_flight(&self) -> bool {
-        self.trackers.iter().any(|tracker| tracker.in_flight.is_some())
-    }
-
-    fn tracker(&self, slot: u16) -> Option<&Tracker> {
-        self.trackers.get(usize::from(slot))
-    }
-
     fn tracker_mut(&mut self, slot: u16) -> Option<&mut Tracker> {
         self.trackers.get_mut(usize::from(slot))
     }
-}
 
-impl Tracker {
-    fn new(now: Instant, url: TrackerUrl, tier: u16) -> Self {
-        Self {
-            url,
-            tier,
-            in_flight: None,
-            is_told: false,
-            is_completed_due: false,
-            is_gone: false,
-            failure_count: 0,
-            backoff_until: now,
-            periodic_from: None,
-            retry_from: None,
-            tracker_id: None,
-            last: None,
-            seeder_count: None,
-            leecher_count: None,
-            download_count: None,
-        }
-    }
-
-    /// What the next announce to it says.
-    fn event(&self) -> Event {
-        match (self.is_told, self.is_completed_due) {
-            (false, _) => Event::Started,
-            (true, true) => Event::Completed,
-            (true, false) => Event::Periodic,
-        }
-    }
-
-    /// From when on it may be asked; `None` for never.
-    fn ready_at(&self) -> Option<Instant> {
-        let periodic_from = self.periodic_from.filter(|_| self.event() == Event::Periodic);
-        let ready_at = [periodic_from, self.retry_from].into_iter().flatten();
-        (!self.is_gone).then(|| ready_at.fold(self.backoff_until, Instant::max))
-    }
-}
-
-impl Outcome {
-    fn new(at: Instant, event: Event, result: &Result<Reply, Failure>) -> Self {
-        let warning = result.as_ref().ok().and_then(|reply| reply.warning.clone());
-        let refused = result.as_ref().ok().and_then(|reply| reply.refused);
-        let result = result.as_ref().map(|reply| reply.peers.len()).map_err(Failure::to_string);
-        Self { at, event, result, refused, warning }
+    fn chain_mut(&mut self, slot: u16) -> Option<&mut Chain> {
+        self.chains.iter_mut().find(|chain| chain.holds(slot))
     }
 }
 

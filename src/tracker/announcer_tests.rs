@@ -1,6 +1,7 @@
 //! One torrent's schedule in virtual time.
 
 use super::*;
+use crate::tracker::Retry;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -19,12 +20,18 @@ impl World {
         let now = crate::sys::clock::now();
         let url = |name: &&str| format!("http://{name}/announce");
         let tiers: Vec<Vec<_>> = tiers.iter().map(|tier| tier.iter().map(url).collect()).collect();
-        let announcer = Announcer::new(now, &tiers, fastrand::Rng::with_seed(seed));
-        Self { now, options: Options::default(), announcer }
+        let options = Options::default();
+        let announcer = Announcer::new(now, &options, &tiers, fastrand::Rng::with_seed(seed));
+        Self { now, options, announcer }
     }
 
     fn poll(&mut self) -> Option<Announce> {
-        self.announcer.poll(self.now, &self.options)
+        let mut chains = 0..self.announcer.chain_count();
+        chains.find_map(|chain| self.announcer.poll(self.now, chain, &self.options))
+    }
+
+    fn timeout(&self) -> Option<Instant> {
+        self.announcer.status().next_at
     }
 
     fn reply(&mut self, announce: &Announce, result: Result<Reply, Failure>) {
@@ -40,7 +47,7 @@ impl World {
                 seen.push(((self.now - start).as_secs(), name.clone(), announce.event));
                 self.reply(&announce, answer(&name, announce.event));
             }
-            match self.announcer.poll_timeout() {
+            match self.timeout() {
                 Some(at) if at <= start + time => {
                     assert!(at > self.now, "a deadline that makes nothing due");
                     self.now = at;
@@ -83,7 +90,7 @@ fn events_come_in_order() {
     assert!(!world.announcer.is_stopped());
     world.reply(&announce, Err(down()));
     assert!(world.announcer.is_stopped());
-    assert_eq!((world.poll(), world.announcer.poll_timeout()), (None, None));
+    assert_eq!((world.poll(), world.timeout()), (None, None));
 }
 
 #[test]
@@ -255,7 +262,7 @@ fn a_reannounce_overrides_our_back_off_but_not_the_tracker() {
     world.announcer.handle_reannounce(world.now, &world.options);
     world.announcer.handle_completed(world.now);
     assert_eq!(world.poll(), None);
-    assert_eq!(world.announcer.poll_timeout(), Some(world.now + HOUR));
+    assert_eq!(world.timeout(), Some(world.now + HOUR));
 }
 
 #[test]
@@ -266,7 +273,7 @@ fn the_tracker_id_is_kept_and_sent_back() {
     let answer = Reply { tracker_id: Some(b"id".to_vec()), ..interval(60) };
     world.reply(&first, Ok(answer));
     for tracker_id in [None, Some(vec![0; TRACKER_ID_LEN_MAX + 1])] {
-        world.now = world.announcer.poll_timeout().unwrap();
+        world.now = world.timeout().unwrap();
         let next = world.poll().unwrap();
         assert_eq!(next.tracker_id.as_deref(), Some(&b"id"[..]));
         world.reply(&next, Ok(Reply { tracker_id, ..interval(60) }));
@@ -277,11 +284,9 @@ fn the_tracker_id_is_kept_and_sent_back() {
 fn unusable_urls_are_skipped_with_a_reason() {
     let now = crate::sys::clock::now();
     let tier = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<Vec<_>>();
-    let tiers = [
-        tier(&["udp://t.example:1/a", " http://t.example/a "]),
-        tier(&["http://t.example/a", "x"]),
-    ];
-    let announcer = Announcer::new(now, &tiers, fastrand::Rng::with_seed(1));
+    let tiers =
+        [tier(&["udp://t.example/a", " http://t.example/a "]), tier(&["http://t.example/a", "x"])];
+    let announcer = Announcer::new(now, &Options::default(), &tiers, fastrand::Rng::with_seed(1));
     let status = announcer.status();
     assert_eq!(status.trackers.len(), 1);
     let skipped: Vec<_> = status
@@ -289,11 +294,11 @@ fn unusable_urls_are_skipped_with_a_reason() {
         .iter()
         .map(|skipped| (skipped.tier, skipped.position, &skipped.why))
         .collect();
-    assert_eq!(skipped, [(0, 0, &UrlError::Udp), (1, 3, &UrlError::Unreadable)]);
+    assert_eq!(skipped, [(0, 0, &UrlError::NoPort), (1, 3, &UrlError::Unreadable)]);
     let hosts: Vec<_> = status.skipped.iter().map(|skipped| skipped.host.as_deref()).collect();
-    assert_eq!(hosts, [Some("udp://t.example:1"), None]);
-    let none = Announcer::new(now, &[], fastrand::Rng::with_seed(1));
-    assert!(!none.has_trackers() && none.poll_timeout().is_none());
+    assert_eq!(hosts, [Some("udp://t.example"), None]);
+    let none = Announcer::new(now, &Options::default(), &[], fastrand::Rng::with_seed(1));
+    assert!(!none.has_trackers() && none.status().next_at.is_none());
 }
 
 #[test]
@@ -301,20 +306,125 @@ fn hostile_tier_lists_are_cut() {
     let now = crate::sys::clock::now();
     let url = |index: usize| format!("http://t{index}/");
     let many = vec![(0..1000).map(url).collect::<Vec<_>>()];
-    let announcer = Announcer::new(now, &many, fastrand::Rng::with_seed(1));
+    let announcer = Announcer::new(now, &Options::default(), &many, fastrand::Rng::with_seed(1));
     assert_eq!(announcer.status().trackers.len(), TRACKERS_MAX);
     let deep: Vec<_> = (0..1000).map(|index| vec![url(index)]).collect();
-    let announcer = Announcer::new(now, &deep, fastrand::Rng::with_seed(1));
+    let announcer = Announcer::new(now, &Options::default(), &deep, fastrand::Rng::with_seed(1));
     assert_eq!(announcer.status().trackers.len(), TIERS_MAX);
 }
 
 #[test]
 fn a_deferred_tracker_is_passed_over_without_blame() {
     let mut world = World::new(&[&["a"], &["b"]], 1);
-    let (slot, _) = world.announcer.peek(world.now).unwrap();
-    world.announcer.handle_deferred(world.now, slot, world.now + HOUR);
+    let (slot, _) = world.announcer.peek(world.now, 0).unwrap();
+    world.announcer.handle_deferred(slot, world.now + HOUR);
     assert_eq!(world.poll().map(|announce| name_of(&announce)), Some("b".into()));
     assert_eq!(world.announcer.status().trackers[0].failure_count, 0);
+}
+
+#[test]
+fn a_silent_tracker_does_not_hold_back_the_next_tier() {
+    let mut world = World::new(&[&["a"], &["b"]], 1);
+    let first = world.poll().unwrap();
+    assert_eq!((name_of(&first), world.poll(), world.timeout()), ("a".into(), None, None));
+    world.now += Duration::from_secs(15);
+    world.announcer.handle_silence(world.now, first.slot);
+    let second = world.poll().unwrap();
+    assert_eq!((name_of(&second), second.event), ("b".into(), Event::Started));
+    assert_eq!(world.poll(), None, "both are on their way");
+    world.reply(&second, Ok(interval(1800)));
+    let fed_until = world.timeout().unwrap();
+    assert!(fed_until >= world.now + Duration::from_secs(1800));
+    // The silent one goes its own way: its failure changes nothing for the other.
+    world.now += Duration::from_secs(15);
+    world.reply(&first, Err(Failure::Timeout(Duration::from_secs(30))));
+    assert_eq!(world.timeout(), Some(fed_until));
+    assert_eq!(world.announcer.status().trackers[0].failure_count, 1);
+    world.announcer.handle_stop(world.now);
+    let stopped: Vec<_> = std::iter::from_fn(|| world.poll()).map(|a| name_of(&a)).collect();
+    assert_eq!(stopped, ["b"], "who never answered hears no stop");
+}
+
+#[test]
+fn a_silent_tracker_that_answers_late_is_told_the_rest() {
+    let mut world = World::new(&[&["a"], &["b"]], 1);
+    let first = world.poll().unwrap();
+    world.announcer.handle_silence(world.now, first.slot);
+    let second = world.poll().unwrap();
+    world.reply(&first, Ok(interval(900)));
+    assert_eq!(world.poll(), None, "the second is waited for");
+    world.reply(&second, Err(down()));
+    let next_at = world.timeout().unwrap() - world.now;
+    assert!((900..=990).contains(&next_at.as_secs()), "the late one feeds: {next_at:?}");
+    world.now += HOUR;
+    let third = world.poll().unwrap();
+    assert_eq!((name_of(&third), third.event), ("a".into(), Event::Periodic));
+    world.announcer.handle_silence(world.now, third.slot);
+    let fourth = world.poll().unwrap();
+    assert_eq!((name_of(&fourth), fourth.event), ("b".into(), Event::Started));
+    world.reply(&fourth, Ok(interval(1800)));
+    world.reply(&third, Ok(interval(1800)));
+    // Both heard of the torrent, so both hear how it goes on.
+    world.announcer.handle_completed(world.now);
+    let mut told: Vec<_> = Vec::new();
+    for _ in 0..2 {
+        let announce = world.poll().unwrap();
+        told.push((name_of(&announce), announce.event));
+        world.reply(&announce, Ok(interval(1800)));
+    }
+    assert_eq!(told, [("a".into(), Event::Completed), ("b".into(), Event::Completed)]);
+    assert_eq!(world.poll(), None);
+    world.announcer.handle_stop(world.now);
+    assert_eq!(std::iter::from_fn(|| world.poll()).count(), 2);
+}
+
+#[test]
+fn completed_that_one_tracker_does_not_take_leaves_the_others_alone() {
+    let mut world = World::new(&[&["a"], &["b"]], 1);
+    let first = world.poll().unwrap();
+    world.announcer.handle_silence(world.now, first.slot);
+    let second = world.poll().unwrap();
+    world.reply(&second, Ok(interval(1800)));
+    world.reply(&first, Ok(interval(1800)));
+    world.announcer.handle_completed(world.now);
+    let seen = world.run(Duration::from_secs(1700), &|name, _| {
+        if name == "b" { Err(down()) } else { Ok(interval(1800)) }
+    });
+    let of = |name: &str| seen.iter().filter(|seen| seen.1 == name).count();
+    assert_eq!(of("a"), 1, "{seen:?}");
+    assert!((5..9).contains(&of("b")), "{seen:?}");
+}
+
+#[test]
+fn tiers_in_parallel_are_announced_to_by_themselves() {
+    let now = crate::sys::clock::now();
+    let options = Options { parallel_tiers: true, ..Options::default() };
+    let tiers: Vec<Vec<_>> = [&["a", "b"][..], &["c"], &["d"]]
+        .iter()
+        .map(|tier| tier.iter().map(|name| format!("http://{name}/")).collect())
+        .collect();
+    let announcer = Announcer::new(now, &options, &tiers, fastrand::Rng::with_seed(2));
+    let mut world = World { now, options, announcer };
+    let ok: Answer<'_> = &|name, _| match name {
+        "c" => Err(down()),
+        _ => Ok(interval(if name == "d" { 600 } else { 1800 })),
+    };
+    let seen = world.run(Duration::from_secs(1), ok);
+    let names: Vec<_> = seen.iter().map(|(_, name, _)| name.as_str()).collect();
+    assert_eq!((seen.len(), &names[1..]), (3, &["c", "d"][..]), "{seen:?}");
+    assert!(["a", "b"].contains(&names[0]), "one of the first tier");
+    let first = names[0].to_owned();
+    let seen = world.run(Duration::from_secs(1700), ok);
+    let of = |name: &str| seen.iter().filter(|seen| seen.1 == name).count();
+    assert_eq!((of("a") + of("b"), of("d")), (0, 2), "each has its interval: {seen:?}");
+    assert!(of("c") >= 5, "and its back-off: {seen:?}");
+    world.announcer.handle_completed(world.now);
+    let seen = world.run(Duration::ZERO, ok);
+    let completed = |name: &str| (0, name.to_owned(), Event::Completed);
+    assert_eq!(seen, [completed(&first), completed("d")]);
+    world.announcer.handle_stop(world.now);
+    let stopped: Vec<_> = std::iter::from_fn(|| world.poll()).map(|a| name_of(&a)).collect();
+    assert_eq!(stopped, [first, "d".into()]);
 }
 
 #[test]
@@ -337,7 +447,7 @@ fn random_outcomes_never_break_the_order_of_events() {
                     told.insert(name);
                 }
             }
-            let at = world.announcer.poll_timeout().expect("something is always due");
+            let at = world.timeout().expect("something is always due");
             world.now = world.now.max(at);
         }
         world.announcer.handle_stop(world.now);

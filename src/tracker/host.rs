@@ -2,13 +2,15 @@
 //!
 //! Starts and outcomes of announces enter, its place among the hosts leaves. Invariant: a host
 //! that rests gets nothing; the first announce after a rest goes alone, and only its success
-//! opens the host to the others.
+//! opens the host to the others. A host that never answered, or whose last answer was a fault, is
+//! unproven and gets few announces at a time.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::scheduler::{Limits, Rank};
+use super::limits::Limits;
+use super::scheduler::Rank;
 use super::{Failure, Retry};
 
 /// The longest rest that a host can ask for by `Retry-After`.
@@ -27,6 +29,8 @@ pub(super) struct Host {
     /// Faults in a row.
     fault_count: u32,
     fault_at: Option<Instant>,
+    /// When it last answered without a fault; `None` if it never did, or was at fault since.
+    proven_at: Option<Instant>,
     /// The end of the rest that we give it after faults.
     rest_until: Option<Instant>,
     /// The end of the rest that it asked for.
@@ -41,8 +45,10 @@ pub(super) enum Place {
     /// Nothing to announce, or its limit is reached.
     #[default]
     Off,
-    /// Can be announced to now; ranked by its first torrent.
+    /// Can be announced to now; ranked by what waits first.
     Runnable(Rank),
+    /// The same, but it has not answered yet.
+    Unproven(Rank),
     /// Waits for its pace.
     Pausing(Instant),
 }
@@ -52,6 +58,8 @@ impl Host {
     pub(super) fn place(&self, now: Instant, limits: &Limits, is_ending: bool) -> Place {
         let in_flight_max = if self.fault_count >= limits.host_fault_max {
             1
+        } else if !self.is_proven() {
+            limits.in_flight_per_unproven_host_max
         } else if is_ending {
             limits.in_flight_per_host_ending_max
         } else {
@@ -62,9 +70,15 @@ impl Host {
             Some(_) if self.in_flight_count >= in_flight_max => Place::Off,
             Some(first) => match self.pace(limits).filter(|at| *at > now && !is_ending) {
                 Some(at) => Place::Pausing(at),
-                None => Place::Runnable(*first),
+                None if self.is_proven() => Place::Runnable(*first),
+                None => Place::Unproven(*first),
             },
         }
+    }
+
+    /// Whether its last answer was one.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven_at.is_some()
     }
 
     /// Until when it rests, if it does.
@@ -98,22 +112,49 @@ impl Host {
         let Some(failure) = failure.filter(|failure| failure.is_of_host()) else {
             self.fault_count = 0;
             self.fault_at = None;
+            self.proven_at = Some(now);
             self.rest_until = None;
             return;
         };
+        self.proven_at = None;
         // Those that were on their way when the rest began say nothing new.
         if self.rests_until(now).is_some() {
             return;
         }
         self.fault_count = self.fault_count.saturating_add(1);
+        self.rest_after_fault(now, limits, jitter);
+        if let Some(Retry::After(wait)) = failure.retry() {
+            self.asked_until = Some(now + wait.min(ASKED_REST_MAX));
+        }
+    }
+
+    /// An announce that began at `started_at` has been silent for too long. If the host has
+    /// answered nothing since, that is as good as all the faults after which it rests. True if its
+    /// rest begins now.
+    pub(super) fn handle_silence(
+        &mut self,
+        now: Instant,
+        limits: &Limits,
+        started_at: Instant,
+        jitter: f64,
+    ) -> bool {
+        let has_answered = self.proven_at.is_some_and(|at| at >= started_at);
+        if has_answered || self.rests_until(now).is_some() {
+            return false;
+        }
+        self.proven_at = None;
+        self.fault_count = self.fault_count.saturating_add(1).max(limits.host_fault_max);
+        self.rest_after_fault(now, limits, jitter);
+        true
+    }
+
+    /// Lets it rest if it has had faults enough.
+    fn rest_after_fault(&mut self, now: Instant, limits: &Limits, jitter: f64) {
         self.fault_at = Some(now);
         if let Some(further_count) = self.fault_count.checked_sub(limits.host_fault_max) {
             let rest = limits.host_rest_min.saturating_mul(2u32.saturating_pow(further_count));
             let rest = rest.min(limits.host_rest_max);
             self.rest_until = Some(now + rest + rest.mul_f64(jitter / 10.0));
-        }
-        if let Some(Retry::After(wait)) = failure.retry() {
-            self.asked_until = Some(now + wait.min(ASKED_REST_MAX));
         }
     }
 

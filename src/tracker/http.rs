@@ -5,26 +5,29 @@
 //! policy, and the connection goes to the checked address; no proxy is taken from the
 //! environment; at most [`BODY_LEN_MAX`] bytes are read and the whole exchange has one deadline.
 //!
-//! A tracker learns the IPv4 and the IPv6 address of a host only from connections of that family
-//! (BEP 7), so an announce goes out over both where both sides have both, and the peers of both
-//! answers are merged. The answer of one family never waits long for the other.
+//! An announce goes out over IPv4 and IPv6 where both sides have both (BEP 7); see
+//! `families`.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, redirect};
 use url::{Host, Url};
 
-use super::reply::{self, BODY_LEN_MAX, PEERS_MAX};
-use super::resolver::{Family, FamilyResolver, Names, ResolveError};
-use super::{AddressPolicy, Announce, Failure, Reply, Totals, display_text, tracker_url};
+use super::families::{Families, Family};
+use super::reply::{self, BODY_LEN_MAX, Scraped};
+use super::resolver::{FamilyResolver, Names, ResolveError};
+use super::udp::SCRAPE_MAX;
+use super::{
+    AddressPolicy, Announce, Failure, Reply, Totals, TrackerUrl, display_text, http_date,
+    tracker_url,
+};
 use crate::sys::clock;
 use crate::units::{InfoHash, PeerId};
 
@@ -33,15 +36,6 @@ pub const REDIRECTS_MAX: usize = 5;
 
 /// Header lines that an answer may have.
 const HEADERS_MAX: usize = 64;
-
-/// How long the answer of one family waits for that of the other.
-const FAMILY_GRACE: Duration = Duration::from_secs(3);
-
-/// How long a family is left out for a host where it failed while the other one worked.
-const FAMILY_REST: Duration = Duration::from_secs(30 * 60);
-
-/// Hosts of which a failing family is remembered.
-const FAMILY_RESTS_MAX: usize = 4096;
 
 /// How long an unused connection is kept for the next announce to its host.
 const IDLE_KEPT: Duration = Duration::from_secs(30);
@@ -75,7 +69,7 @@ pub struct BuildError(#[from] reqwest::Error);
 pub struct HttpExecutor {
     clients: Vec<(Family, Client)>,
     names: Arc<Names>,
-    family_rests: Mutex<BTreeMap<(Arc<str>, Family), Instant>>,
+    families: Families,
     config: HttpConfig,
 }
 
@@ -99,7 +93,12 @@ impl HttpExecutor {
                 .map(|client| (*family, client))
         };
         let clients = families.iter().map(client).collect::<Result<_, _>>()?;
-        Ok(Self { clients, names, family_rests: Mutex::default(), config })
+        Ok(Self { clients, names, families: Families::default(), config })
+    }
+
+    /// Names and their addresses, for executors of other kinds.
+    pub(super) fn names(&self) -> Arc<Names> {
+        Arc::clone(&self.names)
     }
 
     /// Makes one announce, within `wall` as a whole.
@@ -114,77 +113,74 @@ impl HttpExecutor {
         wall: Duration,
     ) -> Result<Reply, Failure> {
         let url = announce_url(&self.config, info_hash, announce, totals)?;
-        let exchange = self.over_families(announce.url.host(), &url);
+        let exchange = async {
+            let present = self.families_of(&url).await?;
+            let over = |family| self.announce_over(family, &url);
+            self.families.announce(announce.url.host(), &present, over).await
+        };
         tokio::time::timeout(wall, exchange).await.unwrap_or(Err(Failure::Timeout(wall)))
     }
 
-    /// Announces over every family that works, and merges the answers.
-    async fn over_families(&self, host: &Arc<str>, url: &Url) -> Result<Reply, Failure> {
-        let present = self.families_of(url).await?;
-        let usable = |(family, _): &&(Family, Client)| present.contains(family);
-        let mut usable: Vec<_> = self.clients.iter().filter(usable).collect();
-        if usable.len() > 1 {
-            usable.retain(|(family, _)| !self.is_family_resting(host, *family));
-        }
-        match usable.as_slice() {
-            [(first, client), (second, other)] => {
-                let (one, two) = (self.follow(client, url), self.follow(other, url));
-                self.race(host, (*first, one), (*second, two)).await
-            }
-            [(_, client), ..] => self.follow(client, url).await,
-            [] => match self.clients.iter().find(|(family, _)| present.contains(family)) {
-                Some((_, client)) => self.follow(client, url).await,
-                None => Err(Failure::Dns("it has no address of a family that we use".into())),
-            },
-        }
-    }
-
-    /// Both families at once: the first success waits a little for the other one.
-    async fn race(
+    /// Asks for the counts of `torrents` (BEP 48), in as many questions as that takes.
+    ///
+    /// # Errors
+    /// As for an announce; [`Failure::Refused`] if the URL of the tracker names no scrape.
+    pub async fn scrape(
         &self,
-        host: &Arc<str>,
-        (first, one): (Family, impl Future<Output = Result<Reply, Failure>>),
-        (second, two): (Family, impl Future<Output = Result<Reply, Failure>>),
-    ) -> Result<Reply, Failure> {
-        tokio::pin!(one, two);
-        let (answer, late_family, late) = tokio::select! {
-            answer = &mut one => match answer {
-                Ok(_) => (answer, second, tokio::time::timeout(FAMILY_GRACE, two).await.ok()),
-                Err(_) => (two.await, first, Some(answer)),
-            },
-            answer = &mut two => match answer {
-                Ok(_) => (answer, first, tokio::time::timeout(FAMILY_GRACE, one).await.ok()),
-                Err(_) => (one.await, second, Some(answer)),
-            },
+        url: &TrackerUrl,
+        torrents: &[InfoHash],
+        wall: Duration,
+    ) -> Result<Vec<Scraped>, Failure> {
+        let exchange = async {
+            let mut rows = Vec::with_capacity(torrents.len());
+            for part in torrents.chunks(SCRAPE_MAX) {
+                let url = scrape_url(url, part)?;
+                let family = self.families_of(&url).await?.first().copied();
+                let client = family.and_then(|family| self.client(family));
+                let client = client.ok_or_else(no_family)?;
+                let (body, failure) = self.follow(client, &url).await?;
+                let found = reply::parse_scrape(&body, part);
+                rows.extend(explained(found, failure)?);
+            }
+            Ok(rows)
         };
-        match (answer, late) {
-            (Ok(answer), Some(Ok(late))) => Ok(merge(answer, late)),
-            (Ok(answer), _) => {
-                self.rest_family(host, late_family);
-                Ok(answer)
-            }
-            // Of two failures, the one that the tracker itself gave says more.
-            (Err(_), Some(Err(said @ (Failure::Reason { .. } | Failure::Status { .. })))) => {
-                Err(said)
-            }
-            (failure, _) => failure,
-        }
+        tokio::time::timeout(wall, exchange).await.unwrap_or(Err(Failure::Timeout(wall)))
     }
 
+    fn client(&self, family: Family) -> Option<&Client> {
+        self.clients.iter().find(|(own, _)| *own == family).map(|(_, client)| client)
+    }
+
+    async fn announce_over(&self, family: Family, url: &Url) -> Result<Reply, Failure> {
+        let client = self.client(family).ok_or_else(no_family)?;
+        let (body, failure) = self.follow(client, url).await?;
+        let mut reply = explained(reply::parse(&body), failure)?;
+        reply.keep_permitted(self.names.policy());
+        Ok(reply)
+    }
+
+    /// The families of a host that we have a client for.
     async fn families_of(&self, url: &Url) -> Result<Vec<Family>, Failure> {
-        match url.host() {
-            Some(Host::Ipv4(_)) => Ok(vec![Family::V4]),
-            Some(Host::Ipv6(_)) => Ok(vec![Family::V6]),
+        let present = match url.host() {
+            Some(Host::Ipv4(_)) => vec![Family::V4],
+            Some(Host::Ipv6(_)) => vec![Family::V6],
             Some(Host::Domain(name)) => {
                 let addresses = self.names.addresses(name).await.map_err(Failure::from)?;
-                Ok(addresses.iter().copied().map(Family::of).collect())
+                addresses.iter().copied().map(Family::of).collect()
             }
-            None => Err(refused(url, "it names no host")),
-        }
+            None => return Err(refused(url, "it names no host")),
+        };
+        let usable = self.clients.iter().map(|(family, _)| *family);
+        Ok(usable.filter(|family| present.contains(family)).collect())
     }
 
-    /// One exchange over one family, redirects included.
-    async fn follow(&self, client: &Client, url: &Url) -> Result<Reply, Failure> {
+    /// One exchange over one family, redirects included. A body leaves, with the failure that its
+    /// status means, if it means one.
+    async fn follow(
+        &self,
+        client: &Client,
+        url: &Url,
+    ) -> Result<(Vec<u8>, Option<Failure>), Failure> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS_MAX {
             self.check_literal(&url)?;
@@ -194,7 +190,7 @@ impl HttpExecutor {
                 Some(location) if response.status().is_redirection() => {
                     url = next_hop(&url, location)?;
                 }
-                _ => return self.read(response).await,
+                _ => return read(response).await,
             }
         }
         Err(refused(&url, "it was reached over too many redirects"))
@@ -209,62 +205,44 @@ impl HttpExecutor {
         };
         self.config.policy.permits(ip).map_err(|reason| refused(url, &reason.to_string()))
     }
+}
 
-    async fn read(&self, mut response: Response) -> Result<Reply, Failure> {
-        let status = response.status();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(seconds);
-        let encoding = response.headers().get(CONTENT_ENCODING);
-        if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Err(Failure::Malformed("it is compressed, which was not asked for".into()));
-        }
-        let too_long = || Failure::Malformed(format!("it is longer than {BODY_LEN_MAX} bytes"));
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| failure_of(&error))? {
-            if body.len() + chunk.len() > BODY_LEN_MAX {
-                return Err(too_long());
-            }
-            body.extend_from_slice(&chunk);
-        }
-        let reply = reply::parse(&body);
-        match reply {
-            Ok(mut reply) if status.is_success() => {
-                self.keep_permitted(&mut reply);
-                Ok(reply)
-            }
-            Err(failure) if status.is_success() => Err(failure),
-            // Some trackers explain themselves in the body of an error.
-            Err(failure @ Failure::Reason { .. }) if !speaks_for_itself(status) => Err(failure),
-            _ => Err(Failure::Status { status: status.as_u16(), retry_after }),
-        }
+/// The body, and the failure that the status means.
+async fn read(mut response: Response) -> Result<(Vec<u8>, Option<Failure>), Failure> {
+    let status = response.status();
+    let retry_after = response.headers().get(RETRY_AFTER);
+    let retry_after = retry_after.and_then(|value| seconds(value, clock::wall_seconds()));
+    let encoding = response.headers().get(CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Failure::Malformed("it is compressed, which was not asked for".into()));
     }
+    let too_long = || Failure::Malformed(format!("it is longer than {BODY_LEN_MAX} bytes"));
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure_of(&error))? {
+        if body.len() + chunk.len() > BODY_LEN_MAX {
+            return Err(too_long());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let failure =
+        (!status.is_success()).then(|| Failure::Status { status: status.as_u16(), retry_after });
+    Ok((body, failure))
+}
 
-    /// Drops the peers that the policy closes.
-    fn keep_permitted(&self, reply: &mut Reply) {
-        let policy = self.names.policy();
-        let Reply { peers, dropped_count, refused, .. } = reply;
-        peers.retain(|peer| {
-            let Err(reason) = policy.permits(peer.ip()) else { return true };
-            *dropped_count = dropped_count.saturating_add(1);
-            refused.get_or_insert((peer.ip(), reason));
-            false
-        });
-    }
-
-    fn is_family_resting(&self, host: &Arc<str>, family: Family) -> bool {
-        let rests = self.family_rests.lock().unwrap_or_else(PoisonError::into_inner);
-        rests.get(&(Arc::clone(host), family)).is_some_and(|until| *until > clock::now())
-    }
-
-    fn rest_family(&self, host: &Arc<str>, family: Family) {
-        let now = clock::now();
-        let mut rests = self.family_rests.lock().unwrap_or_else(PoisonError::into_inner);
-        if rests.len() >= FAMILY_RESTS_MAX {
-            rests.retain(|_, until| *until > now);
+/// What an answer comes to whose status means `failure`.
+fn explained<T>(parsed: Result<T, Failure>, failure: Option<Failure>) -> Result<T, Failure> {
+    match (parsed, failure) {
+        (parsed, None) => parsed,
+        // Some trackers explain themselves in the body of an error.
+        (Err(said @ Failure::Reason { .. }), Some(failure)) if !speaks_for_itself(&failure) => {
+            Err(said)
         }
-        if rests.len() < FAMILY_RESTS_MAX {
-            rests.insert((Arc::clone(host), family), now + FAMILY_REST);
-        }
+        (_, Some(failure)) => Err(failure),
     }
+}
+
+fn no_family() -> Failure {
+    Failure::Dns("it has no address of a family that we use".into())
 }
 
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
@@ -337,6 +315,31 @@ fn announce_url(
     Ok(url)
 }
 
+/// The URL that gives the counts of `torrents`: `scrape` in the place of the last `announce`, which
+/// has to begin the last part of the path (BEP 48).
+fn scrape_url(url: &TrackerUrl, torrents: &[InfoHash]) -> Result<Url, Failure> {
+    let malformed = |_| Failure::Refused { to: url.to_string(), why: "not a URL".into() };
+    let mut to = Url::parse(url.as_str()).map_err(malformed)?;
+    let announce = to.path().rsplit_once('/').map(|(folder, name)| (folder.to_owned(), name));
+    let named = announce.and_then(|(folder, name)| Some((folder, name.strip_prefix("announce")?)));
+    let Some((folder, rest)) = named else {
+        return Err(refused(&to, "its URL does not say where it is scraped"));
+    };
+    let path = format!("{folder}/scrape{rest}");
+    let mut query = to
+        .query()
+        .filter(|query| !query.is_empty())
+        .map_or_else(String::new, |own| format!("{own}&"));
+    for (index, hash) in torrents.iter().enumerate() {
+        query.push_str(if index == 0 { "info_hash=" } else { "&info_hash=" });
+        push_escaped(&mut query, &hash.0);
+    }
+    to.set_path(&path);
+    to.set_fragment(None);
+    to.set_query(Some(&query));
+    Ok(to)
+}
+
 /// Escapes every byte but the unreserved ones (RFC 3986).
 fn push_escaped(query: &mut String, bytes: &[u8]) {
     for byte in bytes {
@@ -368,29 +371,19 @@ fn refused(to: &Url, why: &str) -> Failure {
 }
 
 /// Whether a status tells the schedule more than a text does.
-fn speaks_for_itself(status: StatusCode) -> bool {
-    matches!(status, StatusCode::GONE | StatusCode::TOO_MANY_REQUESTS)
+fn speaks_for_itself(failure: &Failure) -> bool {
+    let Failure::Status { status, .. } = failure else { return false };
+    [StatusCode::GONE, StatusCode::TOO_MANY_REQUESTS].iter().any(|own| own.as_u16() == *status)
 }
 
-/// `Retry-After` in seconds. The form with a date is left to our own back-off.
-fn seconds(value: &HeaderValue) -> Option<Duration> {
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// The peers of both families in turn, so that the limit cuts neither off; all else is `one`'s.
-fn merge(mut one: Reply, two: Reply) -> Reply {
-    let length = one.peers.len().max(two.peers.len());
-    let (mine, theirs) = (std::mem::take(&mut one.peers), two.peers);
-    for index in 0..length {
-        for peer in [mine.get(index), theirs.get(index)].into_iter().flatten() {
-            if one.peers.len() < PEERS_MAX && !one.peers.contains(peer) {
-                one.peers.push(*peer);
-            }
-        }
-    }
-    one.dropped_count = one.dropped_count.saturating_add(two.dropped_count);
-    one.refused = one.refused.or(two.refused);
-    one
+/// `Retry-After`: a number of seconds, or a date; nothing for one that has passed.
+fn seconds(value: &HeaderValue, wall_now: i64) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    let until = || {
+        let ahead = http_date::parse(text)?.saturating_sub(wall_now);
+        u64::try_from(ahead).ok().filter(|seconds| *seconds > 0)
+    };
+    text.parse().ok().or_else(until).map(Duration::from_secs)
 }
 
 impl From<ResolveError> for Failure {
@@ -504,11 +497,38 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_both_families_merge_in_turn() {
-        let peers = |ips: &[&str]| ips.iter().map(|at| at.parse().unwrap()).collect();
-        let one = Reply { peers: peers(&["1.1.1.1:1", "1.1.1.2:1"]), ..Reply::default() };
-        let two = Reply { peers: peers(&["[2a00::1]:1", "1.1.1.1:1"]), ..Reply::default() };
-        let merged: Vec<_> = merge(one, two).peers.iter().map(ToString::to_string).collect();
-        assert_eq!(merged, ["1.1.1.1:1", "[2a00::1]:1", "1.1.1.2:1"]);
+    fn a_time_to_come_again_is_a_number_or_a_date() {
+        let wait = |text: &str| seconds(&HeaderValue::from_str(text).unwrap(), 784_111_777);
+        let table = [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 09:49:37 GMT", Some(3600)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", None),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", None),
+            ("-5", None),
+            ("soon", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(wait(text), expected.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_scrape_of_a_tracker_stands_beside_its_announce() {
+        let hashes = [InfoHash([1; 20]), InfoHash([b'a'; 20])];
+        let query = format!("info_hash={}&info_hash={}", "%01".repeat(20), "a".repeat(20));
+        let table = [
+            ("http://t/announce", Some(format!("http://t/scrape?{query}"))),
+            ("http://t/x/announce", Some(format!("http://t/x/scrape?{query}"))),
+            ("http://t/announce.php", Some(format!("http://t/scrape.php?{query}"))),
+            ("http://t/announce?x2%0644", Some(format!("http://t/scrape?x2%0644&{query}"))),
+            ("http://t/a", None),
+            ("http://t/x%064announce", None),
+            ("http://t/announce/x", None),
+        ];
+        for (url, expected) in table {
+            let scraped = scrape_url(&TrackerUrl::parse(url).unwrap(), &hashes);
+            assert_eq!(scraped.ok().map(String::from), expected, "{url}");
+        }
     }
 }

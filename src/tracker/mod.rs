@@ -2,31 +2,41 @@
 //!
 //! Torrents and their tiers enter, peers and a status for display leave. The schedule
 //! ([`announcer`], [`scheduler`]), the parser ([`reply`]) and the address policy ([`policy`]) are
-//! pure; [`http`] and [`service`] are the edge. Invariant: nothing that a tracker sends is
+//! pure, and so is the machine of [`udp`]; [`http`], [`executor`] and [`service`] are the edge. Invariant: nothing that a tracker sends is
 //! trusted: numbers are clamped, texts are cut and escaped, addresses pass the policy.
 //!
 //! A kind of tracker is one executor that turns an [`Announce`] into a [`Reply`] or a [`Failure`];
-//! the schedule does not know how the bytes travel.
+//! [`executor`] is the door to all, and the schedule does not know how the bytes travel.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
 
+use crate::metrics::AnnounceResult;
+
 pub mod announcer;
+mod chain;
+pub mod executor;
+mod families;
 mod host;
 pub mod http;
+mod http_date;
+mod limits;
 pub mod policy;
 pub mod reply;
 mod resolver;
 pub mod scheduler;
 pub mod service;
+mod tracked;
 pub mod tracker_url;
+pub mod udp;
 
 pub use announcer::{Announcer, Options, Status, TrackerStatus};
+pub use executor::Executor;
 pub use policy::{AddressPolicy, Cidr};
-pub use reply::Reply;
+pub use reply::{Reply, Scraped};
 pub use scheduler::{Limits, Scheduler};
 pub use service::{Config, Counters, Found, Handle, Service};
-pub use tracker_url::TrackerUrl;
+pub use tracker_url::{Protocol, TrackerUrl};
 
 /// Bytes that are kept of a text from a tracker.
 pub const TEXT_LEN_MAX: usize = 512;
@@ -136,17 +146,22 @@ impl Event {
 }
 
 impl Failure {
+    /// What is counted for it.
+    pub fn result(&self) -> AnnounceResult {
+        match self {
+            Self::Reason { .. } => AnnounceResult::Failure,
+            Self::Status { .. } | Self::Malformed(_) => AnnounceResult::Http,
+            Self::Timeout(_) => AnnounceResult::Timeout,
+            Self::Dns(_) => AnnounceResult::Dns,
+            Self::Connect(_) => AnnounceResult::Connect,
+            Self::Tls(_) => AnnounceResult::Tls,
+            Self::Refused { .. } => AnnounceResult::Refused,
+        }
+    }
+
     /// The label of `announces_total`; `ok` is the label of a success.
     pub fn label(&self) -> &'static str {
-        match self {
-            Self::Reason { .. } => "failure",
-            Self::Status { .. } | Self::Malformed(_) => "http",
-            Self::Timeout(_) => "timeout",
-            Self::Dns(_) => "dns",
-            Self::Connect(_) => "connect",
-            Self::Tls(_) => "tls",
-            Self::Refused { .. } => "refused",
-        }
+        self.result().label()
     }
 
     /// Whether the fault is the host's, so that other torrents would meet it too.

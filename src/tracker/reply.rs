@@ -1,7 +1,7 @@
-//! The answer of an HTTP tracker, from bytes to values.
+//! The answers of trackers: what they hold, and those over HTTP from bytes to values.
 //!
-//! A body of at most [`BODY_LEN_MAX`] bytes enters, a [`Reply`] or a [`Failure`] leaves (BEP 3,
-//! 7, 23, 24, 31). Invariant: no input panics, at most [`PEERS_MAX`] peers leave, none with port
+//! A body of at most [`BODY_LEN_MAX`] bytes enters, a [`Reply`], rows of [`Scraped`] or a
+//! [`Failure`] leave (BEP 3, 7, 23, 24, 31, 48). Invariant: no input panics, at most [`PEERS_MAX`] peers leave, none with port
 //! 0, and no text that was not cut and escaped.
 #![forbid(unsafe_code)]
 
@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::policy::Reason;
+use super::policy::{AddressPolicy, Reason};
 use super::{Failure, Retry, display_text};
 use crate::bencode::{self, Dict, Value};
+use crate::units::InfoHash;
 
 /// Bytes of a tracker's answer that are read.
 pub const BODY_LEN_MAX: usize = 1 << 20;
@@ -47,6 +48,56 @@ pub struct Reply {
     pub refused: Option<(IpAddr, Reason)>,
 }
 
+impl Reply {
+    /// Drops the peers that the policy closes, and remembers one of them.
+    pub(super) fn keep_permitted(&mut self, policy: &AddressPolicy) {
+        let Self { peers, dropped_count, refused, .. } = self;
+        peers.retain(|peer| {
+            let Err(reason) = policy.permits(peer.ip()) else { return true };
+            *dropped_count = dropped_count.saturating_add(1);
+            refused.get_or_insert((peer.ip(), reason));
+            false
+        });
+    }
+}
+
+/// What a tracker knows of one torrent; nothing if it does not know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Scraped {
+    /// Seeds (`complete`).
+    pub seeder_count: Option<u32>,
+    /// Leeches (`incomplete`).
+    pub leecher_count: Option<u32>,
+    /// Completed downloads (`downloaded`).
+    pub download_count: Option<u32>,
+}
+
+/// Reads the body of the answer to a scrape (BEP 48): one row for each of `torrents`.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn parse_scrape(body: &[u8], torrents: &[InfoHash]) -> Result<Vec<Scraped>, Failure> {
+    let parsed = bencode::Document::parse_prefix(body, &bencode::Limits::TRACKER);
+    let (document, _) = parsed.map_err(|error| Failure::Malformed(error.to_string()))?;
+    let root = document.root().as_dict();
+    let root = root.ok_or_else(|| Failure::Malformed("it is not a dictionary".into()))?;
+    if let Some(reason) = text(&root, b"failure reason") {
+        return Err(Failure::Reason { reason, retry: retry_in(&root) });
+    }
+    let files = root.get(b"files").and_then(|files| files.as_dict());
+    let files = files.ok_or_else(|| Failure::Malformed("it has no files".into()))?;
+    let row = |hash: &InfoHash| {
+        let file = files.get(&hash.0).and_then(|file| file.as_dict());
+        let count = |key: &[u8]| file.as_ref().and_then(|file| count(file, key));
+        Scraped {
+            seeder_count: count(b"complete"),
+            leecher_count: count(b"incomplete"),
+            download_count: count(b"downloaded"),
+        }
+    };
+    Ok(torrents.iter().map(row).collect())
+}
+
 /// Reads the body of an answer. What follows the dictionary is ignored, as some trackers append a
 /// line break.
 ///
@@ -69,8 +120,8 @@ pub fn parse(body: &[u8]) -> Result<Reply, Failure> {
         if let Some(list) = root.get(key) {
             let is_v6 = key == b"peers6";
             match (list.as_bytes(), list.as_list()) {
-                (Some(compact), _) if is_v6 => peers.add_compact(compact, address_v6),
-                (Some(compact), _) => peers.add_compact(compact, address_v4),
+                (Some(compact), _) if is_v6 => peers.add_compact_v6(compact),
+                (Some(compact), _) => peers.add_compact_v4(compact),
                 (_, Some(list)) => list.for_each(|peer| peers.add(address_in(peer))),
                 _ => peers.add(None),
             }
@@ -93,10 +144,10 @@ pub fn parse(body: &[u8]) -> Result<Reply, Failure> {
 
 /// The peers taken so far, each once.
 #[derive(Default)]
-struct Peers {
-    taken: Vec<SocketAddr>,
+pub(super) struct Peers {
+    pub(super) taken: Vec<SocketAddr>,
     seen: BTreeSet<SocketAddr>,
-    dropped_count: u32,
+    pub(super) dropped_count: u32,
 }
 
 impl Peers {
@@ -110,7 +161,17 @@ impl Peers {
         }
     }
 
-    /// Takes a compact list (BEP 7, BEP 23): addresses of `N` bytes, each followed by a port.
+    /// Takes a compact list of IPv4 peers (BEP 23).
+    pub(super) fn add_compact_v4(&mut self, list: &[u8]) {
+        self.add_compact(list, address_v4);
+    }
+
+    /// Takes a compact list of IPv6 peers (BEP 7).
+    pub(super) fn add_compact_v6(&mut self, list: &[u8]) {
+        self.add_compact(list, address_v6);
+    }
+
+    /// Takes a compact list: addresses of `N` bytes, each followed by a port.
     fn add_compact<const N: usize>(&mut self, list: &[u8], address: fn([u8; N]) -> IpAddr) {
         for entry in list.chunks(N + 2) {
             let entry = entry.split_first_chunk().and_then(|(ip, port)| {
@@ -250,6 +311,27 @@ mod tests {
         let long = [b"d14:failure reason900000:".as_slice(), &[b'<'; 900_000], b"e"].concat();
         let Err(Failure::Reason { reason, .. }) = parse(&long) else { panic!("not a failure") };
         assert_eq!(reason.chars().count(), super::super::TEXT_LEN_MAX + 1);
+    }
+
+    #[test]
+    fn a_scrape_has_a_row_for_each_torrent() {
+        let [known, unknown] = [InfoHash([b'a'; 20]), InfoHash([b'b'; 20])];
+        let body = format!(
+            "d5:filesd20:{}d8:completei5e10:downloadedi9e10:incompletei3eeee",
+            "a".repeat(20)
+        );
+        let row =
+            Scraped { seeder_count: Some(5), leecher_count: Some(3), download_count: Some(9) };
+        let rows = parse_scrape(body.as_bytes(), &[unknown, known]);
+        assert_eq!(rows, Ok(vec![Scraped::default(), row]));
+        assert_eq!(parse_scrape(b"d5:filesdee", &[known]), Ok(vec![Scraped::default()]));
+        let odd = format!("d5:filesd20:{}li1eeee", "a".repeat(20));
+        assert_eq!(parse_scrape(odd.as_bytes(), &[known]), Ok(vec![Scraped::default()]));
+        let said = parse_scrape(b"d14:failure reason2:noe", &[known]);
+        assert_eq!(said, Err(Failure::Reason { reason: "no".into(), retry: None }));
+        for body in [&b"de"[..], b"le", b"", b"d5:filesle", b"d5:filesi1ee"] {
+            assert!(matches!(parse_scrape(body, &[known]), Err(Failure::Malformed(_))), "{body:?}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 
 use super::display_text;
+use super::families::Family;
 use super::policy::{AddressPolicy, Reason};
 use crate::sys::clock;
 
@@ -41,26 +42,6 @@ pub(super) enum ResolveError {
     Family(&'static str),
     #[error("{0} is not permitted: {1}")]
     Refused(IpAddr, Reason),
-}
-
-/// A family of addresses: announces go out over each one that both sides have (BEP 7).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
-
-impl Family {
-    pub(super) fn of(ip: IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        }
-    }
 }
 
 /// Names and their addresses, shared by the clients of both families.
@@ -168,5 +149,40 @@ impl Resolve for FamilyResolver {
             }
             Ok(Box::new(targets.into_iter()) as Addrs)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_permitted_addresses_of_a_name_are_connected_to() {
+        let names = Names::new(AddressPolicy::default());
+        let permitted = |found: &[&str]| {
+            let found = found.iter().map(|ip| ip.parse().unwrap());
+            names.permitted(found).map(|ips| ips.iter().map(ToString::to_string).collect())
+        };
+        let good: Result<Vec<String>, _> = permitted(&["10.0.0.1", "1.1.1.1", "169.254.169.254"]);
+        assert_eq!(good, Ok(vec!["1.1.1.1".into()]));
+        let closed = permitted(&["127.0.0.1", "::ffff:10.0.0.1"]).unwrap_err();
+        assert!(matches!(closed, ResolveError::Refused(..)), "{closed}");
+        assert_eq!(permitted(&[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn answers_are_kept_for_a_while_and_in_bounds() {
+        let names = Names::new(AddressPolicy::default());
+        let address = || Ok(Arc::from([IpAddr::from([1, 1, 1, 1])]));
+        names.keep("t.example", address());
+        assert_eq!(names.cached("t.example"), Some(address()));
+        let failed = || Err(ResolveError::Lookup("no".into()));
+        names.keep("gone.example", failed());
+        assert_eq!(names.cached("gone.example"), Some(failed()));
+        assert_eq!(names.cached("other.example"), None);
+        for index in 0..CACHE_MAX {
+            names.keep(&format!("t{index}"), address());
+        }
+        assert_eq!(names.cache.lock().unwrap().len(), CACHE_MAX);
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! Torrents, outcomes and `now` enter; jobs leave, never more at once than [`Limits`] allow, in
 //! all and to one host, in the order of their deadlines and paced per host. Invariant: a host
-//! that fails again and again rests and holds no slot meanwhile, and no step looks at all
-//! torrents: what is due is found in ordered sets.
+//! that fails again and again, or is silent for too long, rests and holds no slot meanwhile;
+//! hosts that have not answered yet hold a part of the slots only, so that dead ones delay nobody
+//! who announces elsewhere; and no step looks at all torrents: what is due is found in ordered
+//! sets.
 #![forbid(unsafe_code)]
+
+mod queues;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,50 +17,9 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::host::{Host, Place};
+pub use super::limits::Limits;
 use super::{Announce, Announcer, Failure, Options, Reply, Status};
 use crate::units::InfoHash;
-
-/// How much may happen at once. [`Limits::default`] is what a server uses.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// Announces on their way, over all hosts; `stopped` at the end has as many again.
-    pub in_flight_max: usize,
-    /// Announces on their way to one host.
-    pub in_flight_per_host_max: usize,
-    /// The same while the server ends and every torrent says `stopped`.
-    pub in_flight_per_host_ending_max: usize,
-    /// Announces to one host that may start at once; further ones follow every `host_gap`.
-    pub host_burst: u32,
-    /// Time between two announces to one host once its burst is used up.
-    pub host_gap: Duration,
-    /// Faults in a row after which a host rests.
-    pub host_fault_max: u32,
-    /// The first rest of a host; it doubles with every further fault.
-    pub host_rest_min: Duration,
-    /// The longest rest of a host.
-    pub host_rest_max: Duration,
-    /// Hosts whose faults are remembered; those of further ones are not.
-    pub hosts_max: usize,
-    /// Torrents, stopping ones included.
-    pub torrents_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            in_flight_max: 50,
-            in_flight_per_host_max: 6,
-            in_flight_per_host_ending_max: 25,
-            host_burst: 20,
-            host_gap: Duration::from_millis(20),
-            host_fault_max: 5,
-            host_rest_min: Duration::from_secs(60),
-            host_rest_max: Duration::from_secs(30 * 60),
-            hosts_max: 16_384,
-            torrents_max: 200_000,
-        }
-    }
-}
 
 /// An announce that was due more than this long ago is overdue.
 pub const OVERDUE_AFTER: Duration = Duration::from_secs(60);
@@ -75,23 +38,41 @@ pub struct Scheduler<T> {
     /// The torrents that run, and those that stop; the same torrent may be in both for a while.
     by_info_hash: BTreeMap<InfoHash, usize>,
     stopping: BTreeMap<InfoHash, usize>,
-    /// Torrents whose next announce lies in the future.
-    waiting: BTreeSet<(Instant, usize)>,
+    /// What has its next announce in the future.
+    waiting: BTreeSet<(Instant, Line)>,
     hosts: BTreeMap<Arc<str>, Host>,
-    /// Hosts that can be announced to now, by the rank of their first torrent.
+    /// Hosts that can be announced to now, by the rank of what waits first.
     runnable: BTreeSet<(Rank, Arc<str>)>,
+    /// The same for hosts that have not answered yet.
+    unproven: BTreeSet<(Rank, Arc<str>)>,
     /// Hosts that have torrents ready and wait for their pace.
     pausing: BTreeSet<(Instant, Arc<str>)>,
-    /// When each ready torrent was due.
-    ready: BTreeSet<(Instant, usize)>,
+    /// When what is ready was due.
+    ready: BTreeSet<(Instant, Line)>,
+    /// Announces on their way, by torrent and slot.
+    on_way: BTreeMap<(usize, u16), OnWay>,
+    /// When those on their way that may still be waited for have been silent for too long.
+    silences: BTreeSet<(Instant, (usize, u16))>,
+    unproven_in_flight_count: usize,
     sweep_at: Option<Instant>,
-    in_flight_count: usize,
     is_ending: bool,
     rng: fastrand::Rng,
 }
 
-/// Order among ready torrents: urgent ones first, then by deadline, then by age.
-pub(super) type Rank = (bool, Instant, usize);
+/// What is announced one after another: a torrent, and the number of one of its chains.
+type Line = (usize, u16);
+
+/// Order among what is ready: urgent torrents first, then by deadline, then by age.
+pub(super) type Rank = (bool, Instant, Line);
+
+/// An announce that is on its way.
+#[derive(Debug)]
+struct OnWay {
+    host: Arc<str>,
+    started_at: Instant,
+    /// Whether it counts as one to a host that has not answered yet.
+    is_unproven: bool,
+}
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -99,14 +80,15 @@ struct Entry<T> {
     announcer: Announcer,
     /// Whether its first announce goes before those of others: someone waits for its peers.
     is_urgent: bool,
-    queue: Queue,
+    /// Where each chain of the torrent stands.
+    queues: Vec<Queue>,
     in_flight_count: usize,
     /// A torrent of the same info-hash that was added while this one was stopping.
     successor: Option<Box<Addition<T>>>,
     attachment: T,
 }
 
-/// Where a torrent stands.
+/// Where a chain of a torrent stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Queue {
     /// Nothing to do before something is handled.
@@ -161,10 +143,13 @@ impl<T> Scheduler<T> {
             waiting: BTreeSet::new(),
             hosts: BTreeMap::new(),
             runnable: BTreeSet::new(),
+            unproven: BTreeSet::new(),
             pausing: BTreeSet::new(),
             ready: BTreeSet::new(),
+            on_way: BTreeMap::new(),
+            silences: BTreeSet::new(),
+            unproven_in_flight_count: 0,
             sweep_at: None,
-            in_flight_count: 0,
             is_ending: false,
             rng: fastrand::Rng::with_seed(seed),
         }
@@ -202,19 +187,20 @@ impl<T> Scheduler<T> {
         if self.entries.len() >= self.limits.torrents_max {
             return Err(AddError::Full(self.limits.torrents_max));
         }
-        let announcer = Announcer::new(now, tiers, self.rng.fork());
-        let (queue, in_flight_count, successor) = (Queue::None, 0, None);
+        let announcer = Announcer::new(now, &self.options, tiers, self.rng.fork());
+        let queues = vec![Queue::None; usize::from(announcer.chain_count())];
+        let (in_flight_count, successor) = (0, None);
         let key = self.entries.insert(Entry {
             info_hash,
             announcer,
             is_urgent,
-            queue,
+            queues,
             in_flight_count,
             successor,
             attachment,
         });
         self.by_info_hash.insert(info_hash, key);
-        self.enqueue(now, key);
+        self.enqueue_all(now, key);
         Ok(())
     }
 
@@ -264,26 +250,49 @@ impl<T> Scheduler<T> {
     /// The next announce to make now, if there is one and the limits allow it.
     pub fn poll(&mut self, now: Instant) -> Option<Job> {
         self.wake(now);
-        let ending_in_flight_max = if self.is_ending { self.limits.in_flight_max } else { 0 };
-        while self.in_flight_count < self.limits.in_flight_max + ending_in_flight_max {
-            let ((_, _, key), host) = self.runnable.first()?.clone();
-            self.dequeue(now, key);
+        loop {
+            let (host, line) = self.next_runnable()?;
+            let (key, chain) = line;
+            self.dequeue(now, line);
             let entry = self.entries.get_mut(key)?;
             // The choice may have changed while the torrent stood in the queue.
-            let is_here = entry.announcer.peek(now).is_some_and(|(_, url)| *url.host() == host);
-            let announce = if is_here { entry.announcer.poll(now, &self.options) } else { None };
-            if let Some(announce) = announce {
-                entry.in_flight_count += 1;
-                let info_hash = entry.info_hash;
-                self.in_flight_count += 1;
-                self.hosts.entry(Arc::clone(&host)).or_default().start(now, &self.limits);
-                self.settle_host(now, &host);
-                self.enqueue(now, key);
-                return Some(Job { key, info_hash, announce });
-            }
-            self.enqueue(now, key);
+            let next = entry.announcer.peek(now, chain);
+            let is_here = next.is_some_and(|(_, url)| *url.host() == host);
+            let announce =
+                if is_here { entry.announcer.poll(now, chain, &self.options) } else { None };
+            let Some(announce) = announce else {
+                self.enqueue(now, line);
+                continue;
+            };
+            entry.in_flight_count += 1;
+            let info_hash = entry.info_hash;
+            self.start(now, host, (key, announce.slot));
+            self.enqueue(now, line);
+            return Some(Job { key, info_hash, announce });
         }
-        None
+    }
+
+    /// The host whose turn it is, and what waits for it, as far as the limits allow.
+    fn next_runnable(&self) -> Option<(Arc<str>, Line)> {
+        let ending_in_flight_max = if self.is_ending { self.limits.in_flight_max } else { 0 };
+        if self.on_way.len() >= self.limits.in_flight_max + ending_in_flight_max {
+            return None;
+        }
+        let may_probe = self.unproven_in_flight_count < self.limits.in_flight_unproven_max;
+        let unproven = self.unproven.first().filter(|_| may_probe);
+        let ((_, _, line), host) = self.runnable.first().into_iter().chain(unproven).min()?;
+        Some((Arc::clone(host), *line))
+    }
+
+    /// Takes note of an announce that begins.
+    fn start(&mut self, now: Instant, name: Arc<str>, on_way: (usize, u16)) {
+        let host = self.hosts.entry(Arc::clone(&name)).or_default();
+        let is_unproven = !host.is_proven();
+        host.start(now, &self.limits);
+        self.settle_host(now, &name);
+        self.unproven_in_flight_count += usize::from(is_unproven);
+        self.silences.insert((now + self.options.patience, on_way));
+        self.on_way.insert(on_way, OnWay { host: name, started_at: now, is_unproven });
     }
 
     /// When [`poll`](Self::poll) is worth calling, if nothing is handled before: `None` if only
@@ -291,7 +300,8 @@ impl<T> Scheduler<T> {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let waiting_until = self.waiting.first().map(|(at, _)| *at);
         let pausing_until = self.pausing.first().map(|(at, _)| *at);
-        waiting_until.into_iter().chain(pausing_until).min()
+        let silent_at = self.silences.first().map(|(at, _)| *at);
+        waiting_until.into_iter().chain(pausing_until).chain(silent_at).min()
     }
 
     /// Whether the server ends and nothing is left to announce.
@@ -307,12 +317,16 @@ impl<T> Scheduler<T> {
         result: &Result<Reply, Failure>,
     ) -> Option<&T> {
         let host = job.announce.url.host();
-        let is_busy =
-            |entry: &&mut Entry<T>| entry.info_hash == job.info_hash && entry.in_flight_count > 0;
-        let entry = self.entries.get_mut(job.key).filter(is_busy)?;
+        let slot = job.announce.slot;
+        let is_same = |entry: &&mut Entry<T>| entry.info_hash == job.info_hash;
+        let entry = self.entries.get_mut(job.key).filter(is_same)?;
+        let on_way = self.on_way.remove(&(job.key, slot))?;
+        let silent_at = on_way.started_at + self.options.patience;
+        self.silences.remove(&(silent_at, (job.key, slot)));
+        self.unproven_in_flight_count -= usize::from(on_way.is_unproven);
         entry.in_flight_count -= 1;
-        self.in_flight_count -= 1;
-        entry.announcer.handle_reply(now, &self.options, job.announce.slot, result);
+        entry.announcer.handle_reply(now, &self.options, slot, result);
+        let chain = entry.announcer.chain_of(slot).unwrap_or_default();
         let is_known = self.hosts.len() <= self.limits.hosts_max;
         if let Some(host) = self.hosts.get_mut(host) {
             let jitter = self.rng.f64();
@@ -322,8 +336,8 @@ impl<T> Scheduler<T> {
             self.evict(now, host);
         }
         self.settle_host(now, host);
-        self.dequeue(now, job.key);
-        self.enqueue(now, job.key);
+        self.dequeue(now, (job.key, chain));
+        self.enqueue(now, (job.key, chain));
         let key = *self.by_info_hash.get(&job.info_hash).filter(|key| **key == job.key)?;
         Some(&self.entries.get(key)?.attachment)
     }
@@ -346,18 +360,18 @@ impl<T> Scheduler<T> {
 
     /// Announces on their way.
     pub fn in_flight_count(&self) -> usize {
-        self.in_flight_count
+        self.on_way.len()
     }
 
-    /// Torrents whose announce is due and has to wait for the limits.
+    /// Announces that are due and have to wait for the limits.
     pub fn ready_count(&self) -> usize {
         self.ready.len()
     }
 
-    /// Torrents whose announce has been due for more than [`OVERDUE_AFTER`].
+    /// Announces that have been due for more than [`OVERDUE_AFTER`].
     pub fn overdue_count(&self, now: Instant) -> usize {
         let before = now.checked_sub(OVERDUE_AFTER);
-        before.map_or(0, |before| self.ready.range(..(before, 0)).count())
+        before.map_or(0, |before| self.ready.range(..(before, (0, 0))).count())
     }
 
     fn touch(
@@ -367,29 +381,35 @@ impl<T> Scheduler<T> {
         change: impl FnOnce(&mut Announcer, &Options),
     ) -> bool {
         let Some(key) = self.by_info_hash.get(&info_hash).copied() else { return false };
-        self.dequeue(now, key);
+        self.dequeue_all(now, key);
         if let Some(entry) = self.entries.get_mut(key) {
             change(&mut entry.announcer, &self.options);
         }
-        self.enqueue(now, key);
+        self.enqueue_all(now, key);
         true
     }
 
     fn stop(&mut self, now: Instant, key: usize) {
-        self.dequeue(now, key);
+        self.dequeue_all(now, key);
         if let Some(entry) = self.entries.get_mut(key) {
             entry.announcer.handle_stop(now);
         }
-        self.enqueue(now, key);
+        self.enqueue_all(now, key);
     }
 
     /// Moves what has become due: torrents to their hosts, hosts back to work.
     fn wake(&mut self, now: Instant) {
-        while let Some((at, key)) = self.waiting.first().copied()
+        while let Some((at, on_way)) = self.silences.first().copied()
             && at <= now
         {
-            self.dequeue(now, key);
-            self.enqueue(now, key);
+            self.silences.pop_first();
+            self.handle_silence(now, on_way);
+        }
+        while let Some((at, line)) = self.waiting.first().copied()
+            && at <= now
+        {
+            self.dequeue(now, line);
+            self.enqueue(now, line);
         }
         while let Some((at, host)) = self.pausing.first().cloned()
             && at <= now
@@ -402,113 +422,23 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Puts a torrent that stands nowhere where it belongs; forgets it once it has stopped.
-    fn enqueue(&mut self, now: Instant, key: usize) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        // A tracker on a resting host is passed over; each is passed over once at most.
-        while let Some((slot, url)) = entry.announcer.peek(now)
-            && let Some(until) = self.hosts.get(url.host()).and_then(|host| host.rests_until(now))
+    /// An announce has been silent for too long: the next tracker is tried, and a host that has
+    /// not answered anything since rests.
+    fn handle_silence(&mut self, now: Instant, (key, slot): (usize, u16)) {
+        let Some(on_way) = self.on_way.get(&(key, slot)) else { return };
+        let (name, started_at) = (Arc::clone(&on_way.host), on_way.started_at);
+        let jitter = self.rng.f64();
+        if let Some(host) = self.hosts.get_mut(&name)
+            && host.handle_silence(now, &self.limits, started_at, jitter)
         {
-            // Not all at the same moment; they would only queue up again.
-            let spread = self.limits.host_rest_min.mul_f64(self.rng.f64());
-            entry.announcer.handle_deferred(now, slot, until + spread);
+            self.evict(now, &name);
+            self.settle_host(now, &name);
         }
-        if entry.announcer.is_stopped() && entry.in_flight_count == 0 {
-            self.forget(now, key);
-            return;
-        }
-        let Some(due_at) = entry.announcer.poll_timeout() else { return };
-        let host = entry.announcer.peek(now).map(|(_, url)| Arc::clone(url.host()));
-        match host {
-            Some(host) => {
-                let is_first = entry.announcer.is_first();
-                let rank = (!(entry.is_urgent && is_first), due_at, key);
-                entry.queue = Queue::Ready(Arc::clone(&host), rank);
-                self.ready.insert((due_at, key));
-                self.hosts.entry(Arc::clone(&host)).or_default().ready.insert(rank);
-                self.settle_host(now, &host);
-            }
-            None if due_at > now => {
-                entry.queue = Queue::Waiting(due_at);
-                self.waiting.insert((due_at, key));
-            }
-            // Due, but no tracker may be asked yet: the next choice has to be planned.
-            None => {
-                entry.announcer.handle_timeout(now);
-                if let Some(at) = entry.announcer.poll_timeout().filter(|at| *at > now) {
-                    entry.queue = Queue::Waiting(at);
-                    self.waiting.insert((at, key));
-                }
-            }
-        }
-    }
-
-    /// Takes a torrent out of whatever set it stands in.
-    fn dequeue(&mut self, now: Instant, key: usize) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        match std::mem::replace(&mut entry.queue, Queue::None) {
-            Queue::None => {}
-            Queue::Waiting(at) => {
-                self.waiting.remove(&(at, key));
-            }
-            Queue::Ready(host, rank) => {
-                self.ready.remove(&(rank.1, key));
-                if let Some(host) = self.hosts.get_mut(&host) {
-                    host.ready.remove(&rank);
-                }
-                self.settle_host(now, &host);
-            }
-        }
-    }
-
-    fn forget(&mut self, now: Instant, key: usize) {
-        let Some(entry) = self.entries.try_remove(key) else { return };
-        self.stopping.remove(&entry.info_hash);
-        if let Some(next) = entry.successor {
-            // Its place is free: it was just given back.
-            let _taken =
-                self.add(now, entry.info_hash, &next.tiers, next.is_urgent, next.attachment);
-        }
-    }
-
-    fn is_resting(&self, now: Instant, host: &Arc<str>) -> bool {
-        self.hosts.get(host).is_some_and(|host| host.rests_until(now).is_some())
-    }
-
-    /// Sends the torrents that stand in the queue of a host that begins to rest elsewhere.
-    fn evict(&mut self, now: Instant, host: &Arc<str>) {
-        while let Some((_, _, key)) = self.hosts.get(host).and_then(|host| host.ready.first()) {
-            let key = *key;
-            self.dequeue(now, key);
-            self.enqueue(now, key);
-        }
-    }
-
-    /// Brings the place of a host among the runnable and pausing ones up to date.
-    fn settle_host(&mut self, now: Instant, name: &Arc<str>) {
-        let Some(host) = self.hosts.get_mut(name) else { return };
-        let place = host.place(now, &self.limits, self.is_ending);
-        if place != host.place {
-            match host.place {
-                Place::Off => {}
-                Place::Runnable(rank) => {
-                    self.runnable.remove(&(rank, Arc::clone(name)));
-                }
-                Place::Pausing(at) => {
-                    self.pausing.remove(&(at, Arc::clone(name)));
-                }
-            }
-            host.place = place;
-            match place {
-                Place::Off => {}
-                Place::Runnable(rank) => {
-                    self.runnable.insert((rank, Arc::clone(name)));
-                }
-                Place::Pausing(at) => {
-                    self.pausing.insert((at, Arc::clone(name)));
-                }
-            }
-        }
+        entry.announcer.handle_silence(now, slot);
+        let chain = entry.announcer.chain_of(slot).unwrap_or_default();
+        self.dequeue(now, (key, chain));
+        self.enqueue(now, (key, chain));
     }
 }
 

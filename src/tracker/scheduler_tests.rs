@@ -44,10 +44,14 @@ const FAST: Duration = Duration::from_millis(20);
 
 impl World {
     fn new(limits: Limits) -> Self {
+        Self::with(Options::default(), limits)
+    }
+
+    fn with(options: Options, limits: Limits) -> Self {
         Self {
             now: crate::sys::clock::now(),
             limits: limits.clone(),
-            scheduler: Scheduler::new(Options::default(), limits, 5),
+            scheduler: Scheduler::new(options, limits, 5),
             in_flight: BinaryHeap::new(),
             jobs: Slab::new(),
             per_host: BTreeMap::new(),
@@ -181,6 +185,82 @@ fn a_resting_host_sends_its_torrents_to_the_next_tier() {
         last.unwrap() - start < Duration::from_secs(60),
         "30 s of dead slots, then 50 a second"
     );
+}
+
+/// Ten thousand torrents with two trackers each, on 24 hosts of which a quarter is silent for as
+/// long as an announce may take and a quarter refuses at once.
+fn mixed(options: Options) -> (World, usize) {
+    let mut world = World::with(options, Limits::default());
+    let host = |index: u32| match index % 4 {
+        0 => format!("silent{}", index % 24),
+        1 => format!("refused{}", index % 24),
+        _ => format!("alive{}", index % 24),
+    };
+    let mut alive_count = 0;
+    for index in 0..10_000 {
+        let (first, second) = (host(index), host(index / 24 * 7 + index + 2));
+        let is_alive = |host: &&String| host.starts_with("alive");
+        let told = BTreeSet::from([&first, &second]);
+        alive_count += told.into_iter().filter(is_alive).count();
+        world.add(index, &[&first, &second]);
+    }
+    (world, alive_count)
+}
+
+fn of_mixed(job: &Job) -> (Duration, Result<Reply, Failure>) {
+    let host = job.announce.url.host();
+    if host.contains("silent") {
+        (Duration::from_secs(60), Err(timeout()))
+    } else if host.contains("refused") {
+        (Duration::from_millis(1), Err(Failure::Connect("refused".into())))
+    } else {
+        (Duration::from_millis(100), ok())
+    }
+}
+
+#[test]
+fn dead_hosts_delay_nobody_who_announces_elsewhere() {
+    let options = Options { parallel_tiers: true, ..Options::default() };
+    let (mut world, alive_count) = mixed(options);
+    let start = world.now;
+    world.run(Duration::from_secs(120), &of_mixed);
+    assert_eq!(world.seen_of("alive"), alive_count, "all who live are announced to, once");
+    let last = world.seen.iter().filter(|seen| seen.1.contains("alive")).map(|seen| seen.0).max();
+    let took = last.unwrap() - start;
+    // Twenty slots for the living, a tenth of a second each, and fifty a second to each host.
+    assert!(took < Duration::from_secs(75), "{took:?}");
+    assert!(world.in_flight_peak <= world.limits.in_flight_max, "{}", world.in_flight_peak);
+    assert!(world.per_host_peak <= world.limits.in_flight_per_host_max);
+    assert!(world.seen_of("silent") <= 6 * 6, "{}", world.seen_of("silent"));
+}
+
+#[test]
+fn a_silent_host_sends_its_torrents_to_the_next_tier_in_fifteen_seconds() {
+    let mut world = World::new(Limits::default());
+    for index in 0..1000 {
+        world.add(index, &["silent", "alive"]);
+    }
+    let start = world.now;
+    world.run(Duration::from_secs(120), &of_mixed);
+    assert_eq!(world.seen_of("alive"), 1000);
+    assert!(world.seen_of("silent") <= 4, "two, and one more after each rest");
+    let first = world.seen.iter().find(|seen| seen.1.contains("alive")).unwrap().0;
+    assert_eq!(first - start, Duration::from_secs(15));
+    assert!(world.seen.iter().filter(|seen| seen.3 != Event::Started).count() == 0);
+}
+
+#[test]
+fn tiers_one_by_one_reach_the_living_in_time_too() {
+    let (mut world, _) = mixed(Options::default());
+    world.run(Duration::from_secs(120), &of_mixed);
+    let reached: BTreeSet<_> =
+        world.seen.iter().filter(|seen| seen.1.contains("alive")).map(|seen| seen.2).collect();
+    let reachable = (0..10_000).filter(|index| {
+        let status = world.scheduler.status(hash(*index)).unwrap();
+        status.trackers.iter().any(|tracker| tracker.url.host().contains("alive"))
+    });
+    assert_eq!(reached.len(), reachable.count());
+    assert!(world.in_flight_peak <= world.limits.in_flight_max, "{}", world.in_flight_peak);
 }
 
 #[test]
@@ -361,22 +441,29 @@ impl<T> Scheduler<T> {
     /// Every torrent stands in exactly the sets that its state names, and the counts are sums.
     fn check_invariants(&self) {
         let in_flight_count: usize = self.entries.iter().map(|(_, e)| e.in_flight_count).sum();
-        assert_eq!(in_flight_count, self.in_flight_count);
+        assert_eq!(in_flight_count, self.on_way.len());
+        let unproven_count = self.on_way.values().filter(|on_way| on_way.is_unproven).count();
+        assert_eq!(unproven_count, self.unproven_in_flight_count);
+        assert!(unproven_count <= self.limits.in_flight_unproven_max);
+        assert!(self.silences.iter().all(|(_, on_way)| self.on_way.contains_key(on_way)));
         assert_eq!(self.entries.len(), self.by_info_hash.len() + self.stopping.len());
         let (mut waiting_count, mut ready_count) = (0, 0);
-        for (key, entry) in &self.entries {
-            match &entry.queue {
+        let lines = self.entries.iter().flat_map(|(key, entry)| {
+            (0..).zip(&entry.queues).map(move |(chain, queue)| ((key, chain), entry, queue))
+        });
+        for (line, entry, queue) in lines {
+            match queue {
                 Queue::None => assert!(
-                    entry.in_flight_count > 0 || entry.announcer.poll_timeout().is_none(),
+                    entry.in_flight_count > 0 || entry.announcer.poll_timeout(line.1).is_none(),
                     "a torrent that nobody will wake"
                 ),
                 Queue::Waiting(at) => {
                     waiting_count += 1;
-                    assert!(self.waiting.contains(&(*at, key)));
+                    assert!(self.waiting.contains(&(*at, line)));
                 }
                 Queue::Ready(host, rank) => {
                     ready_count += 1;
-                    assert!(self.ready.contains(&(rank.1, key)));
+                    assert!(self.ready.contains(&(rank.1, line)));
                     assert!(self.hosts[host].ready.contains(rank));
                 }
             }
@@ -385,12 +472,13 @@ impl<T> Scheduler<T> {
         let of_hosts: usize = self.hosts.values().map(|host| host.ready.len()).sum();
         assert_eq!(ready_count, of_hosts);
         let placed = |place: &Place| match place {
-            Place::Off => (0, 0),
-            Place::Runnable(_) => (1, 0),
-            Place::Pausing(_) => (0, 1),
+            Place::Off => (0, 0, 0),
+            Place::Runnable(_) => (1, 0, 0),
+            Place::Unproven(_) => (0, 1, 0),
+            Place::Pausing(_) => (0, 0, 1),
         };
-        let sum = |(a, b), (c, d)| (a + c, b + d);
-        let counts = self.hosts.values().map(|host| placed(&host.place)).fold((0, 0), sum);
-        assert_eq!(counts, (self.runnable.len(), self.pausing.len()));
+        let sum = |(a, b, c), (d, e, f)| (a + d, b + e, c + f);
+        let counts = self.hosts.values().map(|host| placed(&host.place)).fold((0, 0, 0), sum);
+        assert_eq!(counts, (self.runnable.len(), self.unproven.len(), self.pausing.len()));
     }
 }

@@ -11,17 +11,26 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::http::{Bind, BuildError, HttpConfig, HttpExecutor};
+pub use super::executor::BuildError;
+use super::executor::Executor;
+use super::http::{Bind, HttpConfig};
+use super::reply::Scraped;
 use super::scheduler::{AddError, Job};
+use super::tracker_url::{Protocol, TrackerUrl};
+use super::udp::Ignored;
 use super::{AddressPolicy, Event, Failure, Limits, Options, Reply, Scheduler, Status, Totals};
+use crate::metrics::{self, AnnounceProtocol, AnnounceResult, Labels as _, TrackerAnnounces};
 use crate::sys::clock;
 use crate::units::{InfoHash, PeerId};
 
 /// Answers with peers that wait to be taken.
 pub const FOUND_MAX: usize = 1024;
+
+/// Scrapes that run at a time.
+const SCRAPES_MAX: usize = 4;
 
 /// Torrents of which it is remembered that peers were refused, so that each is said once.
 const TOLD_MAX: usize = 1024;
@@ -43,10 +52,16 @@ pub struct Config {
     pub options: Options,
     /// How much may happen at once.
     pub limits: Limits,
-    /// Time for one announce as a whole.
+    /// Time for one announce over HTTP as a whole.
     pub announce_wall: Duration,
+    /// Time for one announce over UDP: enough for what is sent at 0, 15 and 45 s.
+    pub datagram_wall: Duration,
     /// Time for one `stopped`.
     pub stop_wall: Duration,
+    /// Where latencies are counted; the service's runtime has to be their one writer.
+    pub cells: Arc<metrics::Process>,
+    /// Where announces are counted by tracker.
+    pub tracker_announces: TrackerAnnounces,
 }
 
 impl Config {
@@ -61,7 +76,10 @@ impl Config {
             options: Options::default(),
             limits: Limits::default(),
             announce_wall: Duration::from_secs(30),
+            datagram_wall: Duration::from_secs(60),
             stop_wall: Duration::from_secs(5),
+            cells: Arc::default(),
+            tracker_announces: TrackerAnnounces::default(),
         }
     }
 }
@@ -92,10 +110,10 @@ pub struct Found {
 /// What has happened, for the metrics.
 #[derive(Debug, Default)]
 pub struct Counters {
-    announces: [AtomicU64; RESULTS.len()],
+    announces: [AtomicU64; AnnounceResult::COUNT],
     /// Announces on their way.
     pub in_flight: AtomicU64,
-    /// Torrents whose announce is due and waits for the limits.
+    /// Announces that are due and wait for the limits.
     pub queued: AtomicU64,
     /// Torrents, stopping ones included.
     pub torrents: AtomicU64,
@@ -107,22 +125,11 @@ pub struct Counters {
     pub peers_dropped: AtomicU64,
 }
 
-/// The labels of results of announces.
-pub const RESULTS: [&str; 8] =
-    ["ok", "failure", "timeout", "dns", "connect", "tls", "http", "refused"];
-
 impl Counters {
     /// Announces so far, by result.
-    pub fn announces(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        RESULTS.into_iter().zip(self.announces.iter().map(|count| count.load(Relaxed)))
-    }
-
-    fn count(&self, result: &Result<Reply, Failure>) {
-        let label = result.as_ref().map_or_else(Failure::label, |_| RESULTS[0]);
-        let counts = RESULTS.into_iter().zip(&self.announces);
-        for (_, count) in counts.filter(|(result, _)| *result == label) {
-            count.fetch_add(1, Relaxed);
-        }
+    pub fn announces(&self) -> impl Iterator<Item = (AnnounceResult, u64)> + '_ {
+        let counts = AnnounceResult::ALL.iter().zip(&self.announces);
+        counts.map(|(result, count)| (*result, count.load(Relaxed)))
     }
 }
 
@@ -135,30 +142,35 @@ impl Service {
     /// of the runtime. Peers come out of the receiver.
     ///
     /// # Errors
-    /// The HTTP client cannot be set up.
+    /// The HTTP client or the UDP sockets cannot be set up.
     pub fn spawn(config: Config) -> Result<(Handle, mpsc::Receiver<Found>), BuildError> {
         let (found, receiver) = mpsc::channel(FOUND_MAX);
         let mut rng = fastrand::Rng::with_seed(config.seed);
-        let executor = HttpExecutor::new(HttpConfig {
+        let http = HttpConfig {
             peer_id: config.peer_id,
             port: config.port,
             key: rng.u32(..),
             policy: config.policy,
             bind: config.bind,
-        })?;
+        };
+        let executor = Arc::new(Executor::new(http, rng.u64(..))?);
         let (is_over, _) = watch::channel(false);
         let shared = Arc::new(Shared {
             scheduler: Mutex::new(Scheduler::new(config.options, config.limits, rng.u64(..))),
             changed: Notify::new(),
             is_over,
             counters: Counters::default(),
+            executor,
+            scrapes: Semaphore::new(SCRAPES_MAX),
         });
         let worker = Worker {
             shared: Arc::clone(&shared),
-            executor: Arc::new(executor),
             found,
             announce_wall: config.announce_wall,
+            datagram_wall: config.datagram_wall,
             stop_wall: config.stop_wall,
+            cells: config.cells,
+            tracker_announces: config.tracker_announces,
             told: Mutex::default(),
         };
         tokio::spawn(worker.run());
@@ -178,6 +190,8 @@ struct Shared {
     /// True once nothing will be announced any more.
     is_over: watch::Sender<bool>,
     counters: Counters,
+    executor: Arc<Executor>,
+    scrapes: Semaphore,
 }
 
 impl Handle {
@@ -230,6 +244,27 @@ impl Handle {
         self.shared.scheduler().overdue_count(clock::now())
     }
 
+    /// Asks a tracker for its counts of `torrents`, which need not be announced here; see
+    /// [`Executor::scrape`]. Only a few scrapes run at a time; others wait.
+    ///
+    /// # Errors
+    /// Says what went wrong.
+    pub async fn scrape(
+        &self,
+        url: &TrackerUrl,
+        torrents: &[InfoHash],
+        wall: Duration,
+    ) -> Result<Vec<Scraped>, Failure> {
+        // It is never closed; without a turn the scrape would only be one too many.
+        let _turn = self.shared.scrapes.acquire().await;
+        self.shared.executor.scrape(url, torrents, wall).await
+    }
+
+    /// Datagrams that were no answer of a UDP tracker.
+    pub fn ignored_datagrams(&self) -> Ignored {
+        self.shared.executor.udp().ignored()
+    }
+
     /// Announces `stopped` for every torrent whose tracker heard `started`, within the limits, and
     /// ends the service after `deadline` at the latest. Says how many torrents did not get to say
     /// it.
@@ -258,15 +293,18 @@ impl Shared {
 /// The task: asks the schedule what is due, announces it, and hands back what came of it.
 struct Worker {
     shared: Arc<Shared>,
-    executor: Arc<HttpExecutor>,
     found: mpsc::Sender<Found>,
     announce_wall: Duration,
+    datagram_wall: Duration,
     stop_wall: Duration,
+    cells: Arc<metrics::Process>,
+    tracker_announces: TrackerAnnounces,
     /// Torrents of which was said that peers were refused.
     told: Mutex<BTreeSet<InfoHash>>,
 }
 
-type Ended = (Job, Result<Reply, Failure>);
+/// An announce, what came of it, and how long that took.
+type Ended = (Job, Result<Reply, Failure>, Duration);
 
 impl Worker {
     async fn run(self) {
@@ -288,7 +326,8 @@ impl Worker {
                 () = self.shared.changed.notified() => {}
                 () = sleep => {}
                 Some(ended) = announces.join_next() => {
-                    if let Ok((job, result)) = ended {
+                    if let Ok((job, result, took)) = ended {
+                        self.count(&job, &result, took);
                         self.handle_ended(&job, result);
                     }
                 }
@@ -303,12 +342,15 @@ impl Worker {
         while let Some(job) = scheduler.poll(now) {
             let totals = scheduler.attachment(job.key).map(|source| source.totals());
             let totals = totals.unwrap_or_default();
-            let executor = Arc::clone(&self.executor);
-            let is_stop = job.announce.event == Event::Stopped;
-            let wall = if is_stop { self.stop_wall } else { self.announce_wall };
+            let executor = Arc::clone(&self.shared.executor);
+            let wall = match (job.announce.event, job.announce.url.protocol()) {
+                (Event::Stopped, _) => self.stop_wall,
+                (_, Protocol::Udp) => self.datagram_wall,
+                (_, Protocol::Http | Protocol::Https) => self.announce_wall,
+            };
             announces.spawn(async move {
                 let result = executor.announce(job.info_hash, &job.announce, totals, wall).await;
-                (job, result)
+                (job, result, clock::now() - now)
             });
         }
         let counters = &self.shared.counters;
@@ -319,9 +361,27 @@ impl Worker {
         (scheduler.poll_timeout(), scheduler.is_ended())
     }
 
+    fn count(&self, job: &Job, result: &Result<Reply, Failure>, took: Duration) {
+        let url = &job.announce.url;
+        let label = result.as_ref().map_or_else(Failure::result, |_| AnnounceResult::Ok);
+        if let Some(count) = self.shared.counters.announces.get(label.index()) {
+            count.fetch_add(1, Relaxed);
+        }
+        self.tracker_announces.count(url.host(), label);
+        let has_answered =
+            matches!(label, AnnounceResult::Ok | AnnounceResult::Failure | AnnounceResult::Http);
+        if has_answered {
+            let protocol = match url.protocol() {
+                Protocol::Http => AnnounceProtocol::Http,
+                Protocol::Https => AnnounceProtocol::Https,
+                Protocol::Udp => AnnounceProtocol::Udp,
+            };
+            self.cells.announce_seconds[protocol].observe(took);
+        }
+    }
+
     fn handle_ended(&self, job: &Job, result: Result<Reply, Failure>) {
         let counters = &self.shared.counters;
-        counters.count(&result);
         let is_wanted = {
             let mut scheduler = self.shared.scheduler();
             scheduler.handle_reply(clock::now(), job, &result).is_some()

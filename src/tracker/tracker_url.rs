@@ -18,6 +18,18 @@ const OUR_KEYS: [&str; 2] = ["info_hash", "peer_id"];
 pub struct TrackerUrl {
     text: Arc<str>,
     host: Arc<str>,
+    protocol: Protocol,
+}
+
+/// What a tracker speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    /// HTTP in the open.
+    Http,
+    /// HTTP over TLS.
+    Https,
+    /// Datagrams (BEP 15).
+    Udp,
 }
 
 /// Why a URL is not announced to.
@@ -26,9 +38,6 @@ pub enum UrlError {
     /// No URL at all, or one that is too long.
     #[error("it is not a URL of at most {URL_LEN_MAX} bytes")]
     Unreadable,
-    /// A scheme that no executor speaks yet.
-    #[error("UDP trackers are not supported yet")]
-    Udp,
     /// A scheme that trackers do not have.
     #[error("trackers are not reached by this scheme")]
     Scheme,
@@ -38,6 +47,9 @@ pub enum UrlError {
     /// Port 0.
     #[error("its port is 0")]
     Port,
+    /// A UDP tracker without a port, for which there is no default.
+    #[error("it is a UDP tracker and names no port")]
+    NoPort,
     /// A query that already names a torrent or a peer.
     #[error("its query already holds info_hash or peer_id")]
     Baked,
@@ -53,6 +65,11 @@ impl TrackerUrl {
             return Err(UrlError::Unreadable);
         }
         let url = url::Url::parse(text).map_err(|_| UrlError::Unreadable)?;
+        let (url, protocol) = match url.scheme() {
+            "udp" => (udp_as_http(&url)?, Protocol::Udp),
+            "https" => (url, Protocol::Https),
+            _ => (url, Protocol::Http),
+        };
         check(&url)?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(UrlError::Unreadable);
@@ -60,8 +77,31 @@ impl TrackerUrl {
         if url.query_pairs().any(|(key, _)| OUR_KEYS.contains(&key.as_ref())) {
             return Err(UrlError::Baked);
         }
-        let host = format!("{}://{host}:{port}", url.scheme()).into();
-        Ok(Self { text: String::from(url).into(), host })
+        let host = format!("{}://{host}:{port}", protocol.scheme());
+        let text = match protocol {
+            Protocol::Udp => format!("{host}{}", path_and_query(&url)),
+            Protocol::Http | Protocol::Https => String::from(url),
+        };
+        Ok(Self { text: text.into(), host: host.into(), protocol })
+    }
+
+    /// What the tracker speaks.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Name or address of the host, and the port. An IPv6 address is without its brackets.
+    pub fn host_and_port(&self) -> Option<(&str, u16)> {
+        let (_, authority) = self.host.split_once("://")?;
+        let (host, port) = authority.rsplit_once(':')?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        Some((bare.unwrap_or(host), port.parse().ok()?))
+    }
+
+    /// Path and query of a UDP tracker, which go to it as URL data (BEP 41); empty for others.
+    pub fn url_data(&self) -> &str {
+        let data = self.text.strip_prefix(&*self.host).filter(|_| self.protocol == Protocol::Udp);
+        data.unwrap_or_default()
     }
 
     /// The whole URL, with its secrets.
@@ -75,6 +115,35 @@ impl TrackerUrl {
     }
 }
 
+impl Protocol {
+    /// The scheme of its URLs; also the label of metrics.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// The URL of a UDP tracker under the rules of the web, which give its host one spelling.
+fn udp_as_http(url: &url::Url) -> Result<url::Url, UrlError> {
+    if url.port().is_none() {
+        return Err(UrlError::NoPort);
+    }
+    let (_, rest) = url.as_str().split_once(':').ok_or(UrlError::Unreadable)?;
+    url::Url::parse(&format!("http:{rest}")).map_err(|_| UrlError::Unreadable)
+}
+
+/// Empty for the root without a query.
+fn path_and_query(url: &url::Url) -> String {
+    match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None if url.path() == "/" => String::new(),
+        None => url.path().to_owned(),
+    }
+}
+
 /// Scheme, host and port of a URL that may not be usable, cut and escaped.
 pub(super) fn host_of(text: &str) -> Option<String> {
     let url = url::Url::parse(text.get(..URL_LEN_MAX).unwrap_or(text)).ok()?;
@@ -83,14 +152,13 @@ pub(super) fn host_of(text: &str) -> Option<String> {
     Some(format!("{}://{host}{port}", url.scheme()))
 }
 
-/// The rules that hold for a tracker's URL and for every redirect.
+/// The rules that hold for the URL of an HTTP tracker and for every redirect.
 ///
 /// # Errors
 /// Says which rule `url` breaks.
 pub fn check(url: &url::Url) -> Result<(), UrlError> {
     match url.scheme() {
         "http" | "https" => {}
-        "udp" => return Err(UrlError::Udp),
         _ => return Err(UrlError::Scheme),
     }
     if !url.username().is_empty() || url.password().is_some() {
@@ -124,8 +192,19 @@ mod tests {
             ("http://t.example/announce", Ok("http://t.example:80")),
             ("HTTPS://T.Example:8443/a?key=1", Ok("https://t.example:8443")),
             ("http://[::1]:6969/announce", Ok("http://[::1]:6969")),
+            ("http://b\u{fc}cher.example/", Ok("http://xn--bcher-kva.example:80")),
+            ("udp://tr\u{430}cker.example:1", Ok("udp://xn--trcker-4nf.example:1")),
             ("http://0x7f.1/announce", Ok("http://127.0.0.1:80")),
-            ("udp://t.example:6969", Err(UrlError::Udp)),
+            ("udp://t.example:6969", Ok("udp://t.example:6969")),
+            ("UDP://T.Example:80/announce", Ok("udp://t.example:80")),
+            ("udp://[2001:DB8::1]:80", Ok("udp://[2001:db8::1]:80")),
+            ("udp://0x7f.1:1/", Ok("udp://127.0.0.1:1")),
+            ("udp://t.example/announce", Err(UrlError::NoPort)),
+            ("udp://t.example:0/announce", Err(UrlError::Port)),
+            ("udp://me@t.example:1/", Err(UrlError::UserInfo)),
+            ("udp://t.example:1/?peer_id=x", Err(UrlError::Baked)),
+            ("udp://:1/", Err(UrlError::Unreadable)),
+            ("udp:t.example:1", Err(UrlError::NoPort)),
             ("file:///etc/passwd", Err(UrlError::Scheme)),
             ("ftp://t.example/", Err(UrlError::Scheme)),
             ("http://me@t.example/", Err(UrlError::UserInfo)),
@@ -142,8 +221,28 @@ mod tests {
             let judged = TrackerUrl::parse(text).map(|url| url.host().to_string());
             assert_eq!(judged, expected.map(str::to_owned), "{text}");
         }
+        for text in ["udp://t.example:65536/", "udp://a b:1/", "udp://[::1:1/"] {
+            assert_eq!(TrackerUrl::parse(text), Err(UrlError::Unreadable), "{text}");
+        }
         let long = format!("http://t.example/{}", "x".repeat(URL_LEN_MAX));
         assert_eq!(TrackerUrl::parse(&long), Err(UrlError::Unreadable));
+    }
+
+    #[test]
+    fn udp_trackers_have_an_address_and_url_data() {
+        let table = [
+            ("udp://t.example:80", ("t.example", 80), ""),
+            ("udp://t.example:80/", ("t.example", 80), ""),
+            ("udp://t.example:80/announce", ("t.example", 80), "/announce"),
+            ("udp://t.example:80/?a=b", ("t.example", 80), "/?a=b"),
+            ("udp://t.example:80?a=b#c", ("t.example", 80), "/?a=b"),
+            ("udp://[::1]:6969/a/b?c", ("::1", 6969), "/a/b?c"),
+            ("https://[::1]/a/b?c", ("::1", 443), ""),
+        ];
+        for (text, address, data) in table {
+            let url = TrackerUrl::parse(text).unwrap();
+            assert_eq!((url.host_and_port(), url.url_data()), (Some(address), data), "{text}");
+        }
     }
 
     #[test]

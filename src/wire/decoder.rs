@@ -27,6 +27,8 @@ pub const PROGRESS_LEN_MIN: u64 = 1024;
 pub struct Limits {
     /// Pieces of the torrent: a bitfield has exactly that many bits.
     pub piece_count: u32,
+    /// Whether that is only the most that there can be, and a bitfield may be shorter.
+    pub is_most: bool,
     /// Greatest number of data bytes in one block.
     pub block_len_max: u32,
 }
@@ -34,7 +36,12 @@ pub struct Limits {
 impl Limits {
     /// The limits for a torrent of `piece_count` pieces and blocks of the universal 16 KiB.
     pub fn new(piece_count: u32) -> Self {
-        Self { piece_count, block_len_max: BLOCK_LEN }
+        Self { piece_count, is_most: false, block_len_max: BLOCK_LEN }
+    }
+
+    /// The limits while it is not known how many pieces the torrent has, but for the most.
+    pub fn at_most(piece_count: u32) -> Self {
+        Self { is_most: true, ..Self::new(piece_count) }
     }
 
     /// Judges the beginning of a message, as far as it has come.
@@ -77,7 +84,9 @@ impl Limits {
             id::PORT => fixed(3, Error::PortLen { len }),
             id::BITFIELD => {
                 let expected = self.piece_count.div_ceil(8) + 1;
-                if len != expected {
+                let fits =
+                    if self.is_most { (2..=expected).contains(&len) } else { len == expected };
+                if !fits {
                     return Err(Error::BitfieldLen { len, expected });
                 }
                 Ok(Shape::Bitfield { len: len as usize - 1 })
@@ -270,6 +279,13 @@ impl Decoder {
             handle(incoming);
         }
         Ok(())
+    }
+
+    /// The torrent turns out to have `piece_count` pieces. A bitfield that is under way keeps the
+    /// length that it began with.
+    pub fn set_piece_count(&mut self, piece_count: u32) {
+        self.limits =
+            Limits { block_len_max: self.limits.block_len_max, ..Limits::new(piece_count) };
     }
 
     /// Whether a message has begun and is not whole.

@@ -82,6 +82,18 @@ pub enum Error {
     /// An extension handshake that is some other value than a dictionary.
     #[error("the extension handshake is not a dictionary")]
     ExtensionHandshakeForm,
+    /// A message about metadata (BEP 9) that is not bencode.
+    #[error("the ut_metadata message cannot be read: {0}")]
+    Metadata(bencode::Error),
+    /// A message about metadata without kind or block, or with too long a block.
+    #[error("the ut_metadata message has no kind, no block, or more than 16 KiB of data")]
+    MetadataForm,
+    /// A message of peer exchange (BEP 11) that is not bencode.
+    #[error("the ut_pex message cannot be read: {0}")]
+    Pex(bencode::Error),
+    /// A message of peer exchange that is no dictionary, or too long.
+    #[error("the ut_pex message is not a dictionary, or is too long")]
+    PexForm,
 }
 
 impl Error {
@@ -99,6 +111,10 @@ impl Error {
             Self::ExtendedLen { .. } => "extended_len",
             Self::ExtensionHandshake(_) => "extension_handshake",
             Self::ExtensionHandshakeForm => "extension_handshake_form",
+            Self::Metadata(_) => "metadata",
+            Self::MetadataForm => "metadata_form",
+            Self::Pex(_) => "pex",
+            Self::PexForm => "pex_form",
         }
     }
 }

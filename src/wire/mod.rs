@@ -14,6 +14,8 @@ mod encoder;
 mod error;
 mod extension;
 mod handshake;
+mod metadata;
+mod pex;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,11 @@ pub use extension::{
     REQQ_MAX, encode_extension_handshake,
 };
 pub use handshake::{Handshake, HandshakeReader};
+pub use metadata::{
+    METADATA_BLOCK_LEN, METADATA_LEN_MAX, METADATA_NAME, MetadataMessage, metadata_block,
+    metadata_block_count,
+};
+pub use pex::{PEX_LEN_MAX, PEX_NAME, PEX_PEERS_MAX, PexMessage, pex_flags};
 
 use crate::units::{Block, PieceIndex};
 

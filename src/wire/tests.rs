@@ -197,7 +197,7 @@ fn limits_are_those_of_the_torrent() {
         let error = Error::BitfieldLen { len: len + 1, expected: len };
         assert_eq!(refusal(limits, &head(len + 1)), Some(error));
     }
-    let limits = Limits { piece_count: 1, block_len_max: 5 };
+    let limits = Limits { block_len_max: 5, ..Limits::new(1) };
     assert_eq!(refusal(limits, &[0, 0, 0, 14, 7]), None);
     assert_eq!(refusal(limits, &[0, 0, 0, 15, 7]), Some(Error::BlockLen { len: 15, max: 14 }));
 }

@@ -448,6 +448,6 @@ fn refusal(refused: &Refused) -> HandshakeResult {
         Refused::Ourselves => HandshakeResult::Itself,
         Refused::Duplicate => HandshakeResult::Duplicate,
         Refused::Full | Refused::FullForAddress => HandshakeResult::Limit,
-        Refused::Banned | Refused::LocalAddress => HandshakeResult::Refused,
+        Refused::Banned | Refused::Blocked | Refused::LocalAddress => HandshakeResult::Refused,
     }
 }

@@ -545,9 +545,9 @@ impl Intake<'_> {
 pub(super) fn why_closed(error: &swarm::Error) -> DisconnectReason {
     tracing::debug!(%error, "the swarm closes a connection");
     match error {
-        swarm::Error::Banned => DisconnectReason::Banned,
+        swarm::Error::Banned | swarm::Error::Blocked => DisconnectReason::Banned,
         swarm::Error::NothingToTrade => DisconnectReason::Useless,
-        swarm::Error::Replaced => DisconnectReason::Duplicate,
+        swarm::Error::Replaced | swarm::Error::Forgotten => DisconnectReason::Duplicate,
         swarm::Error::Idle => DisconnectReason::Idle,
         swarm::Error::Inactive | swarm::Error::BlockStalled => DisconnectReason::Timeout,
         swarm::Error::NotReading => DisconnectReason::Slow,

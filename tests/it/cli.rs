@@ -501,10 +501,13 @@ fn get_without_peers_says_what_was_tried() {
     let far = content.with_tracker(&folder("far-torrent"), &tracker.url());
     let host = format!("tracker http://{gone}/…: no connection to the tracker");
     let given = format!("--peer {gone}: not connected");
-    let udp = content.with_tracker(&folder("udp-torrent"), "udp://tracker.example:1/announce");
-    let not_asked = "1 tracker not asked: UDP trackers are not supported yet";
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent_at = silent.local_addr().unwrap();
+    let url = format!("udp://{silent_at}/announce?k=s3cret");
+    let udp = content.with_tracker(&folder("udp-torrent"), &url);
+    let not_heard = format!("tracker udp://{silent_at}/…: no answer yet");
     let cases = [
-        ("udp", &udp, vec![], vec![not_asked]),
+        ("udp", &udp, vec![], vec![not_heard.as_str()]),
         ("none", &content, vec![], vec!["names no trackers"]),
         ("dead", &dead, vec![gone], vec![host.as_str(), given.as_str()]),
         ("far", &far, vec![], vec!["it names 0 peers", "10.0.0.1", "SEEDRING__NET__ALLOW_LOCAL="]),

@@ -53,6 +53,9 @@ fn plan(seed: u64) -> Plan {
         piece_bytes_max: [u64::MAX, 0, 100_000][rng.usize(..3)],
         defect: Defect::None,
         stop_when_done: true,
+        hub: false,
+        private: false,
+        exchange: rng.u32(..3) == 0,
     }
 }
 
@@ -80,6 +83,9 @@ fn quiet(seed: u64) -> Plan {
         up: None,
         defect: Defect::None,
         stop_when_done: true,
+        hub: false,
+        private: false,
+        exchange: false,
     }
 }
 
@@ -164,6 +170,32 @@ fn corrupters_are_banned_and_nobody_else() {
             liars.iter().any(|&liar| node.bans_ip(world.nodes[liar].addr.ip()))
         });
         assert!(banned.count() > 0, "seed {seed}: nobody met a corrupter");
+    }
+}
+
+#[test]
+fn leechers_find_each_other_by_exchange_alone() {
+    for seed in 0..3 {
+        let plan = Plan { hub: true, exchange: true, rate: (20_000, 30_000), ..quiet(seed) };
+        let mut world = World::new(plan);
+        world.run();
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
+        let met = world.pairs_of_leechers();
+        // Not everybody has the extension protocol in this world.
+        assert!(met.len() > 3, "seed {seed}: only {met:?} met");
+        let between = world.served.iter().filter(|((from, to), _)| *from > 0 && *to > 0);
+        assert!(between.map(|(_, len)| len).sum::<u64>() > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn nobody_learns_of_others_in_a_private_torrent() {
+    for seed in 0..3 {
+        let plan = Plan { hub: true, exchange: true, private: true, ..quiet(seed) };
+        let mut world = World::new(plan);
+        world.run();
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
+        assert_eq!(world.pairs_of_leechers(), [], "seed {seed}");
     }
 }
 

@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+/// Where every node listens.
+const LISTEN_PORT: u16 = 6881;
+
 /// A defect put in on purpose, to see that the checks see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Defect {
@@ -58,6 +61,11 @@ pub(crate) struct Plan {
     pub(crate) defect: Defect,
     /// The run ends as soon as all honest nodes are complete.
     pub(crate) stop_when_done: bool,
+    /// At first all know the first node only, and that one nobody.
+    pub(crate) hub: bool,
+    pub(crate) private: bool,
+    /// Peers tell each other of peers.
+    pub(crate) exchange: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +76,7 @@ pub(crate) enum Event {
     Hashed { node: usize, piece: u32, digests: bool },
     Written { node: usize, piece: u32 },
     Dial { from: usize, to: usize },
+    Nobody { from: usize, addr: SocketAddr },
     Fault,
     Mischief { node: usize },
 }
@@ -148,8 +157,10 @@ impl World {
         }
         let count = self.nodes.len();
         for from in 0..count {
-            let addrs: Vec<SocketAddr> =
-                (0..count).filter(|&to| to != from).map(|to| self.nodes[to].addr).collect();
+            let addrs: Vec<SocketAddr> = (0..count)
+                .filter(|&to| to != from && (to == 0 || !plan.hub))
+                .map(|to| self.nodes[to].addr)
+                .collect();
             let now = self.now();
             self.nodes[from].swarm.handle_contacts(now, Source::Operator, &addrs);
             self.drain(from);
@@ -177,6 +188,9 @@ impl World {
             peer_id: PeerId([number; 20]),
             sequential: self.plan.sequential,
             slots: Slots::from(slots),
+            pex: self.plan.exchange,
+            private: self.plan.private,
+            listen_port: self.plan.exchange.then_some(LISTEN_PORT),
             down: self.plan.down,
             up: self.plan.up,
             partial_pieces_max: self.plan.partial_pieces_max,
@@ -191,7 +205,7 @@ impl World {
             swarm,
             shared,
             character,
-            addr: SocketAddr::from(([20, 0, 0, number], 6881)),
+            addr: SocketAddr::from(([20, 0, 0, number], LISTEN_PORT)),
             disk,
             buffers: BTreeMap::new(),
             sources: BTreeMap::new(),
@@ -256,6 +270,15 @@ impl World {
         self.nodes[node].got.values().sum()
     }
 
+    /// Pairs of nodes, the first one not among them, that were connected at some time.
+    pub(crate) fn pairs_of_leechers(&self) -> Vec<(usize, usize)> {
+        let pairs = self.ends.iter().map(|end| (end.node, end.peer));
+        let mut pairs: Vec<_> = pairs.filter(|(from, to)| *from > 0 && from < to).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        pairs
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.honest().all(|(_, node)| node.swarm.is_complete())
     }
@@ -310,6 +333,11 @@ impl World {
             Event::Hashed { node, piece, digests } => self.hashed(node, piece, digests),
             Event::Written { node, piece } => self.written(node, piece),
             Event::Dial { from, to } => self.dial(from, to),
+            Event::Nobody { from, addr } => {
+                let now = self.now();
+                self.nodes[from].swarm.handle_connect_failed(now, addr);
+                self.drain(from);
+            }
             Event::Fault => self.fault(),
             Event::Mischief { node } => self.mischief(node),
         }
@@ -326,9 +354,12 @@ impl World {
                 }
                 Action::Close(key, reason) => self.closed(number, key, reason),
                 Action::Connect(addr) => {
-                    let to = self.nodes.iter().position(|node| node.addr == addr).unwrap();
                     let wait = self.rng.u64(1..200);
-                    self.after(wait, Event::Dial { from: number, to });
+                    match self.nodes.iter().position(|node| node.addr == addr) {
+                        Some(to) => self.after(wait, Event::Dial { from: number, to }),
+                        // Whoever bends messages names peers that do not exist.
+                        None => self.after(wait, Event::Nobody { from: number, addr }),
+                    }
                 }
                 Action::Verify { piece, digests } => {
                     let wait = self.rng.u64(0..20);

@@ -204,7 +204,7 @@ pub fn create(
     Ok(Created {
         bytes,
         info_hash: metainfo.info_hash,
-        magnet: metainfo.magnet(),
+        magnet: metainfo.magnet().to_string(),
         file_count: metainfo.layout.file_count(),
         piece_count: metainfo.geometry.piece_count(),
         piece_len,
