@@ -68,7 +68,7 @@ impl GetArgs {
         let mut config = for_one_torrent(variables)?;
         config.paths.downloads.clone_from(&self.output);
         replace_list(&mut config.net.listen, self.listen.clone());
-        config.net.pex &= !self.discovery.no_pex;
+        self.discovery.apply(&mut config.net);
         config.check()?;
         Ok(config)
     }
@@ -117,7 +117,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         eprintln!("seedring: {warning}");
     }
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
-    let total = metainfo.geometry.total_len();
+    let (total, is_private) = (metainfo.geometry.total_len(), metainfo.private);
     let mut engine = match Engine::start(settings) {
         Ok(engine) => engine,
         Err(error) => return Ok(super::fail_start(&error)),
@@ -141,6 +141,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         info_hash,
         bar: super::transfer_bar(total, "get"),
         total,
+        is_private,
         is_checked: false,
         is_complete: false,
         best: (u64::MAX, clock::now()),
@@ -211,6 +212,7 @@ struct Fetch {
     info_hash: InfoHash,
     bar: indicatif::ProgressBar,
     total: u64,
+    is_private: bool,
     is_checked: bool,
     is_complete: bool,
     /// The bytes that had come when last something came, and when that was.
@@ -307,11 +309,15 @@ impl Fetch {
         let status = self.engine.tracker_status(&self.info_hash);
         let trackers = status.map(|status| lines_of(&status)).unwrap_or_default();
         if trackers.is_empty() {
-            lines.push(
-                "the torrent names no trackers, and other ways to find peers are not built yet"
-                    .to_owned(),
-            );
+            lines.push("the torrent names no trackers".to_owned());
         }
+        lines.push(match self.engine.dht_node_count().filter(|_| !self.is_private) {
+            Some(count) => {
+                format!("the DHT was asked: {} answer", human::counted(count as u64, "node"))
+            }
+            None if self.is_private => "the torrent is private: the DHT is not asked".to_owned(),
+            None => "the DHT is not asked".to_owned(),
+        });
         lines.extend(trackers);
         let given = self.peers.iter().take(NAMED_MAX);
         lines.extend(given.map(|peer| format!("--peer {peer}: not connected")));

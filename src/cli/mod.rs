@@ -101,7 +101,7 @@ pub enum Command {
 /// Ways of finding peers. Switching off those that are not built yet is accepted already.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
 pub struct DiscoveryArgs {
-    /// Do not use the DHT (it is not built yet, this has no effect).
+    /// Do not use the DHT.
     #[arg(long)]
     pub no_dht: bool,
     /// Do not look for peers on the local network (not built yet, no effect).
@@ -110,9 +110,18 @@ pub struct DiscoveryArgs {
     /// Do not exchange peers with peers.
     #[arg(long)]
     pub no_pex: bool,
-    /// Node to enter the DHT by (not built yet, no effect); may be given several times.
+    /// Node to enter the DHT by, instead of those of the settings; may be given several times.
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port)]
     pub dht_bootstrap: Vec<String>,
+}
+
+impl DiscoveryArgs {
+    /// Flags over settings.
+    fn apply(&self, net: &mut crate::config::Net) {
+        net.pex &= !self.no_pex;
+        net.dht &= !self.no_dht;
+        run::replace_list(&mut net.dht_bootstrap, self.dht_bootstrap.clone());
+    }
 }
 
 fn parse_host_port(text: &str) -> Result<String, &'static str> {

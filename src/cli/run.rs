@@ -69,7 +69,7 @@ impl RunArgs {
         replace(&mut config.net.bind, self.bind);
         replace(&mut config.engine.cores, self.cores);
         replace(&mut config.log.level, self.log_level);
-        config.net.pex &= !self.discovery.no_pex;
+        self.discovery.apply(&mut config.net);
         if config.paths.state.as_os_str().is_empty() {
             return Err(Error::NoState);
         }

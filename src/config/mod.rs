@@ -83,6 +83,12 @@ pub struct Net {
     pub connections_per_torrent: u32,
     /// Whether peers tell us, and we them, of other peers; private torrents never do. Default: true.
     pub pex: bool,
+    /// Whether peers are found by the DHT, and other nodes answered; private torrents are never
+    /// named there. Default: true.
+    pub dht: bool,
+    /// Nodes to enter the DHT by, each `HOST:PORT`. Default: those of the public DHT, which a
+    /// server that only listens on local addresses does not ask.
+    pub dht_bootstrap: Vec<String>,
 }
 
 /// `[trackers]`
@@ -175,6 +181,14 @@ impl Default for Paths {
     }
 }
 
+/// Nodes that clients of the public DHT enter it by.
+const DHT_BOOTSTRAP: [&str; 4] = [
+    "dht.libtorrent.org:25401",
+    "router.bittorrent.com:6881",
+    "dht.transmissionbt.com:6881",
+    "router.utorrent.com:6881",
+];
+
 impl Default for Net {
     fn default() -> Self {
         Self {
@@ -187,6 +201,8 @@ impl Default for Net {
             connections: 8000,
             connections_per_torrent: 2000,
             pex: true,
+            dht: true,
+            dht_bootstrap: DHT_BOOTSTRAP.map(String::from).to_vec(),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::dht::Finder;
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
@@ -73,6 +74,8 @@ pub struct Settings {
     pub retry: Duration,
     /// Whether all tiers of trackers are announced to at once.
     pub parallel_tiers: bool,
+    /// Names of nodes, `HOST:PORT`, to enter the DHT by; `None` if it is not used.
+    pub dht: Option<Vec<String>>,
     /// Which addresses may be talked to.
     pub policy: tracker::AddressPolicy,
 }
@@ -182,6 +185,7 @@ pub struct Engine {
     pub(super) reports: mpsc::Receiver<Report>,
     pub(super) outbox: Outbox,
     pub(super) hub: Hub,
+    pub(super) finder: Option<Finder>,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -212,9 +216,16 @@ impl Engine {
         let listeners = std::mem::take(&mut ports.listeners);
         let sockets = std::mem::take(&mut ports.datagram_sockets);
         let (end, udp, arrivals) = datagrams::ends(sockets, Arc::clone(&shared.mailboxes));
-        let hub = Hub::new(udp, arrivals);
+        let mut hub = Hub::new(udp, arrivals);
         start_workers(&settings, &shared, &registry, &cores, listeners, end)?;
         let port = ports.addrs.first().map_or(0, SocketAddr::port);
+        let finder = match &settings.dht {
+            Some(names) => Finder::start(hub.udp(), &settings.policy, port, names)?,
+            None => None,
+        };
+        if let Some(finder) = &finder {
+            hub.attach(DatagramKind::Dht, finder.machine());
+        }
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
         config.bind.clone_from(&settings.bind);
@@ -246,6 +257,7 @@ impl Engine {
             reports,
             outbox: Outbox::new(cores.len()),
             hub,
+            finder,
             retry,
             gone_count: 0,
         };
@@ -273,6 +285,11 @@ impl Engine {
     /// Where peers reach us.
     pub fn peer_addrs(&self) -> &[SocketAddr] {
         &self.ports.addrs
+    }
+
+    /// Nodes of the DHT that answered lately; `None` if it is not used.
+    pub fn dht_node_count(&self) -> Option<usize> {
+        self.finder.as_ref().map(Finder::node_count)
     }
 
     /// The way out for datagrams.
@@ -395,7 +412,14 @@ impl Engine {
                     self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
-                () = self.hub.turn(&self.cells) => None,
+                () = self.hub.turn(&self.cells) => {
+                    while let Some((info_hash, peers)) =
+                        self.finder.as_ref().and_then(Finder::poll_peers)
+                    {
+                        self.add_peers(&info_hash, Source::Dht, peers);
+                    }
+                    None
+                }
                 _ = self.retry.tick() => {
                     self.post_unsent();
                     self.try_due();
@@ -479,6 +503,9 @@ impl Engine {
         options.private = content.metainfo.private;
         options.metadata = Some(content.metainfo.shared_info());
         options.listen_port = self.ports.addrs.first().map(SocketAddr::port);
+        if let Some(finder) = &self.finder {
+            finder.add(&content.metainfo, left == 0);
+        }
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();
         let new =
@@ -520,6 +547,10 @@ impl Engine {
         Some(match report {
             Report::Finished(info_hash) => {
                 self.trackers.completed(info_hash);
+                if let (Some(finder), Some(torrent)) = (&self.finder, self.torrents.get(&info_hash))
+                {
+                    finder.add(&torrent.content.metainfo, true);
+                }
                 Event::Finished(info_hash)
             }
             Report::Failed(info_hash, error, had) => {

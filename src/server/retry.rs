@@ -216,6 +216,9 @@ impl Engine {
             torrent.is_leaving = true;
         }
         self.trackers.remove(*info_hash);
+        if let Some(finder) = &self.finder {
+            finder.remove(*info_hash);
+        }
         self.shared.directory.remove(info_hash);
         self.loads[home] -= 1;
         self.post(home, Letter::Remove(*info_hash));

@@ -51,6 +51,16 @@ pub fn settings(config: &Config) -> Settings {
         quiet_checks: false,
         retry: Duration::from_secs(u64::from(config.storage.retry_seconds)),
         parallel_tiers: config.trackers.parallel_tiers,
+        dht: config.net.dht.then(|| bootstrap(config)),
         policy,
     }
+}
+
+/// The nodes to enter the DHT by. A server that only listens on local addresses is in a network of
+/// its own: the nodes of the Internet are not asked unless they are named.
+fn bootstrap(config: &Config) -> Vec<String> {
+    let names = &config.net.dht_bootstrap;
+    let is_local = config.net.listen.iter().all(|addr| swarm::is_local(addr.ip()));
+    let is_default = *names == config::Net::default().dht_bootstrap;
+    if is_local && is_default { Vec::new() } else { names.clone() }
 }

@@ -1,8 +1,9 @@
 """A libtorrent session for the interop tests: seeds or fetches one torrent.
 
-    lt.py seed|leech|seed-on TORRENT SAVE_PATH LISTEN [PEER]...
+    lt.py seed|leech|seed-on TORRENT SAVE_PATH LISTEN [PEER|dht=NODE]...
 
-LISTEN and PEER are HOST:PORT, hosts in IPv6 without brackets. Prints "listening PORT" once it does,
+LISTEN, PEER and NODE are HOST:PORT, hosts in IPv6 without brackets. With a NODE the DHT is used, which
+is entered by it. Prints "listening PORT" once it does,
 "seeding" once it can serve and "complete" once everything is there; a leech ends then, a
 seed and a leech that seeds on when they are killed.
 """
@@ -29,10 +30,18 @@ def say(*words):
 
 def main():
     mode, torrent, save_path, listen, *peers = sys.argv[1:]
+    nodes = [peer.removeprefix("dht=") for peer in peers if peer.startswith("dht=")]
+    peers = [peer for peer in peers if not peer.startswith("dht=")]
     session = lt.session(
         {
             "listen_interfaces": listen_address(listen),
-            "enable_dht": False,
+            "enable_dht": bool(nodes),
+            "dht_bootstrap_nodes": ",".join(nodes),
+            # Everybody is on one address here.
+            "dht_restrict_routing_ips": False,
+            "dht_restrict_search_ips": False,
+            "dht_prefer_verified_node_ids": False,
+            "dht_ignore_dark_internet": False,
             "enable_lsd": False,
             "enable_upnp": False,
             "enable_natpmp": False,
@@ -55,7 +64,11 @@ def main():
     for peer in peers:
         handle.connect_peer(split(peer))
     told = set()
+    asked_at = 0.0
     while True:
+        if nodes and time.monotonic() - asked_at > 2:
+            asked_at = time.monotonic()
+            handle.force_dht_announce()
         for alert in session.pop_alerts():
             print(alert.message(), file=sys.stderr, flush=True)
         status = handle.status()

@@ -14,6 +14,7 @@ mod support;
 
 mod cli;
 mod cold;
+mod dht;
 mod faults;
 mod handover;
 mod hostile;

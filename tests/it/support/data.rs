@@ -67,12 +67,14 @@ pub(crate) struct Shape {
     pub(crate) piece_length: u32,
     /// Trackers.
     pub(crate) trackers: Vec<String>,
+    /// Only for the peers of trackers (BEP 27).
+    pub(crate) private: bool,
 }
 
 impl Shape {
     /// Pieces of this length and no tracker.
     pub(crate) fn pieces_of(piece_length: u32) -> Self {
-        Self { piece_length, trackers: Vec::new() }
+        Self { piece_length, ..Self::default() }
     }
 }
 
@@ -139,6 +141,7 @@ fn torrent_of(dir: &Path, root: PathBuf, name: &str, shape: &Shape) -> Content {
     let options = CreateOptions {
         piece_length: Some(shape.piece_length),
         trackers: shape.trackers.clone(),
+        private: shape.private,
         ..CreateOptions::default()
     };
     let created = create(&root.join(name), &options, &|_, _| {}).unwrap();
