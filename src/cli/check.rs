@@ -1,5 +1,6 @@
 //! `seedring check`: a torrent and a folder in, what of it is there out.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -12,6 +13,7 @@ use super::{Exit, human, source};
 use crate::metainfo::{FileKind, Metainfo};
 use crate::storage::Content;
 use crate::storage::verify::{self, Checked, FileState, Options, Progress, ReadError};
+use crate::units::PieceIndex;
 
 /// How often the bar moves.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
@@ -40,8 +42,8 @@ does not exist, with 2 if DIR is a file.
   complete   whether every piece is right and every file is there
   pieces     {total, have}
   bytes      {total, have}: of all pieces, of those that are right
-  files      [{path, length, state}]: path beneath DIR; state is whole, missing, short, long,
-             unusable or padding
+  files      [{path, length, state}]: path beneath DIR; state is whole, damaged (of the right size,
+             but pieces that it lies in are wrong), missing, short, long, unusable or padding
   errors     [sentence]: what could not be read";
 
 /// The object of `--json`: [`SCHEMA`] says what is in it.
@@ -129,11 +131,14 @@ impl Report {
             let path = file.map(|file| file.path().display().to_string());
             format!("cannot read {}: {}", path.as_deref().unwrap_or("the folder"), failed.error)
         };
-        let files = metainfo.layout.files().zip(&checked.files).map(|(file, report)| FileLine {
+        let damaged = damaged(metainfo, checked);
+        let files = metainfo.layout.files().zip(&checked.files).enumerate();
+        let files = files.map(|(index, (file, report))| FileLine {
             path: file.path().to_string_lossy().into_owned(),
             length: file.len,
             state: match (file.kind, report.state) {
                 (FileKind::Padding | FileKind::Symlink, _) | (_, FileState::Virtual) => "padding",
+                (_, FileState::Whole) if damaged.contains(&index) => "damaged",
                 (_, FileState::Whole) => "whole",
                 (_, FileState::Missing) => "missing",
                 (_, FileState::Short) => "short",
@@ -175,6 +180,23 @@ impl Report {
             human::percent(self.bytes.have, self.bytes.total),
         );
     }
+}
+
+/// Files of the right size that lie in wrong pieces, unless another file of the piece explains that.
+fn damaged(metainfo: &Metainfo, checked: &Checked) -> BTreeSet<usize> {
+    let (geometry, layout) = (metainfo.geometry, &metainfo.layout);
+    let is_whole = |index: usize| {
+        let state = checked.files.get(index).map(|file| file.state);
+        matches!(state, Some(FileState::Whole | FileState::Virtual))
+    };
+    let pieces = (0..geometry.piece_count()).map(PieceIndex);
+    let wrong = pieces.filter(|&piece| !checked.have.has(piece));
+    let extents = wrong.map(|piece| {
+        let len = u64::from(geometry.piece_len(piece));
+        let extents = layout.extents(geometry.piece_start(piece), len);
+        extents.map(|extent| extent.file).collect::<Vec<_>>()
+    });
+    extents.filter(|files| files.iter().all(|&file| is_whole(file))).flatten().collect()
 }
 
 #[cfg(test)]
@@ -222,6 +244,13 @@ mod tests {
         // Pieces of 16 KiB: the files' border lies in the third of four.
         assert_eq!((report.pieces.total, report.pieces.have), (4, 2));
         assert_eq!((report.bytes.total, report.bytes.have), (50_000, 32_768));
+        // The third piece is of both.
+        assert!(report.files.iter().all(|file| file.state == "damaged"));
+        let torrent = fs::read(dir.path().join("top/a")).unwrap();
+        fs::write(dir.path().join("top/b"), [2; 10_000]).unwrap();
+        fs::write(dir.path().join("top/a"), [&[9; 10], &torrent[10..]].concat()).unwrap();
+        let states: Vec<_> = self::report(&args).files.iter().map(|file| file.state).collect();
+        assert_eq!(states, ["damaged", "whole"]);
     }
 
     #[test]

@@ -321,11 +321,14 @@ impl Fetch {
         lines.extend(trackers);
         let given = self.peers.iter().take(NAMED_MAX);
         lines.extend(given.map(|peer| format!("--peer {peer}: not connected")));
-        lines.push("if you know a peer, name it with --peer ADDR:PORT".to_owned());
-        if lines.iter().any(|line| line.contains("net.allow_local")) {
+        if self.peers.is_empty() {
+            lines.push("if you know a peer, name it with --peer ADDR:PORT".to_owned());
+        }
+        if let Some(line) = lines.iter().find(|line| line.contains("net.allow_local")) {
             let name = crate::config::ENV_PREFIX;
+            let range = if line.contains("loopback") { "127.0.0.0/8" } else { "10.0.0.0/8" };
             lines.push(format!(
-                "to set net.allow_local, use the variable {name}NET__ALLOW_LOCAL=10.0.0.0/8"
+                "to set net.allow_local, use the variable {name}NET__ALLOW_LOCAL={range}"
             ));
         }
         lines

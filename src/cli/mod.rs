@@ -168,7 +168,6 @@ fn main_with(words: impl IntoIterator<Item = OsString>) -> Exit {
 fn fail_config(error: &Error) -> Exit {
     let exit = match error {
         Error::Read { error, .. } if error.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
-        Error::Read { .. } => Exit::Failure,
         _ => Exit::Usage,
     };
     fail(exit, error)

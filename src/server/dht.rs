@@ -153,7 +153,7 @@ async fn look_up(names: Vec<String>, dht: std::sync::Weak<Mutex<Dht>>) {
                     let permitted = addrs.filter(|addr| permits_operator(addr.ip()).is_ok());
                     found.extend(permitted.take(ADDRESSES_MAX));
                 }
-                Err(error) => tracing::info!(name, %error, "cannot look up a node of the DHT"),
+                Err(error) => tracing::debug!(name, %error, "cannot look up a node of the DHT"),
             }
         }
         let Some(dht) = dht.upgrade() else { return };

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::budgets::Budgets;
 use super::dht::Finder;
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
@@ -26,6 +27,7 @@ use crate::storage::recovery::Had;
 use crate::storage::verify::{self, Checker, Progress};
 use crate::storage::{self, Content, Mode};
 use crate::swarm::{self, Source};
+use crate::sys::clock;
 use crate::sys::net::Bind;
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash};
@@ -186,6 +188,7 @@ pub struct Engine {
     pub(super) outbox: Outbox,
     pub(super) hub: Hub,
     pub(super) finder: Option<Finder>,
+    pub(super) budgets: Budgets,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -238,7 +241,7 @@ impl Engine {
         let checker = Checker::start(threads).map_err(StartError::Thread)?;
         let mut retry = tokio::time::interval(UNSENT_RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let engine = Self {
+        let mut engine = Self {
             loads: vec![0; cores.len()],
             settings,
             ports,
@@ -258,28 +261,12 @@ impl Engine {
             outbox: Outbox::new(cores.len()),
             hub,
             finder,
+            budgets: Budgets::new(cores.len()),
             retry,
             gone_count: 0,
         };
-        Ok(engine.with_budgets(cores.len()))
-    }
-
-    /// Leases every worker its share of the limits that hold for all of them.
-    fn with_budgets(mut self, worker_count: usize) -> Self {
-        let share = |limit: u64, index: usize| {
-            let count = worker_count as u64;
-            limit / count + u64::from((index as u64) < limit % count)
-        };
-        for index in 0..worker_count {
-            let slots = self.settings.slots.map(|slots| {
-                // A worker without a slot would serve nobody at all.
-                u32::try_from(share(u64::from(slots), index)).unwrap_or(slots).max(1)
-            });
-            let up = self.settings.up.map(|rate| share(rate, index).max(1));
-            let down = self.settings.down.map(|rate| share(rate, index).max(1));
-            self.post(index, Letter::Budget { slots, up, down });
-        }
-        self
+        engine.share_budgets(clock::now());
+        Ok(engine)
     }
 
     /// Where peers reach us.
@@ -422,6 +409,7 @@ impl Engine {
                 }
                 _ = self.retry.tick() => {
                     self.post_unsent();
+                    self.share_budgets(clock::now());
                     self.try_due();
                     None
                 }

@@ -13,6 +13,7 @@
 //!
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
+mod budgets;
 mod dht;
 pub mod engine;
 pub mod folders;

@@ -139,6 +139,9 @@ impl Trial {
     }
 }
 
+/// Files of one torrent whose errors are said when it is checked.
+const CHECK_ERRORS_TOLD_MAX: usize = 8;
+
 impl Engine {
     /// Queues the check of a torrent's data; its result comes to `on_checked`.
     pub(super) fn check(&mut self, info_hash: &InfoHash) -> Result<(), verify::QueueFull> {
@@ -154,10 +157,7 @@ impl Engine {
             // Where nothing is yet, nothing is wrong; what failed before need not be said again.
             let is_absent =
                 |error: &verify::ReadError| had.is_some() || error.error.kind() == NotFound;
-            for error in checked.errors.iter().filter(|error| !is_absent(error)) {
-                let name = data.metainfo.shown_name();
-                tracing::warn!(torrent = %info_hash, %name, %error, "while checking");
-            }
+            let mut bad: Vec<_> = checked.errors.iter().filter(|it| !is_absent(it)).collect();
             // One that only serves has nothing to lose here, until it had something.
             let judges = fetch || had.is_some();
             let judged = judges.then(|| recovery::judge(&data, had.as_deref(), &checked)).flatten();
@@ -165,12 +165,24 @@ impl Engine {
             let judged = judged.or_else(absence);
             let is_there = checked.is_complete();
             let known = checked.files.iter().map(|file| file.identity).collect();
-            let verify::Checked { have, bytes_hashed, hash_time, cancelled, .. } = checked;
+            let (have, cancelled) = (checked.have, checked.cancelled);
+            let (bytes_hashed, hash_time) = (checked.bytes_hashed, checked.hash_time);
             // Pieces bring their files with them; those without bytes are made here.
             let lacks_empty = fetch && have.is_complete() && !is_there && !cancelled;
             let error =
                 judged.or_else(|| lacks_empty.then(|| files::make_empty(&data).err()).flatten());
             let is_whole = is_there || (lacks_empty && error.is_none());
+            // What stops the torrent is said by whoever stops it; a file has one line, not one for
+            // each of its pieces.
+            bad.sort_by_key(|it| it.file);
+            bad.dedup_by_key(|it| it.file);
+            for bad in bad.iter().take(CHECK_ERRORS_TOLD_MAX).filter(|_| error.is_none()) {
+                let (name, error) = (data.metainfo.shown_name(), &bad.error);
+                let file = bad.file.and_then(|index| data.metainfo.layout.file(index));
+                let path = file
+                    .map_or_else(|| data.save_path.clone(), |it| data.save_path.join(it.path()));
+                tracing::warn!(torrent = %info_hash, %name, ?path, %error, "while checking");
+            }
             let result =
                 CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error };
             // A hash thread may wait; if the engine has gone nobody wants the answer.

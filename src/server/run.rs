@@ -440,7 +440,7 @@ pub fn tell_trackers(metainfo: &Metainfo) {
         let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
         tracing::info!(
             torrent = %info_hash, %name,
-            "it names no trackers: only peers that connect by themselves can be its peers"
+            "it names no trackers: its peers are found in other ways, or they connect by themselves"
         );
     }
 }

@@ -35,6 +35,9 @@ const SCRAPES_MAX: usize = 4;
 /// Torrents of which it is remembered that peers were refused, so that each is said once.
 const TOLD_MAX: usize = 1024;
 
+/// Hosts and torrents of which it is remembered that announces fail; of more nothing is said.
+const FAILING_MAX: usize = 4096;
+
 /// Everything the service needs to know. [`Config::new`] fills in what a server uses.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -172,6 +175,7 @@ impl Service {
             cells: config.cells,
             tracker_announces: config.tracker_announces,
             told: Mutex::default(),
+            failing: Mutex::default(),
         };
         tokio::spawn(worker.run());
         Ok((Handle { shared }, receiver))
@@ -301,6 +305,8 @@ struct Worker {
     tracker_announces: TrackerAnnounces,
     /// Torrents of which was said that peers were refused.
     told: Mutex<BTreeSet<InfoHash>>,
+    /// Hosts, and torrents at a host, of which was said that announces fail.
+    failing: Mutex<BTreeSet<(String, Option<InfoHash>)>>,
 }
 
 /// An announce, what came of it, and how long that took.
@@ -386,6 +392,7 @@ impl Worker {
             let mut scheduler = self.shared.scheduler();
             scheduler.handle_reply(clock::now(), job, &result).is_some()
         };
+        self.tell_failure(job, &result);
         let Ok(reply) = result else { return };
         counters.peers_refused.fetch_add(u64::from(reply.dropped_count), Relaxed);
         self.tell_refused(&job.info_hash, &reply);
@@ -400,6 +407,29 @@ impl Worker {
             Err(_) => &counters.peers_dropped,
         };
         cell.fetch_add(peer_count, Relaxed);
+    }
+
+    /// Says when announces begin to fail, and when they go through again: once for a host that
+    /// fails, for all its torrents, and once for each torrent that a tracker refuses.
+    fn tell_failure(&self, job: &Job, result: &Result<Reply, Failure>) {
+        let (torrent, tracker) = (&job.info_hash, &job.announce.url);
+        let of_host = (tracker.host().to_string(), None);
+        let of_torrent = (tracker.host().to_string(), Some(*torrent));
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(_) => {
+                let (host, own) = (failing.remove(&of_host), failing.remove(&of_torrent));
+                if host || own {
+                    tracing::info!(%torrent, %tracker, "a tracker answers again");
+                }
+            }
+            Err(failure) => {
+                let key = if failure.is_of_host() { of_host } else { of_torrent };
+                if failing.len() < FAILING_MAX && failing.insert(key) {
+                    tracing::warn!(%torrent, %tracker, %failure, "an announce failed");
+                }
+            }
+        }
     }
 
     /// Says once for each torrent that its trackers name peers that may not be connected to.

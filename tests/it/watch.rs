@@ -161,15 +161,15 @@ fn a_watch_folder_that_becomes_a_file_is_said_once() {
 }
 
 #[test]
-fn what_is_logged_names_the_torrent_and_what_of_its_trackers_is_not_asked() {
+fn what_is_logged_names_the_torrent_and_trackers_that_fail() {
     let dir = dir();
     let home = Home::new(dir.path(), "home");
     let plain = content(dir.path(), &home, "a plain one", 68);
-    let udp = content(dir.path(), &home, "udp", 69);
-    let udp = udp.with_tracker(&home.dir, "udp://tracker.example:1/announce");
+    let other = content(dir.path(), &home, "other", 69);
+    let other = other.with_tracker(&home.dir, "http://127.0.0.1:1/announce?key=secret");
     let server = home.run(&[]);
     home.add(&plain);
-    fs::copy(&udp.torrent, home.watch.join("udp.torrent")).unwrap();
+    fs::copy(&other.torrent, home.watch.join("other.torrent")).unwrap();
     let has = |parts: &[&str]| {
         let log = server.process.stderr();
         log.lines().any(|line| parts.iter().all(|part| line.contains(part))).then_some(())
@@ -179,9 +179,10 @@ fn what_is_logged_names_the_torrent_and_what_of_its_trackers_is_not_asked() {
     for text in [" added ", " checked ", " it names no trackers"] {
         wait::until(text, TAKEN, || has(&[&named[..], &[text]].concat()));
     }
-    let told =
-        ["name=\"udp\"", "WARN", "UDP trackers are not supported yet, and it names no others"];
-    wait::until("UDP", TAKEN, || has(&told));
+    let hash = format!("torrent={}", other.info_hash());
+    let told = ["WARN", "an announce failed", &hash, "tracker=http://127.0.0.1:1", "no connection"];
+    wait::until("the failure", TAKEN, || has(&told));
+    assert!(!server.process.stderr().contains("secret"), "{}", server.process.tail());
     let count = server.process.stderr().matches("it names no trackers").count();
     assert_eq!(count, 1, "once for each torrent");
     server.stop();
