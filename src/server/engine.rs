@@ -4,7 +4,7 @@
 //! and is driven by polling [`Engine::event`]. Invariant: nothing here blocks; a letter that does
 //! not fit into a worker's box waits here and is tried again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
@@ -159,6 +159,8 @@ pub struct Torrent {
     peers: Vec<SocketAddr>,
     /// It had data in an earlier run, and nothing of it was found in this one yet.
     pub(super) awaits_files: bool,
+    /// Another torrent has its files: it has none of them.
+    pub(super) stands_back: bool,
     pub(super) trial: Trial,
 }
 
@@ -170,7 +172,7 @@ pub struct Engine {
     pub(super) shared: Shared,
     pub(super) torrents: HashMap<InfoHash, Torrent>,
     /// Torrents by the path of their top name, to find those that lie in the same place.
-    tops: HashMap<PathBuf, Vec<InfoHash>>,
+    pub(super) tops: HashMap<PathBuf, Vec<InfoHash>>,
     /// Torrents per worker, to deal the next one to the least loaded.
     pub(super) loads: Vec<usize>,
     pub(super) checker: Checker,
@@ -346,6 +348,7 @@ impl Engine {
             fetch,
             peers,
             awaits_files: had_data,
+            stands_back: false,
             trial: Trial::new(),
         };
         if let Some(path) = top_path(&content) {
@@ -447,15 +450,10 @@ impl Engine {
             return Some(event);
         }
         let content = Arc::clone(&torrent.content);
-        let error = error.or_else(|| {
-            let writes = !have.is_complete();
-            let path = top_path(&content).filter(|_| writes)?;
-            self.is_shared(&info_hash, &content, &path).then(|| storage::Error::Refused {
-                path: path.display().to_string(),
-                reason: "another torrent has files of the same names there".into(),
-            })
-        });
-        if let Some(error) = error {
+        let writes = !have.is_complete() && error.is_none();
+        let shared = writes.then(|| self.shared_with_another(&info_hash, &content)).flatten();
+        self.torrents.get_mut(&info_hash)?.stands_back = shared.is_some();
+        if let Some(error) = error.or(shared) {
             // What a torrent had when its files failed it first is what counts.
             let is_first = self.torrents.get(&info_hash)?.trial.had().is_none();
             return self.fail(
@@ -513,24 +511,6 @@ impl Engine {
         Some(event)
     }
 
-    /// Whether a torrent that was checked before has a file that `content` would write to. Only
-    /// those below the same top name can.
-    fn is_shared(&self, info_hash: &InfoHash, content: &Content, path: &PathBuf) -> bool {
-        let paths = |content: &Content| -> HashSet<PathBuf> {
-            let layout = content.metainfo.layout.files().filter(|file| file.is_on_disk());
-            layout.map(|file| file.path()).collect()
-        };
-        let others = self.tops.get(path).into_iter().flatten().filter(|&other| other != info_hash);
-        let mut others = others.filter_map(|other| self.torrents.get(other)).peekable();
-        if others.peek().is_none() {
-            return false;
-        }
-        let ours = paths(content);
-        others
-            .filter(|other| other.is_leaving || (other.home.is_some() && other.error.is_none()))
-            .any(|other| !ours.is_disjoint(&paths(&other.content)))
-    }
-
     fn on_report(&mut self, report: Report) -> Option<Event> {
         Some(match report {
             Report::Finished(info_hash) => {
@@ -576,7 +556,7 @@ impl Engine {
 }
 
 /// Where the top name of a torrent lies.
-fn top_path(content: &Content) -> Option<PathBuf> {
+pub(super) fn top_path(content: &Content) -> Option<PathBuf> {
     let path = content.metainfo.layout.file(0)?.path();
     Some(content.save_path.join(path.components().next()?))
 }

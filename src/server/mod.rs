@@ -19,6 +19,7 @@ pub mod engine;
 pub mod folders;
 mod ledger;
 mod outbox;
+mod owners;
 pub mod ports;
 mod retry;
 pub mod run;

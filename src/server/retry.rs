@@ -269,6 +269,15 @@ impl Engine {
         let Some(had) = torrent.trial.had.clone() else { return };
         let awaits_files = torrent.awaits_files;
         torrent.trial.check_took = Duration::ZERO;
+        // To look whether it could write is to write.
+        let writes = fetch && !had.have.is_complete();
+        let shared = writes.then(|| self.shared_with_another(&info_hash, &content)).flatten();
+        if let Some(torrent) = self.torrents.get_mut(&info_hash) {
+            torrent.stands_back = shared.is_some();
+        }
+        if let Some(error) = shared {
+            return drop(self.fail(&info_hash, error, None));
+        }
         let results = self.probed.0.clone();
         let job = Box::new(move || {
             // What was never found in this run is unknown to the probe, which would make it.

@@ -21,7 +21,7 @@ use super::ledger::{Counted, Ledger};
 use super::settings::settings;
 use crate::config::Config;
 use crate::control::http::{Http, Service};
-use crate::control::state::{NewTorrent, OpenError, State, StoredTorrent};
+use crate::control::state::{LoadError, NewTorrent, OpenError, State, StoredTorrent};
 use crate::control::watch::{Found, Watch};
 use crate::metainfo::{self, Metainfo};
 use crate::metrics::{DatagramFault, Registry, TorrentState, WatchResult};
@@ -150,6 +150,11 @@ pub async fn run(
         ledger: Ledger::default(),
         has_news: false,
     };
+    for StoredTorrent { info_hash, uploaded, downloaded, had_bytes: had, .. } in &stored {
+        // Of those too whose file is bad: they may come back.
+        let counted = Counted { uploaded: *uploaded, downloaded: *downloaded, had: *had };
+        server.ledger.remember(*info_hash, counted);
+    }
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
         ready(peer_addr, http_addr);
@@ -194,8 +199,16 @@ fn load(
     tokio::task::spawn_blocking(move || {
         for torrent in stored {
             let info_hash = torrent.info_hash;
-            let metainfo = state
-                .load(&info_hash)
+            let bytes = match state.load(&info_hash) {
+                // Another time it may be readable: it stays where it is.
+                Err(error @ LoadError::Read { .. }) => {
+                    let name = metainfo::shown_name(&torrent.name);
+                    tracing::error!(torrent = %info_hash, %name, %error, "not added again");
+                    continue;
+                }
+                other => other,
+            };
+            let metainfo = bytes
                 .map_err(|error| error.to_string())
                 .and_then(|bytes| Metainfo::parse(&bytes).map_err(|error| error.to_string()))
                 .and_then(|metainfo| {
@@ -278,9 +291,7 @@ impl Server {
     /// Adds a torrent of an earlier run.
     fn restore(&mut self, stored: StoredTorrent, metainfo: Metainfo) {
         let save_path = stored.save_path.unwrap_or_else(|| self.downloads.clone());
-        let StoredTorrent { uploaded, downloaded, had_bytes: had, .. } = stored;
-        self.ledger.remember(stored.info_hash, Counted { uploaded, downloaded, had });
-        let (verify, peers, had_data) = (Verify::Full, Vec::new(), had > 0);
+        let (verify, peers, had_data) = (Verify::Full, Vec::new(), stored.had_bytes > 0);
         let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data };
         let name = add.metainfo.shown_name();
         if let Err(error) = self.add(add) {

@@ -173,3 +173,38 @@ fn a_torrent_that_only_serves_waits_until_its_data_is_back() {
         engine.shutdown().await;
     });
 }
+
+/// Two torrents of different contents that name the same file: the complete one owns it, also while
+/// it is in error, and what the other one tries leaves no trace.
+#[test]
+fn a_file_of_another_torrent_is_neither_written_nor_touched() {
+    block_on(async {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (other, path) = torrent(dir.path(), "data", 1);
+        let (owner, _) = torrent(dir.path(), "data", 2);
+        let (before, bytes) =
+            (fs::metadata(&path).unwrap().modified().unwrap(), fs::read(&path).unwrap());
+        let mut engine = Engine::start(impatient()).unwrap();
+        let owner = seed(&mut engine, owner, dir.path()).await;
+        let (save_path, verify, peers) = (dir.path().to_owned(), Verify::Full, Vec::new());
+        let metainfo = other.clone();
+        let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
+        engine.add(add).unwrap();
+        let is_refused = |event: &Event| matches!(event, Event::Failed(hash, Error::Refused { .. }) if *hash == other.info_hash);
+        let event = next(&mut engine).await;
+        assert!(is_refused(&event), "{event:?}");
+        // Its disk fails the owner for a moment; meanwhile and later the other one is tried again.
+        let reason = "Input/output error".to_owned();
+        let broken = Error::Io { action: "read", path: path.display().to_string(), reason };
+        let had = Had { have: Bitfield::all(4), known: vec![None], is_settled: true };
+        engine.fail(&owner, broken, Some(had));
+        let event = next(&mut engine).await;
+        let is_owners = matches!(&event, Event::Checked { info_hash, .. } if *info_hash == owner);
+        assert!(is_owners, "{event:?}");
+        let trials = tokio::time::timeout(impatient().retry * 40, engine.event()).await;
+        assert!(trials.is_err(), "{trials:?}");
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before, "it was touched");
+        assert!(fs::read(&path).unwrap() == bytes, "it was written to");
+        engine.shutdown().await;
+    });
+}

@@ -1,5 +1,5 @@
 //! A torrent of which no more than the info-hash is known: peers are met, and its metadata fetched
-//! from them (BEP 9), until a [`Swarm`] can be made of it.
+//! from them (BEP 9), until a [`Swarm`](super::Swarm) can be made of it.
 //!
 //! Connections, messages and addresses enter as with a swarm; connects, bytes and at last the
 //! metadata leave, and [`MagnetSwarm::into_swarm`] carries the connections over. What a peer says

@@ -1,6 +1,6 @@
 //! The datagrams of UDP trackers (BEP 15, BEP 41), to and from bytes.
 //!
-//! Invariant: no input panics, and of a reply no more than [`PEERS_MAX`] peers or
+//! Invariant: no input panics, and of a reply no more than `PEERS_MAX` peers or
 //! [`SCRAPE_MAX`] rows are taken. All numbers are big-endian.
 #![forbid(unsafe_code)]
 
