@@ -20,7 +20,7 @@ const MASK_V4: [u8; 4] = [0x03, 0x0f, 0x3f, 0xff];
 const MASK_V6: [u8; 8] = [0x01, 0x03, 0x07, 0x0f, 0x1f, 0x3f, 0x7f, 0xff];
 
 /// CRC-32C, reflected: the polynomial 0x1edc6f41 with its bits in the other order.
-const CRC32C: u32 = 0x82f6_3b78;
+const CRC32C: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 
 /// A place in the id space: a node's name, or what is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,29 +93,17 @@ fn prefix(ip: IpAddr, random: u8) -> [u8; 3] {
             let octets = ip.octets();
             let mut bytes: [u8; 4] = std::array::from_fn(|at| octets[at] & MASK_V4[at]);
             bytes[0] |= salt;
-            crc32c(&bytes)
+            CRC32C.checksum(&bytes)
         }
         IpAddr::V6(ip) => {
             let octets = ip.octets();
             let mut bytes: [u8; 8] = std::array::from_fn(|at| octets[at] & MASK_V6[at]);
             bytes[0] |= salt;
-            crc32c(&bytes)
+            CRC32C.checksum(&bytes)
         }
     };
     let [a, b, c, _] = crc.to_be_bytes();
     [a, b, c]
-}
-
-/// CRC-32C of a few bytes, bit by bit: no table is worth it for eight of them.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (CRC32C & (crc & 1).wrapping_neg());
-        }
-    }
-    !crc
 }
 
 impl From<InfoHash> for NodeId {
@@ -142,7 +130,7 @@ mod tests {
 
     #[test]
     fn crc_is_the_one_of_castagnoli() {
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(CRC32C.checksum(b"123456789"), 0xe306_9283);
     }
 
     #[test]
