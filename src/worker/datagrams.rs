@@ -24,6 +24,7 @@ use super::target::Target;
 use super::{Timer, Worker};
 use crate::metrics::{DatagramDrop, DatagramKind, Direction};
 use crate::ring::{Datagram, Driver, Handle, Op, Pool, Tag};
+use crate::tracker::udp::is_reply;
 
 /// The worker that has the sockets.
 pub const HOME: usize = 0;
@@ -48,16 +49,13 @@ const RECEIVE_PAUSE: Duration = Duration::from_secs(1);
 const OF_EARLIER: [i32; 4] =
     [libc::ECONNREFUSED, libc::ECONNRESET, libc::EHOSTUNREACH, libc::ENETUNREACH];
 
-/// Least bytes of an answer of a UDP tracker: an action and a transaction (BEP 15).
-const TRACKER_ANSWER_MIN: usize = 8;
-
 /// What a datagram is: a bencoded dictionary is of the DHT (BEP 5); one that begins with the
 /// number of an action, 0 to 3, is a UDP tracker's answer (BEP 15). One of uTP (BEP 29) begins
 /// with a byte that ends in version 1, and so is neither.
 pub fn kind_of(bytes: &[u8]) -> DatagramKind {
     match bytes {
         [b'd', .., b'e'] => DatagramKind::Dht,
-        [0, 0, 0, 0..=3, ..] if bytes.len() >= TRACKER_ANSWER_MIN => DatagramKind::Tracker,
+        _ if is_reply(bytes) => DatagramKind::Tracker,
         _ => DatagramKind::Unknown,
     }
 }
