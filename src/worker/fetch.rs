@@ -185,8 +185,9 @@ impl<D: Driver> Worker<D> {
             // Peers that come and go while a disk stands still leave their names here.
             torrent.paused.retain(|&conn| self.conns.get(conn).is_some());
         }
+        let is_first = torrent.paused.is_empty();
         torrent.paused.push(key);
-        if !self.backlogged.contains(&torrent_key) {
+        if is_first {
             self.backlogged.push(torrent_key);
         }
     }
