@@ -2,7 +2,7 @@
 //!
 //! Ours is said in the greeting, and again when we have everything (BEP 21); theirs tells how many
 //! requests they take and whether they want data. Ids below 16 are those of our own extensions; what
-//! comes under others is not looked at.
+//! comes under others is of no use, and is counted as that.
 //! Invariant: what is absent from a handshake leaves in force what was said before.
 #![forbid(unsafe_code)]
 
@@ -67,7 +67,7 @@ impl Swarm {
             EXTENSION_HANDSHAKE_ID => {}
             PEX_ID => return self.on_pex(now, key, payload),
             METADATA_ID => return self.on_metadata(key, payload),
-            _ => return Ok(()),
+            _ => return self.nuisance(key),
         }
         let theirs = ExtensionHandshake::parse(payload).map_err(|_| Error::BadHandshake)?;
         if let Some(reqq) = theirs.reqq {

@@ -156,12 +156,16 @@ fn broken_rules_close() {
     let repeat = |pair: &mut Pair| {
         (0..=10 * NUISANCES_PER_SECOND_MAX + 1).try_for_each(|_| pair.say(Message::KeepAlive))
     };
+    let unknown = |pair: &mut Pair| {
+        let message = Message::Extended { id: 9, payload: &[] };
+        (0..=10 * NUISANCES_PER_SECOND_MAX).try_for_each(|_| pair.say(message))
+    };
     let gift = |pair: &mut Pair| {
         (0..=UNREQUESTED_MAX)
             .try_for_each(|_| pair.swarm.handle_payload(pair.now, pair.key, block(0, 0)).map(drop))
     };
     type Act<'a> = &'a dyn Fn(&mut Pair) -> Result<(), Error>;
-    let cases: [(Act<'_>, Error); 9] = [
+    let cases: [(Act<'_>, Error); 10] = [
         (&|pair| pair.say(Message::Have(piece(PIECES))), Error::BadPiece),
         (&|pair| pair.say(Message::AllowedFast(piece(PIECES))), Error::BadPiece),
         (&|pair| pair.say(Message::Request(block(0, 4))), Error::BadRequest),
@@ -169,6 +173,7 @@ fn broken_rules_close() {
         (&late, Error::BadBitfield),
         (&flap, Error::StateFlood),
         (&repeat, Error::NuisanceFlood),
+        (&unknown, Error::NuisanceFlood),
         (&gift, Error::Unrequested),
         (&|pair| pair.say(Message::Extended { id: 0, payload: b"le" }), Error::BadHandshake),
     ];
