@@ -8,9 +8,8 @@ use super::bans::{Offender, is_local};
 use super::options::{CONTACTS_MAX, RECENT_MAX, RECENT_TTL};
 use super::peer::{Error, Peer, PeerInit, PeerKey, Pieces, Refused};
 use super::{Action, Source, Swarm, key_of};
-use crate::tracker::policy::permits_operator;
 use crate::wire::Message;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -31,15 +30,7 @@ impl Swarm {
         }
         if let Err(refused) = self.admit(now, &init) {
             if init.outgoing {
-                match refused {
-                    Refused::Ourselves
-                    | Refused::Banned
-                    | Refused::Blocked
-                    | Refused::LocalAddress => {
-                        self.contacts.useless(init.addr);
-                    }
-                    _ => self.contacts.failed(now, init.addr),
-                }
+                self.contacts.refused(now, init.addr, &refused);
             }
             return Err(refused);
         }
@@ -90,11 +81,6 @@ impl Swarm {
         Ok(self.seat(now, init, Some(control)))
     }
 
-    /// Whether a local address is one of those that are welcome.
-    fn welcomes(&self, ip: IpAddr) -> bool {
-        self.options.local.as_ref().is_none_or(|policy| policy.permits(ip).is_ok())
-    }
-
     fn admit(&mut self, now: Instant, init: &PeerInit) -> Result<(), Refused> {
         let local = is_local(init.addr.ip());
         if init.peer_id == self.options.peer_id {
@@ -106,7 +92,7 @@ impl Swarm {
         if self.bans.holds(now, init.addr) {
             return Err(Refused::Banned);
         }
-        if local && !init.outgoing && !self.welcomes(init.addr.ip()) {
+        if local && !init.outgoing && !self.options.welcomes(init.addr.ip()) {
             return Err(Refused::LocalAddress);
         }
         if self.by_addr.contains_key(&init.addr) {
@@ -226,14 +212,8 @@ impl Swarm {
         }
         for addr in addrs.iter().take(CONTACTS_MAX) {
             let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-            let local = is_local(addr.ip());
-            if permits_operator(addr.ip()).is_err() {
-                continue;
-            }
-            // What the operator names is meant; a neighbour found locally has a local address.
-            let trusted = matches!(source, Source::Operator | Source::Lsd);
-            let welcome = !local || trusted || self.welcomes(addr.ip());
-            if welcome && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
+            let may_try = self.options.may_try(source, addr.ip());
+            if may_try && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie, &self.shared);
             }

@@ -9,6 +9,7 @@
 use super::bans::is_local;
 use super::destinations::Wait;
 use super::options::{CONNECTS_PER_SECOND_MAX, CONTACTS_MAX, HALF_OPEN_MAX, Shared};
+use super::peer::Refused;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -271,6 +272,16 @@ impl Contacts {
         } else {
             let rank = contact.rank;
             self.set(addr, State::Due(now + wait.min(RETRY_MAX), rank));
+        }
+    }
+
+    /// There is a connection, but it is not wanted; for most reasons it may be another time.
+    pub(super) fn refused(&mut self, now: Instant, addr: SocketAddr, why: &Refused) {
+        match why {
+            Refused::Ourselves | Refused::Banned | Refused::Blocked | Refused::LocalAddress => {
+                self.useless(addr);
+            }
+            Refused::Duplicate | Refused::Full | Refused::FullForAddress => self.failed(now, addr),
         }
     }
 

@@ -4,13 +4,16 @@
 //! are no setting are constants here.
 #![forbid(unsafe_code)]
 
+use super::bans::is_local;
 use super::blocklist::Blocklist;
 use super::choker::{Choker, Phase, Slots, default_of};
+use super::contacts::Source;
 use super::destinations::{Destinations, Wait};
 use super::priority::canonical_priority;
 use crate::metainfo::RawInfo;
 use crate::rate::Bucket;
 use crate::tracker::AddressPolicy;
+use crate::tracker::policy::permits_operator;
 use crate::units::{InfoHash, PeerId};
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -151,6 +154,20 @@ pub struct Options {
     pub fetch: bool,
     /// Seed of every random choice.
     pub seed: u64,
+}
+
+impl Options {
+    /// Whether loopback and private addresses like `ip` are welcome.
+    pub(super) fn welcomes(&self, ip: IpAddr) -> bool {
+        self.local.as_ref().is_none_or(|policy| policy.permits(ip).is_ok())
+    }
+
+    /// Whether an address that `source` names may be connected to.
+    pub(super) fn may_try(&self, source: Source, ip: IpAddr) -> bool {
+        // What the operator names is meant; a neighbour found locally has a local address.
+        let is_trusted = matches!(source, Source::Operator | Source::Lsd);
+        permits_operator(ip).is_ok() && (is_trusted || !is_local(ip) || self.welcomes(ip))
+    }
 }
 
 impl Default for Options {

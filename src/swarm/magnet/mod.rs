@@ -34,7 +34,6 @@ use super::options::{
 };
 use super::pex::PexIn;
 use super::{Error, Options, PeerInit, PeerKey, Refused, Source, key_of};
-use crate::tracker::policy::permits_operator;
 use crate::wire::{
     EXTENSION_HANDSHAKE_ID, ExtensionHandshake, METADATA_NAME, Message, MetadataMessage, PEX_NAME,
     encode, encode_extension_handshake,
@@ -161,15 +160,7 @@ impl MagnetSwarm {
         }
         if let Err(refused) = self.admit(now, &init) {
             if init.outgoing {
-                match refused {
-                    Refused::Ourselves
-                    | Refused::Banned
-                    | Refused::Blocked
-                    | Refused::LocalAddress => {
-                        self.contacts.useless(init.addr);
-                    }
-                    _ => self.contacts.failed(now, init.addr),
-                }
+                self.contacts.refused(now, init.addr, &refused);
             }
             return Err(refused);
         }
@@ -219,7 +210,6 @@ impl MagnetSwarm {
     fn admit(&mut self, now: Instant, init: &PeerInit) -> Result<(), Refused> {
         let ip = init.addr.ip();
         let local = is_local(ip);
-        let welcome = self.options.local.as_ref().is_none_or(|policy| policy.permits(ip).is_ok());
         let others = || self.peers.iter().map(|(_, peer)| &peer.init);
         if init.peer_id == self.options.peer_id {
             return Err(Refused::Ourselves);
@@ -230,7 +220,7 @@ impl MagnetSwarm {
         if self.bans.holds(now, init.addr) {
             return Err(Refused::Banned);
         }
-        if local && !init.outgoing && !welcome {
+        if local && !init.outgoing && !self.options.welcomes(ip) {
             return Err(Refused::LocalAddress);
         }
         if others().any(|other| other.addr == init.addr || other.peer_id == init.peer_id) {
@@ -279,14 +269,7 @@ impl MagnetSwarm {
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
         for addr in addrs.iter().take(CONTACTS_MAX) {
             let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-            let local = is_local(addr.ip());
-            let trusted = matches!(source, Source::Operator | Source::Lsd);
-            let policy = self.options.local.as_ref();
-            let welcome = policy.is_none_or(|policy| policy.permits(addr.ip()).is_ok());
-            if permits_operator(addr.ip()).is_ok()
-                && (!local || trusted || welcome)
-                && !self.bans.holds(now, addr)
-            {
+            if self.options.may_try(source, addr.ip()) && !self.bans.holds(now, addr) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie, &self.shared);
             }
