@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::learn::learn;
 use super::names::{LookUpError, Peer};
 use super::run::replace_list;
-use super::source::{TooLong, Unusable};
+use super::source::{Origin, TooLong, Unusable};
 use super::{DiscoveryArgs, Exit, human, session, source};
 use crate::config::{Config, Error, HttpListen, LogLevel};
-use crate::metainfo::Metainfo;
 use crate::server::engine::{Add, Engine, Event, Verify};
 use crate::server::settings::settings;
 use crate::sys::clock;
@@ -26,7 +26,7 @@ use crate::worker::mailbox::Totals;
 /// Flags of `seedring get`.
 #[derive(Args, Clone, PartialEq, Debug)]
 pub struct GetArgs {
-    /// A .torrent file, or an http(s) URL of one.
+    /// A .torrent file, an http(s) URL of one, or a magnet link.
     #[arg(value_name = "SOURCE")]
     pub source: String,
     /// Folder that holds the torrent's top name; what lies there is kept and completed.
@@ -109,15 +109,10 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         found = find(&args, settings.bind.as_ref()) => found,
         exit = signals.next() => return Ok(exit),
     };
-    let Found { metainfo, peers, too_long } = match found {
+    let Found { origin, peers, too_long } = match found {
         Ok(found) => found,
         Err(unusable) => return Ok(unusable.tell()),
     };
-    for warning in &metainfo.warnings {
-        eprintln!("seedring: {warning}");
-    }
-    let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
-    let (total, is_private) = (metainfo.geometry.total_len(), metainfo.private);
     let mut engine = match Engine::start(settings) {
         Ok(engine) => engine,
         Err(error) => return Ok(super::fail_start(&error)),
@@ -133,6 +128,28 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     if let Err(unusable) = made {
         return Ok(unusable.tell());
     }
+    let metainfo = match origin {
+        Origin::Torrent(metainfo) => metainfo,
+        Origin::Link(link) => {
+            let info_hash = link.info_hash;
+            match learn(&mut engine, link, &peers, &args, &mut signals).await {
+                Ok(metainfo) => metainfo,
+                Err(ended) => {
+                    signals.end_at_next();
+                    engine.shutdown().await;
+                    if args.json {
+                        println!("{}", report(info_hash, None, 0, false));
+                    }
+                    return ended;
+                }
+            }
+        }
+    };
+    for warning in &metainfo.warnings {
+        eprintln!("seedring: {warning}");
+    }
+    let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
+    let (total, is_private) = (metainfo.geometry.total_len(), metainfo.private);
     let (save_path, verify) = (args.output.clone(), Verify::Full);
     let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
     engine.add(add).map_err(|error| error.to_string())?;
@@ -157,30 +174,40 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     let is_complete = fetch.is_complete;
     fetch.engine.shutdown().await;
     if args.json {
-        let report = serde_json::json!({
-            "info_hash": info_hash.to_string(),
-            "name": name,
-            "size_bytes": total,
-            "downloaded_bytes": downloaded,
-            "complete": is_complete,
-        });
-        println!("{report}");
+        let content = Some((name.as_str(), total));
+        println!("{}", report(info_hash, content, downloaded, is_complete));
     } else if is_complete {
         eprintln!("{name}: complete, {}", human::size(total));
     }
     result
 }
 
+/// What `--json` prints; name and size are null as long as they are not known.
+fn report(
+    info_hash: InfoHash,
+    content: Option<(&str, u64)>,
+    downloaded: u64,
+    is_complete: bool,
+) -> serde_json::Value {
+    serde_json::json!({
+        "info_hash": info_hash.to_string(),
+        "name": content.map(|(name, _)| name),
+        "size_bytes": content.map(|(_, len)| len),
+        "downloaded_bytes": downloaded,
+        "complete": is_complete,
+    })
+}
+
 /// What the command line leads to.
 struct Found {
-    metainfo: Metainfo,
+    origin: Origin,
     peers: Vec<SocketAddr>,
     too_long: Vec<TooLong>,
 }
 
 /// Finds the torrent and its peers, and looks at what lies where it goes.
 async fn find(args: &GetArgs, bind: Option<&Bind>) -> Result<Found, Unusable> {
-    let metainfo = source::read(&args.source, bind).await?;
+    let origin = source::read(&args.source, bind).await?;
     let mut peers = Vec::new();
     for peer in &args.peer {
         let found = peer.addresses().await;
@@ -194,14 +221,17 @@ async fn find(args: &GetArgs, bind: Option<&Bind>) -> Result<Found, Unusable> {
     }
     let (save_path, overwrite) = (args.output.clone(), args.overwrite);
     source::on_disk(move || {
-        let too_long = source::look(&metainfo, &save_path, overwrite)?;
-        Ok(Found { metainfo, peers, too_long })
+        let too_long = match &origin {
+            Origin::Torrent(metainfo) => source::look(metainfo, &save_path, overwrite)?,
+            Origin::Link(_) => Vec::new(),
+        };
+        Ok(Found { origin, peers, too_long })
     })
     .await
 }
 
 /// How long nobody may be connected before it is said.
-const LONELY_AFTER: Duration = Duration::from_secs(5);
+pub(super) const LONELY_AFTER: Duration = Duration::from_secs(5);
 
 /// Trackers and peers that are named when nobody is connected.
 const NAMED_MAX: usize = 5;
@@ -259,6 +289,8 @@ impl Fetch {
                     is_complete
                 }
                 Event::Finished(_) => true,
+                // There is no link among the torrents any more.
+                Event::Metadata(_) | Event::Unusable(..) => continue,
                 Event::Failed(_, error) => return Err(error.to_string()),
                 Event::Died(reason) => return Err(reason),
             };
@@ -299,39 +331,9 @@ impl Fetch {
             self.lonely_since = None;
         } else if clock::now() - since >= LONELY_AFTER {
             self.lonely_since = None;
-            let lines = self.loneliness();
+            let lines = loneliness(&self.engine, &self.info_hash, self.is_private, &self.peers);
             self.bar.suspend(|| lines.iter().for_each(|line| eprintln!("seedring: {line}")));
         }
-    }
-
-    fn loneliness(&self) -> Vec<String> {
-        let mut lines = vec!["no peers yet; still looking".to_owned()];
-        let status = self.engine.tracker_status(&self.info_hash);
-        let trackers = status.map(|status| lines_of(&status)).unwrap_or_default();
-        if trackers.is_empty() {
-            lines.push("the torrent names no trackers".to_owned());
-        }
-        lines.push(match self.engine.dht_node_count().filter(|_| !self.is_private) {
-            Some(count) => {
-                format!("the DHT was asked: {} answer", human::counted(count as u64, "node"))
-            }
-            None if self.is_private => "the torrent is private: the DHT is not asked".to_owned(),
-            None => "the DHT is not asked".to_owned(),
-        });
-        lines.extend(trackers);
-        let given = self.peers.iter().take(NAMED_MAX);
-        lines.extend(given.map(|peer| format!("--peer {peer}: not connected")));
-        if self.peers.is_empty() {
-            lines.push("if you know a peer, name it with --peer ADDR:PORT".to_owned());
-        }
-        if let Some(line) = lines.iter().find(|line| line.contains("net.allow_local")) {
-            let name = crate::config::ENV_PREFIX;
-            let range = if line.contains("loopback") { "127.0.0.0/8" } else { "10.0.0.0/8" };
-            lines.push(format!(
-                "to set net.allow_local, use the variable {name}NET__ALLOW_LOCAL={range}"
-            ));
-        }
-        lines
     }
 
     /// Whether nothing has come for longer than was allowed.
@@ -343,6 +345,43 @@ impl Fetch {
         }
         self.timeout.is_some_and(|timeout| now - self.best.1 >= timeout)
     }
+}
+
+/// That nobody is connected, what was tried, and what can be done; `named` are the peers of the
+/// command line.
+pub(super) fn loneliness(
+    engine: &Engine,
+    info_hash: &InfoHash,
+    is_private: bool,
+    named: &[Peer],
+) -> Vec<String> {
+    let mut lines = vec!["no peers yet; still looking".to_owned()];
+    let status = engine.tracker_status(info_hash);
+    let trackers = status.map(|status| lines_of(&status)).unwrap_or_default();
+    if trackers.is_empty() {
+        lines.push("the torrent names no trackers".to_owned());
+    }
+    lines.push(match engine.dht_node_count().filter(|_| !is_private) {
+        Some(count) => {
+            format!("the DHT was asked: {} answer", human::counted(count as u64, "node"))
+        }
+        None if is_private => "the torrent is private: the DHT is not asked".to_owned(),
+        None => "the DHT is not asked".to_owned(),
+    });
+    lines.extend(trackers);
+    let given = named.iter().take(NAMED_MAX);
+    lines.extend(given.map(|peer| format!("--peer {peer}: not connected")));
+    if named.is_empty() {
+        lines.push("if you know a peer, name it with --peer ADDR:PORT".to_owned());
+    }
+    if let Some(line) = lines.iter().find(|line| line.contains("net.allow_local")) {
+        let name = crate::config::ENV_PREFIX;
+        let range = if line.contains("loopback") { "127.0.0.0/8" } else { "10.0.0.0/8" };
+        lines.push(format!(
+            "to set net.allow_local, use the variable {name}NET__ALLOW_LOCAL={range}"
+        ));
+    }
+    lines
 }
 
 /// A line for each tracker: what came of it.

@@ -9,6 +9,7 @@ pub mod create;
 pub mod doctor;
 pub mod get;
 pub mod human;
+mod learn;
 pub mod names;
 pub mod remote;
 pub mod run;

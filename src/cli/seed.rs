@@ -99,7 +99,7 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
             }
             Event::Failed(_, error) => break Err(error.to_string()),
             Event::Died(reason) => return Err(reason),
-            Event::Finished(_) => {}
+            Event::Finished(_) | Event::Metadata(_) | Event::Unusable(..) => {}
         }
     };
     signals.end_at_next();

@@ -10,6 +10,7 @@ use reqwest::redirect;
 use super::Exit;
 use super::names::{self, LookUpError};
 use crate::metainfo::Metainfo;
+use crate::metainfo::magnet::Magnet;
 use crate::sys::file::{self, Access};
 use crate::sys::net::Bind;
 use crate::tracker::policy::Reason;
@@ -49,8 +50,27 @@ pub(super) async fn on_disk<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(Unusable::new(Exit::Failure, error.to_string())))
 }
 
-/// Reads a torrent from wherever `source` says; a connection leaves from where `bind` says.
-pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Metainfo, Unusable> {
+/// A torrent as far as its source tells.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// All of it.
+    Torrent(Metainfo),
+    /// Where to ask for it.
+    Link(Magnet),
+}
+
+/// Reads a torrent from wherever `source` says, or a link; a connection leaves from where `bind`
+/// says.
+pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Origin, Unusable> {
+    if Magnet::is_link(source) {
+        let link = Magnet::parse(source);
+        let link = link.map_err(|error| Unusable::new(Exit::Usage, error.to_string()))?;
+        return Ok(Origin::Link(link));
+    }
+    read_whole(source, bind).await.map(Origin::Torrent)
+}
+
+async fn read_whole(source: &str, bind: Option<&Bind>) -> Result<Metainfo, Unusable> {
     if source.starts_with("http://") || source.starts_with("https://") {
         let bytes = fetch(source, bind)
             .await
@@ -73,10 +93,9 @@ pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Metainfo, 
 
 /// Reads a `.torrent` file.
 pub(super) fn read_torrent(path: &Path) -> Result<Metainfo, Unusable> {
-    let scheme = path.as_os_str().as_encoded_bytes().get(..7);
-    if scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"magnet:")) {
-        let sentence = "magnet links are not built yet: give a .torrent file instead";
-        return Err(Unusable::new(Exit::Failure, sentence.into()));
+    if path.to_str().is_some_and(Magnet::is_link) {
+        let sentence = "a magnet link does not say what the data is: give the .torrent file";
+        return Err(Unusable::new(Exit::Usage, sentence.into()));
     }
     let shown = path.display();
     let unreadable = |error: io::Error| {
@@ -442,12 +461,16 @@ mod tests {
         assert_eq!(refused.exit, Exit::NotFound, "{}", refused.sentence);
     }
 
-    #[test]
-    fn magnet_links_are_said_not_to_be_built() {
+    #[tokio::test]
+    async fn magnet_links_are_taken_where_metadata_can_be_fetched() {
         for link in ["magnet:?xt=urn:btih:0", "MAGNET:?xt=x"] {
             let refused = read_torrent(Path::new(link)).unwrap_err();
-            assert!(refused.sentence.contains("not built yet"), "{}", refused.sentence);
+            assert!(refused.sentence.contains("give the .torrent file"), "{}", refused.sentence);
+            let refused = read(link, None).await.unwrap_err();
+            assert_eq!(refused.exit, Exit::Usage, "{}", refused.sentence);
         }
+        let link = format!("magnet:?xt=urn:btih:{}", "7".repeat(40));
+        assert!(matches!(read(&link, None).await, Ok(Origin::Link(_))));
     }
 
     #[test]

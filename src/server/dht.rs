@@ -90,6 +90,14 @@ impl Finder {
         }
     }
 
+    /// Looks for peers of a torrent without metadata, and announces that we want it.
+    pub(super) fn seek(&self, info_hash: InfoHash) {
+        let announce = Announce { port: self.port, is_seed: false };
+        if !self.lock().add_torrent(clock::now(), info_hash, announce) {
+            tracing::warn!(torrent = %info_hash, "too many torrents: not in the DHT");
+        }
+    }
+
     /// Stops announcing a torrent.
     pub(super) fn remove(&self, info_hash: InfoHash) {
         self.lock().remove_torrent(info_hash);

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::budgets::Budgets;
 use super::dht::Finder;
+use super::magnets::{Names, Pending};
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
@@ -96,6 +97,11 @@ pub enum Event {
         /// Whether all of it is there: every piece, and every file, even the empty ones.
         is_complete: bool,
     },
+    /// The metadata of a magnet link came: the torrent is to be added ([`Engine::add`]), or the link
+    /// removed ([`Engine::remove_magnet`]).
+    Metadata(Box<Metainfo>),
+    /// The metadata of a magnet link came, but no torrent can be made of it: the link is removed.
+    Unusable(InfoHash, String),
     /// All of it is on disk, flushed.
     Finished(InfoHash),
     /// It stands still because of its files.
@@ -171,6 +177,9 @@ pub struct Engine {
     registry: Registry,
     pub(super) shared: Shared,
     pub(super) torrents: HashMap<InfoHash, Torrent>,
+    /// Torrents whose metadata is being looked for.
+    pub(super) magnets: HashMap<InfoHash, Pending>,
+    pub(super) names: Names,
     /// Torrents by the path of their top name, to find those that lie in the same place.
     pub(super) tops: HashMap<PathBuf, Vec<InfoHash>>,
     /// Torrents per worker, to deal the next one to the least loaded.
@@ -251,6 +260,8 @@ impl Engine {
             registry,
             shared,
             torrents: HashMap::new(),
+            magnets: HashMap::new(),
+            names: Names::new(),
             tops: HashMap::new(),
             checker,
             checked: mpsc::channel(REPORTS_MAX),
@@ -336,14 +347,17 @@ impl Engine {
             return Err(AddError::Duplicate(info_hash));
         }
         let geometry = metainfo.geometry;
-        let totals = Arc::new(Totals::new(geometry.total_len()));
+        let magnet = self.magnets.get(&info_hash);
+        let totals = magnet.map(|it| Arc::clone(&it.totals));
+        let totals = totals.unwrap_or_else(|| Arc::new(Totals::new(geometry.total_len())));
+        let home = magnet.map(|it| it.home);
         let content = Arc::new(Content { metainfo, save_path });
         let torrent = Torrent {
             content: Arc::clone(&content),
             totals,
             error: None,
             check: Arc::new(Progress::default()),
-            home: None,
+            home,
             is_leaving: false,
             fetch,
             peers,
@@ -369,6 +383,7 @@ impl Engine {
                 error: None,
             };
             if self.checked.0.try_send(trusted).is_ok() {
+                self.end_magnet(&content.metainfo);
                 return Ok(info_hash);
             }
         }
@@ -376,6 +391,7 @@ impl Engine {
             self.forget(&info_hash);
             return Err(AddError::Busy);
         }
+        self.end_magnet(&content.metainfo);
         Ok(info_hash)
     }
 
@@ -402,6 +418,10 @@ impl Engine {
                     self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
+                Some((info_hash, addrs)) = self.names.found.recv() => {
+                    self.add_peers(&info_hash, Source::Magnet, addrs);
+                    None
+                }
                 () = self.hub.turn(&self.cells) => {
                     while let Some((info_hash, peers)) =
                         self.finder.as_ref().and_then(Finder::poll_peers)
@@ -425,7 +445,8 @@ impl Engine {
 
     /// Tells a torrent of peers.
     pub fn add_peers(&mut self, info_hash: &InfoHash, source: Source, addrs: Vec<SocketAddr>) {
-        if let Some(home) = self.torrents.get(info_hash).and_then(|torrent| torrent.home)
+        let home = self.torrents.get(info_hash).and_then(|torrent| torrent.home);
+        if let Some(home) = home.or_else(|| self.magnets.get(info_hash).map(|it| it.home))
             && !addrs.is_empty()
             && (self.outbox.has_room(home) || source == Source::Operator)
         {
@@ -469,11 +490,15 @@ impl Engine {
         }
         torrent.awaits_files = false;
         torrent.trial.succeed();
-        let home = (0..self.loads.len()).min_by_key(|&worker| self.loads[worker]).unwrap_or(0);
-        torrent.home = Some(home);
         let totals = Arc::clone(&torrent.totals);
         let (peers, fetch) = (torrent.peers.clone(), torrent.fetch);
-        self.loads[home] += 1;
+        // One whose metadata came from peers has its home already.
+        let home = torrent.home.unwrap_or_else(|| {
+            let home = self.least_loaded();
+            self.loads[home] += 1;
+            home
+        });
+        self.torrents.get_mut(&info_hash)?.home = Some(home);
         let geometry = content.metainfo.geometry;
         let left = (0..piece_count)
             .map(crate::units::PieceIndex)
@@ -481,14 +506,10 @@ impl Engine {
             .map(|piece| u64::from(geometry.piece_len(piece)))
             .sum();
         totals.left.store(left, Relaxed);
-        let mut options = self.settings.torrent.clone();
+        let mut options = self.swarm_options(info_hash);
         options.fetch = fetch;
-        options.seed = fastrand::u64(..);
-        options.info_hash = info_hash;
-        options.peer_id = self.shared.peer_id;
         options.private = content.metainfo.private;
         options.metadata = Some(content.metainfo.shared_info());
-        options.listen_port = self.ports.addrs.first().map(SocketAddr::port);
         if let Some(finder) = &self.finder {
             finder.add(&content.metainfo, left == 0);
         }
@@ -498,15 +519,7 @@ impl Engine {
             NewTorrent { info_hash, content, have, known, options, totals: Arc::clone(&totals) };
         self.post(home, Letter::Add(Box::new(new)));
         self.shared.directory.insert(info_hash, home);
-        let source = move || tracker::Totals {
-            uploaded: totals.uploaded.load(Relaxed),
-            downloaded: totals.downloaded.load(Relaxed),
-            left: totals.left.load(Relaxed),
-        };
-        if let Err(error) = self.trackers.add(info_hash, &tiers, Arc::new(source)) {
-            let name = self.shown_name(&info_hash);
-            tracing::warn!(torrent = %info_hash, %name, %error, "not announced");
-        }
+        self.announce(info_hash, &self.shown_name(&info_hash), &tiers, &totals);
         self.add_peers(&info_hash, Source::Operator, peers);
         Some(event)
     }
@@ -521,6 +534,7 @@ impl Engine {
                 }
                 Event::Finished(info_hash)
             }
+            Report::Metadata(info_hash, info) => return self.on_metadata(info_hash, &info),
             Report::Failed(info_hash, error, had) => {
                 // One that is nowhere was added again since, or failed here already.
                 self.torrents.get(&info_hash).filter(|torrent| torrent.home.is_some())?;

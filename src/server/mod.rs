@@ -4,6 +4,7 @@
 //! - [`folders`]: the folders of the settings, looked at before anything starts.
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
+//! - [`magnets`]: links on their way to torrents.
 //! - `ledger`: totals of torrents over all runs.
 //! - `outbox`: letters on their way to workers, one queue for each.
 //! - `retry`: torrents that their files failed, until they can go on.
@@ -18,6 +19,7 @@ mod dht;
 pub mod engine;
 pub mod folders;
 mod ledger;
+pub mod magnets;
 mod outbox;
 mod owners;
 pub mod ports;

@@ -227,6 +227,11 @@ impl Engine {
         if let Some(torrent) = self.torrents.get_mut(info_hash) {
             torrent.is_leaving = true;
         }
+        self.leave_home(info_hash, home);
+    }
+
+    /// Takes whatever it is from its worker, from its trackers and from the DHT.
+    pub(super) fn leave_home(&mut self, info_hash: &InfoHash, home: usize) {
         self.trackers.remove(*info_hash);
         if let Some(finder) = &self.finder {
             finder.remove(*info_hash);

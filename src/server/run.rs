@@ -283,6 +283,8 @@ impl Server {
             }
             // Whoever found it has logged it, with its reason.
             Event::Failed(..) => {}
+            // Nobody gives it links.
+            Event::Metadata(_) | Event::Unusable(..) => {}
             Event::Died(reason) => return Err(Error::Died(reason)),
         }
         Ok(())

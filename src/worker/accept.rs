@@ -11,14 +11,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::admission::Refusal;
-use super::connection::{Conn, Peer, Phase, ZeroCopy};
+use super::connection::{Conn, MagnetPeer, Peer, Phase, Subject, ZeroCopy};
 use super::mailbox::{Adopted, Letter};
 use super::table::Key;
-use super::torrent::Torrent;
 use super::{Target, Timer, Worker};
+use crate::metainfo::PIECE_COUNT_MAX;
 use crate::metrics::{AcceptResult, Direction, DisconnectReason, HandoverResult, HandshakeResult};
 use crate::ring::{Driver, Op, Pool, Tag};
-use crate::swarm::{PeerInit, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
+use crate::swarm::{PeerInit, PeerKey, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
 use crate::sys::net;
 use crate::units::InfoHash;
 use crate::wire::{Decoder, Handshake, HandshakeReader, Limits};
@@ -183,11 +183,11 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Connects to a peer of a torrent.
-    pub(super) fn connect(&mut self, torrent: Key, addr: SocketAddr) {
+    pub(super) fn connect(&mut self, torrent: Subject, addr: SocketAddr) {
         let full = self.conns.len() >= self.options.connections_max
             || self.outgoing_count >= OUTGOING_MAX
             || self.stopping.is_some();
-        if full || self.torrents.get(torrent).is_none_or(Torrent::has_failed) {
+        if full || !self.may_meet_peers(torrent) {
             return self.connect_failed(torrent, addr);
         }
         let socket = match net::outgoing(&addr, self.options.bind.as_ref()) {
@@ -206,11 +206,48 @@ impl<D: Driver> Worker<D> {
         self.operate(Target::Connect(key), Op::Connect { socket, addr });
     }
 
-    fn connect_failed(&mut self, torrent: Key, addr: SocketAddr) {
-        if let Some(torrent) = self.torrents.get_mut(torrent) {
-            torrent.swarm.handle_connect_failed(self.now, addr);
+    /// Whether a torrent may have more connections as far as it is concerned itself.
+    fn may_meet_peers(&self, subject: Subject) -> bool {
+        match subject {
+            Subject::Torrent(key) => self.torrents.get(key).is_some_and(|it| !it.has_failed()),
+            Subject::Magnet(key) => self.magnets.get(key).is_some() && self.has_room_for_magnets(),
         }
-        self.touch_torrent(torrent);
+    }
+
+    fn connect_failed(&mut self, torrent: Subject, addr: SocketAddr) {
+        match torrent {
+            Subject::Torrent(key) => {
+                if let Some(torrent) = self.torrents.get_mut(key) {
+                    torrent.swarm.handle_connect_failed(self.now, addr);
+                }
+            }
+            Subject::Magnet(key) => {
+                if let Some(magnet) = self.magnets.get_mut(key) {
+                    magnet.swarm.handle_connect_failed(self.now, addr);
+                }
+            }
+        }
+        self.touch_subject(torrent);
+    }
+
+    fn touch_subject(&mut self, subject: Subject) {
+        match subject {
+            Subject::Torrent(key) => self.touch_torrent(key),
+            Subject::Magnet(key) => self.touch_magnet(key),
+        }
+    }
+
+    /// What a handshake with this info-hash is about, if that is at home here.
+    fn subject_of(&self, info_hash: &InfoHash) -> Option<Subject> {
+        let torrent = self.by_hash.get(info_hash).copied().map(Subject::Torrent);
+        torrent.or_else(|| self.magnets.find(info_hash).map(Subject::Magnet))
+    }
+
+    fn info_hash_of(&self, subject: Subject) -> Option<InfoHash> {
+        match subject {
+            Subject::Torrent(key) => self.torrents.get(key).map(|it| it.info_hash),
+            Subject::Magnet(key) => self.magnets.get(key).map(|it| it.info_hash),
+        }
     }
 
     pub(super) fn on_connected(&mut self, tag: Tag, result: io::Result<()>) {
@@ -220,9 +257,10 @@ impl<D: Driver> Worker<D> {
         if result.is_err() {
             return self.give_up(key, HandshakeResult::Closed);
         }
-        let Some(info_hash) = self.torrents.get(torrent).map(|torrent| torrent.info_hash) else {
+        let Some(info_hash) = self.info_hash_of(torrent) else {
             return self.give_up(key, HandshakeResult::UnknownTorrent);
         };
+        let Some(conn) = self.conns.get_mut(key) else { return };
         conn.outbox = Handshake::new(info_hash, self.shared.peer_id, false).encode().to_vec();
         conn.phase = Phase::Outgoing { torrent, reader: HandshakeReader::new() };
         self.send_to(key);
@@ -246,16 +284,14 @@ impl<D: Driver> Worker<D> {
         let input = bytes.get(used..).unwrap_or_default();
         let Some(handshake) = reader.handshake() else { return self.receive(key) };
         if let Some(torrent) = asked_for {
-            let same = self.torrents.get(torrent).map(|torrent| torrent.info_hash)
-                == Some(handshake.info_hash);
-            if !same {
+            if self.info_hash_of(torrent) != Some(handshake.info_hash) {
                 return self.give_up(key, HandshakeResult::UnknownTorrent);
             }
             return self.become_peer(key, torrent, &handshake, input);
         }
         match self.shared.directory.home(&handshake.info_hash) {
             Some(home) if home == self.options.number => {
-                match self.by_hash.get(&handshake.info_hash).copied() {
+                match self.subject_of(&handshake.info_hash) {
                     Some(torrent) => self.become_peer(key, torrent, &handshake, input),
                     None => self.give_up(key, HandshakeResult::UnknownTorrent),
                 }
@@ -297,21 +333,17 @@ impl<D: Driver> Worker<D> {
         let conn = Conn::new(Rc::new(socket), addr, Phase::Incoming(HandshakeReader::new()));
         let key = self.conns.insert(conn);
         self.handshake_count += 1;
-        match self.by_hash.get(&handshake.info_hash).copied() {
+        match self.subject_of(&handshake.info_hash) {
             Some(torrent) => self.become_peer(key, torrent, &handshake, &rest),
             None => self.give_up(key, HandshakeResult::UnknownTorrent),
         }
     }
 
     /// Both handshakes are there: the connection becomes a peer of the swarm.
-    fn become_peer(&mut self, key: Key, torrent_key: Key, handshake: &Handshake, rest: &[u8]) {
+    fn become_peer(&mut self, key: Key, subject: Subject, handshake: &Handshake, rest: &[u8]) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let outgoing = matches!(conn.phase, Phase::Outgoing { .. });
         let direction = if outgoing { Direction::Outgoing } else { Direction::Incoming };
-        let torrent = self.torrents.get_mut(torrent_key).filter(|torrent| !torrent.has_failed());
-        let Some(torrent) = torrent else {
-            return self.give_up(key, HandshakeResult::UnknownTorrent);
-        };
         let init = PeerInit {
             addr: conn.addr,
             peer_id: handshake.peer_id,
@@ -319,58 +351,109 @@ impl<D: Driver> Worker<D> {
             extensions: handshake.supports_extensions(),
             outgoing,
         };
-        let peer_key = match torrent.swarm.handle_connected(self.now, init) {
-            Ok(peer_key) => peer_key,
-            Err(refused) => {
-                let (addr, info_hash) = (conn.addr, torrent.info_hash);
-                // Only this one is for the operator to change.
-                let is_local = refused == Refused::LocalAddress;
-                if is_local && torrent.is_refusal_news(addr.ip()) {
-                    let name = torrent.content.metainfo.shown_name();
-                    tracing::warn!(torrent = %info_hash, %name, %addr, %refused, "peer refused");
-                } else {
-                    tracing::debug!(%addr, %refused, "peer not taken");
-                }
-                self.core.handshakes[(direction, refusal(&refused))].add(1);
-                if outgoing {
-                    // The swarm knows already what became of the address.
-                    conn.phase = Phase::Incoming(HandshakeReader::new());
-                    self.outgoing_count -= 1;
-                }
-                self.touch_torrent(torrent_key);
-                return self.drop_conn(key);
-            }
+        let peer_key = match self.admit(subject, init) {
+            None => return self.give_up(key, HandshakeResult::UnknownTorrent),
+            Some(Ok(peer_key)) => peer_key,
+            Some(Err(refused)) => return self.turn_down(key, subject, direction, &refused),
         };
+        let Some(conn) = self.conns.get_mut(key) else { return };
         self.core.handshakes[(direction, HandshakeResult::Ok)].add(1);
         self.core.peer_connections[direction].add(1);
         if !outgoing {
-            let ours = Handshake::new(torrent.info_hash, self.shared.peer_id, false);
+            let ours = Handshake::new(handshake.info_hash, self.shared.peer_id, false);
             conn.outbox.extend_from_slice(&ours.encode());
         }
-        let limits = Limits::new(torrent.content.metainfo.geometry.piece_count());
-        conn.phase = Phase::Peer(Peer {
-            torrent: torrent_key,
-            key: peer_key,
-            decoder: Decoder::new(limits),
-            arriving: None,
-            due: std::collections::VecDeque::new(),
-        });
+        conn.phase = match subject {
+            Subject::Torrent(torrent) => {
+                let piece_count =
+                    self.torrents.get(torrent).map_or(0, |it| it.geometry().piece_count());
+                Phase::Peer(Peer::new(torrent, peer_key, Decoder::new(Limits::new(piece_count))))
+            }
+            Subject::Magnet(magnet) => {
+                let decoder = Decoder::new(Limits::at_most(PIECE_COUNT_MAX));
+                Phase::Magnet(MagnetPeer { magnet, key: peer_key, decoder })
+            }
+        };
         // Over loopback the kernel copies after all; tests have nothing else to try it on.
         if self.options.zero_copy && (cfg!(test) || !crate::swarm::is_local(conn.addr.ip())) {
             conn.zero_copy = ZeroCopy::Trying(4);
-        }
-        if torrent.enter(peer_key, key, self.now) {
-            self.active.push(torrent_key);
         }
         self.handshake_count -= 1;
         self.outgoing_count -= usize::from(outgoing);
         if let Some(place) = conn.place.take() {
             self.admission.leave(place);
         }
-        self.need_files(torrent_key);
         self.touch_conn(key);
-        self.touch_torrent(torrent_key);
-        self.feed(key, rest);
+        self.touch_subject(subject);
+        match subject {
+            Subject::Torrent(torrent) => {
+                self.enter_torrent(torrent, peer_key, key);
+                self.feed(key, rest);
+            }
+            Subject::Magnet(magnet) => {
+                self.enter_magnet(magnet, peer_key, key);
+                self.feed_magnet(key, rest);
+            }
+        }
+    }
+
+    /// Lets a torrent judge a peer; `None` if it takes none.
+    fn admit(&mut self, subject: Subject, init: PeerInit) -> Option<Result<PeerKey, Refused>> {
+        let now = self.now;
+        match subject {
+            Subject::Torrent(key) => {
+                let torrent = self.torrents.get_mut(key).filter(|torrent| !torrent.has_failed())?;
+                Some(torrent.swarm.handle_connected(now, init))
+            }
+            Subject::Magnet(key) => {
+                let has_room = self.has_room_for_magnets();
+                let magnet = self.magnets.get_mut(key)?;
+                if has_room {
+                    return Some(magnet.swarm.handle_connected(now, init));
+                }
+                if init.outgoing {
+                    magnet.swarm.handle_connect_failed(now, init.addr);
+                }
+                Some(Err(Refused::Full))
+            }
+        }
+    }
+
+    /// Closes a connection whose peer its torrent does not take.
+    fn turn_down(&mut self, key: Key, subject: Subject, direction: Direction, refused: &Refused) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let addr = conn.addr;
+        if direction == Direction::Outgoing {
+            // The swarm knows already what became of the address.
+            conn.phase = Phase::Incoming(HandshakeReader::new());
+            self.outgoing_count -= 1;
+        }
+        // Only this one is for the operator to change.
+        let torrent = match subject {
+            Subject::Torrent(key) if *refused == Refused::LocalAddress => {
+                self.torrents.get_mut(key)
+            }
+            _ => None,
+        };
+        if let Some(torrent) = torrent
+            && torrent.is_refusal_news(addr.ip())
+        {
+            let (info_hash, name) = (torrent.info_hash, torrent.content.metainfo.shown_name());
+            tracing::warn!(torrent = %info_hash, %name, %addr, %refused, "peer refused");
+        } else {
+            tracing::debug!(%addr, %refused, "peer not taken");
+        }
+        self.core.handshakes[(direction, refusal(refused))].add(1);
+        self.touch_subject(subject);
+        self.drop_conn(key);
+    }
+
+    /// Notes the connection of a new peer of a torrent.
+    pub(super) fn enter_torrent(&mut self, key: Key, peer: PeerKey, conn: Key) {
+        if self.torrents.get_mut(key).is_some_and(|torrent| torrent.enter(peer, conn, self.now)) {
+            self.active.push(key);
+        }
+        self.need_files(key);
     }
 
     /// Closes a connection before it is a peer, for a reason that is counted.
@@ -388,7 +471,7 @@ impl<D: Driver> Worker<D> {
     /// Closes the connection of a peer, for a reason that is counted.
     pub(super) fn close(&mut self, key: Key, reason: DisconnectReason) {
         let Some(conn) = self.conns.get(key) else { return };
-        if !matches!(conn.phase, Phase::Peer(_)) {
+        if !conn.phase.is_peer() {
             return self.give_up(key, HandshakeResult::Closed);
         }
         self.core.disconnects[reason].add(1);
@@ -409,6 +492,7 @@ impl<D: Driver> Worker<D> {
                 }
                 self.touch_torrent(peer.torrent);
             }
+            Phase::Magnet(peer) => self.leave_magnet(peer.magnet, peer.key),
             Phase::Connecting { torrent } | Phase::Outgoing { torrent, .. } => {
                 self.handshake_count -= 1;
                 self.outgoing_count -= 1;

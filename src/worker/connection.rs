@@ -14,7 +14,7 @@ use super::table::Key;
 use crate::ring::{Batch, Handle};
 use crate::swarm::PeerKey;
 use crate::units::Block;
-use crate::wire::{Decoder, HandshakeReader};
+use crate::wire::{Decoder, HandshakeReader, Progress};
 
 /// A send is kept between these lengths, in bytes: long enough to be cheap, and short enough that
 /// the pages it names are still in memory when a slow peer gets to them.
@@ -22,25 +22,43 @@ pub(super) const SEND_LEN_MIN: usize = 64 * 1024;
 /// See [`SEND_LEN_MIN`].
 pub(super) const SEND_LEN_MAX: usize = 1024 * 1024;
 
+/// What a connection is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Subject {
+    /// A torrent.
+    Torrent(Key),
+    /// One of which no more than the info-hash is known.
+    Magnet(Key),
+}
+
 /// How far a connection is.
 #[derive(Debug)]
 pub(super) enum Phase {
     /// We asked for it; the kernel has not answered yet.
     Connecting {
         /// The torrent we want to talk about.
-        torrent: Key,
+        torrent: Subject,
     },
     /// Somebody connected; its handshake is not whole yet.
     Incoming(HandshakeReader),
     /// We connected and sent our handshake; the answer is not whole yet.
     Outgoing {
         /// The torrent we want to talk about.
-        torrent: Key,
+        torrent: Subject,
         /// The answer so far.
         reader: HandshakeReader,
     },
     /// Both handshakes are done.
     Peer(Peer),
+    /// Both handshakes are done, and metadata is all that can be talked about.
+    Magnet(MagnetPeer),
+}
+
+impl Phase {
+    /// Whether both handshakes are done.
+    pub(super) fn is_peer(&self) -> bool {
+        matches!(self, Self::Peer(_) | Self::Magnet(_))
+    }
 }
 
 /// A connection whose handshakes are done.
@@ -56,6 +74,24 @@ pub(super) struct Peer {
     pub(super) arriving: Option<(Block, Arrival)>,
     /// Blocks that are due to the peer and not in a batch yet, in its order.
     pub(super) due: VecDeque<Block>,
+}
+
+impl Peer {
+    /// A peer that has sent no block yet.
+    pub(super) fn new(torrent: Key, key: PeerKey, decoder: Decoder) -> Self {
+        Self { torrent, key, decoder, arriving: None, due: VecDeque::new() }
+    }
+}
+
+/// A connection whose handshakes are done, about a torrent without metadata.
+#[derive(Debug)]
+pub(super) struct MagnetPeer {
+    /// The torrent.
+    pub(super) magnet: Key,
+    /// What its machine calls the peer.
+    pub(super) key: PeerKey,
+    /// Finds messages in what arrives.
+    pub(super) decoder: Decoder,
 }
 
 /// Where the data of an arriving block goes.
@@ -173,6 +209,15 @@ impl Conn {
                 }
                 _ => None,
             },
+            _ => None,
+        }
+    }
+
+    /// How far a message has come that is under way.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        match &self.phase {
+            Phase::Peer(peer) => peer.decoder.progress(),
+            Phase::Magnet(peer) => peer.decoder.progress(),
             _ => None,
         }
     }

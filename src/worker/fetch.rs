@@ -24,7 +24,7 @@ use crate::units::{Block, PieceIndex, to_usize};
 use crate::wire::{self, Incoming};
 
 /// How often a message that has begun must have grown by [`wire::PROGRESS_LEN_MIN`].
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bytes of one torrent that may be on their way to the disk, unless two pieces are more. Beyond
 /// that its peers are not received from, for what waits longer than this has left the processor's
@@ -103,6 +103,7 @@ impl<D: Driver> Worker<D> {
         }
         match conn.phase {
             Phase::Peer(_) => self.feed(key, &bytes),
+            Phase::Magnet(_) => self.feed_magnet(key, &bytes),
             _ => self.shake_hands(key, &bytes),
         }
     }
@@ -236,7 +237,7 @@ impl<D: Driver> Worker<D> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.is_watched = false;
         let is_excused = std::mem::replace(&mut conn.is_excused, conn.is_paused);
-        let Some(progress) = conn.peer().and_then(|peer| peer.decoder.progress()) else { return };
+        let Some(progress) = conn.progress() else { return };
         if progress.is_stalled_since(before) && !is_excused {
             return self.close(key, DisconnectReason::Timeout);
         }

@@ -25,6 +25,9 @@ pub const LETTERS_MAX: usize = 4096;
 pub enum Letter {
     /// A torrent for this worker to be the home of.
     Add(Box<NewTorrent>),
+    /// A torrent of which no more than the info-hash is known. When it is known, its `Add` goes to
+    /// the same worker, and the connections go on.
+    AddMagnet(Box<NewMagnet>),
     /// Close the torrent's peers and forget it; `Report::Removed` is the answer.
     Remove(InfoHash),
     /// Addresses of peers.
@@ -88,6 +91,27 @@ pub struct NewTorrent {
     pub options: Options,
     /// Where the worker writes its totals.
     pub totals: Arc<Totals>,
+}
+
+/// A torrent without metadata as it is given to its home worker.
+pub struct NewMagnet {
+    /// How its peers are met, and its identity.
+    pub options: Options,
+    /// Where the worker writes how far it is.
+    pub progress: Arc<MetadataProgress>,
+}
+
+/// How far the metadata of a torrent is, written by its home worker and read by everyone else.
+#[derive(Debug, Default)]
+pub struct MetadataProgress {
+    /// Peers connected.
+    pub peers: AtomicU64,
+    /// Those among them that claim to have the metadata.
+    pub sources: AtomicU64,
+    /// Blocks of it that have come.
+    pub blocks: AtomicU64,
+    /// Blocks in all, as far as anybody has said; 0 if nobody has.
+    pub blocks_all: AtomicU64,
 }
 
 /// A connection on its way from the worker that accepted it to the torrent's home.
@@ -171,6 +195,9 @@ impl Totals {
 pub enum Report {
     /// The last piece of a torrent is on disk, in files that are still those that were opened.
     Finished(InfoHash),
+    /// The `info` dictionary of a torrent without metadata, whose SHA-1 is its info-hash. Its peers
+    /// stay connected until it is added, or removed.
+    Metadata(InfoHash, Vec<u8>),
     /// A torrent stands still because of its files.
     Failed(InfoHash, storage::Error, Box<Had>),
     /// A torrent was removed, and nothing of it is on its way to its files any more: only now may

@@ -14,6 +14,7 @@ mod fetch;
 mod hash;
 mod health;
 mod in_place;
+mod magnet;
 pub mod mailbox;
 mod read_back;
 mod removal;
@@ -34,11 +35,12 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use self::admission::{Admission, Pause};
-use self::connection::{Conn, Phase};
+use self::connection::Conn;
 use self::datagrams::Datagrams;
 use self::fetch::{PieceWrite, WriteOp};
 use self::hash::{ToBlame, ToHash};
 use self::in_place::InPlace;
+use self::magnet::Magnets;
 use self::mailbox::{Letter, Report, Shared};
 use self::removal::Removals;
 use self::serve::ChunkRead;
@@ -118,6 +120,7 @@ pub struct Worker<D: Driver> {
     outgoing_count: usize,
     torrents: Table<Torrent>,
     by_hash: HashMap<InfoHash, Key>,
+    magnets: Magnets,
     /// Torrents with peers, or whose rates have not faded yet: the others cost nothing.
     active: Vec<Key>,
     timers: Wheel<Timer>,
@@ -173,6 +176,8 @@ struct Scratch {
 enum Timer {
     /// When the swarm of a torrent asked to be woken.
     Torrent(Key),
+    /// The same of one without metadata.
+    Magnet(Key),
     /// When a torrent without peers may close its files, and when open ones are looked after.
     Files(Key),
     /// When a handshake has to be whole.
@@ -223,6 +228,7 @@ impl<D: Driver> Worker<D> {
             outgoing_count: 0,
             torrents: Table::default(),
             by_hash: HashMap::new(),
+            magnets: Magnets::default(),
             active: Vec::new(),
             next_turnover: now,
             timers: Wheel::new(now),
@@ -362,6 +368,7 @@ impl<D: Driver> Worker<D> {
     fn handle_letter(&mut self, letter: Letter) {
         match letter {
             Letter::Add(new) => self.add_torrent(*new),
+            Letter::AddMagnet(new) => self.add_magnet(*new),
             Letter::Remove(info_hash) => self.remove_torrent(&info_hash),
             Letter::Contacts { info_hash, source, addrs } => {
                 self.add_contacts(&info_hash, source, &addrs);
@@ -382,9 +389,10 @@ impl<D: Driver> Worker<D> {
     fn handle_timer(&mut self, timer: Timer) {
         match timer {
             Timer::Torrent(key) => self.on_torrent_timer(key),
+            Timer::Magnet(key) => self.on_magnet_timer(key),
             Timer::Files(key) => self.on_files_timer(key),
             Timer::Handshake(key) => {
-                let waits = self.conns.get(key).map(|conn| !matches!(conn.phase, Phase::Peer(_)));
+                let waits = self.conns.get(key).map(|conn| !conn.phase.is_peer());
                 if waits == Some(true) {
                     self.give_up(key, HandshakeResult::Timeout);
                 }
@@ -400,9 +408,7 @@ impl<D: Driver> Worker<D> {
 
     /// Looks at what the turn has touched: actions of swarms, then sends, once each.
     fn settle(&mut self) {
-        while let Some(key) = self.dirty_torrents.pop() {
-            self.act(key);
-        }
+        self.act_all();
         // A connection may become dirty again below; that waits for the next turn.
         let mut dirty =
             std::mem::replace(&mut self.dirty_conns, std::mem::take(&mut self.scratch.dirty));
@@ -417,9 +423,14 @@ impl<D: Driver> Worker<D> {
             self.receive(key);
         }
         self.resume_backlogged();
+        self.act_all();
+    }
+
+    fn act_all(&mut self) {
         while let Some(key) = self.dirty_torrents.pop() {
             self.act(key);
         }
+        self.act_on_magnets();
     }
 
     fn touch_conn(&mut self, key: Key) {
@@ -450,7 +461,8 @@ impl<D: Driver> Worker<D> {
         self.core.connections.set(self.conns.len() as u64);
         self.core.peers[PeerState::Handshaking].set(self.handshake_count as u64);
         self.core.read_buffers_bytes.set(self.chunks.bytes() as u64);
-        let (mut connected, mut interested, mut unchoked, mut snubbed) = (0, 0, 0, 0);
+        let (mut connected, mut interested) = (self.magnets.conn_count() as u64, 0);
+        let (mut unchoked, mut snubbed) = (0, 0);
         let mut piece_bytes = 0;
         let mut active = std::mem::take(&mut self.active);
         active.retain(|&key| {

@@ -40,6 +40,7 @@ impl Removals {
 impl<D: Driver> Worker<D> {
     /// Forgets a torrent; [`Report::Removed`] follows once its files are left alone.
     pub(super) fn remove_torrent(&mut self, info_hash: &InfoHash) {
+        self.remove_magnet(info_hash);
         let Some(key) = self.by_hash.remove(info_hash) else {
             return self.reports.push_back(Report::Removed(*info_hash));
         };

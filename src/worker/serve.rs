@@ -105,7 +105,7 @@ impl<D: Driver> Worker<D> {
     fn fill(&mut self, key: Key, batch: &mut Batch) -> (u64, u64) {
         let Some(conn) = self.conns.get_mut(key) else { return (0, 0) };
         let len_max = conn.send_len_max;
-        let Some(peer) = conn.peer() else { return (0, 0) };
+        let Some(peer) = conn.peer() else { return self.fill_for_magnet(key, batch) };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return (0, 0) };
         self.scratch.control.clear();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::connection::Subject;
 use super::fetch::why_closed;
 use super::hash::ToHash;
 use super::mailbox::{Letter, NewTorrent, TorrentState, Totals};
@@ -219,7 +220,10 @@ impl<D: Driver> Worker<D> {
         let counted_before = (totals.uploaded.load(Relaxed), totals.downloaded.load(Relaxed));
         totals.set_state(if finished { TorrentState::Seeding } else { TorrentState::Downloading });
         let fetches = options.fetch;
-        let swarm = Swarm::new(geometry, have, options, Rc::clone(&self.budget));
+        let (swarm, carried) = match self.take_magnet(&info_hash) {
+            Some(magnet) => magnet.into_swarm(self.now, geometry, have, options),
+            None => (Swarm::new(geometry, have, options, Rc::clone(&self.budget)), None),
+        };
         let mut torrent = Torrent {
             info_hash,
             pieces: OpenPieces::new(geometry),
@@ -252,6 +256,9 @@ impl<D: Driver> Worker<D> {
         torrent.publish(self.now);
         let key = self.torrents.insert(torrent);
         self.by_hash.insert(info_hash, key);
+        if let Some(carried) = carried {
+            self.carry_over(carried, key);
+        }
         if !finished {
             // Space is reserved before the first byte is asked for.
             self.need_files(key);
@@ -265,7 +272,9 @@ impl<D: Driver> Worker<D> {
         source: Source,
         addrs: &[SocketAddr],
     ) {
-        let Some(key) = self.torrent_key(info_hash) else { return };
+        let Some(key) = self.torrent_key(info_hash) else {
+            return self.add_magnet_contacts(info_hash, source, addrs);
+        };
         if let Some(torrent) = self.torrents.get_mut(key)
             && !torrent.has_failed()
         {
@@ -293,7 +302,7 @@ impl<D: Driver> Worker<D> {
                         self.close(conn, why_closed(&reason));
                     }
                 }
-                Action::Connect(addr) => self.connect(key, addr),
+                Action::Connect(addr) => self.connect(Subject::Torrent(key), addr),
                 Action::Verify { piece, digests } => {
                     let entry = ToHash { torrent: key, piece, digests, since: self.now };
                     if torrent.swarm.is_in_place(piece) {

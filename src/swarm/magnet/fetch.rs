@@ -417,6 +417,15 @@ impl Fetch {
         late.chain(back).chain(self.waiting_since.map(|at| at + ROOM_INTERVAL)).min()
     }
 
+    /// Blocks that have come of the candidate that has most of its own, and how many it has in all.
+    pub(super) fn progress(&self) -> (u32, u32) {
+        // Those of one that is done have left already.
+        let come =
+            |it: &Candidate| u32::try_from(it.blocks.len()).map_or(u32::MAX, |n| n.max(it.hashed));
+        let furthest = self.candidates.iter().max_by_key(|(_, candidate)| come(candidate));
+        furthest.map_or((0, 0), |(&len, it)| (come(it), metadata_block_count(len)))
+    }
+
     /// Bytes that have been received and are kept.
     #[cfg(test)]
     pub(super) fn held_len(&self) -> usize {

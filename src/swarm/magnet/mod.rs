@@ -150,6 +150,12 @@ impl MagnetSwarm {
         self.peers.iter().filter(|&(slot, _)| self.fetch.is_source(key_of(slot))).count()
     }
 
+    /// Blocks of metadata that have come, and how many there are of the length that is furthest;
+    /// 0 if nobody has claimed any.
+    pub fn progress(&self) -> (u32, u32) {
+        self.fetch.progress()
+    }
+
     /// Takes in a peer whose handshake is through, and greets it.
     ///
     /// # Errors
