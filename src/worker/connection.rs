@@ -22,6 +22,9 @@ use crate::wire::{Decoder, HandshakeReader};
 pub(super) const SEND_LEN_MIN: usize = 64 * 1024;
 /// See [`SEND_LEN_MIN`].
 pub(super) const SEND_LEN_MAX: usize = 1024 * 1024;
+/// The same for an encrypted peer: what is sent to it is a copy, and lies in memory until it has
+/// gone.
+const ENCRYPTED_LEN_MAX: usize = 256 * 1024;
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -218,6 +221,12 @@ impl Conn {
             is_excused: false,
             resumed_at: None,
         }
+    }
+
+    /// The longest batch to make for it now, in bytes.
+    pub(super) fn send_len_max(&self) -> usize {
+        let bound = if self.ciphers.is_some() { ENCRYPTED_LEN_MAX } else { SEND_LEN_MAX };
+        self.send_len_max.min(bound)
     }
 
     /// Whether the handshake is yet to come and nothing of it has.

@@ -1,4 +1,5 @@
-//! The encrypted opening of a connection: which way it opens, and the steps until its handshake.
+//! The encrypted opening of a connection, the steps until its handshake, and the sealing of what is
+//! sent afterwards.
 //!
 //! Bytes of a connection without a handshake enter; the handshake and what follows it leave, in the
 //! clear, with the ciphers kept beside the socket. The powers that an exchange needs are another
@@ -7,6 +8,7 @@
 //! over to another worker; and peers make a worker begin [`EXCHANGES_PER_SECOND_MAX`] exchanges per
 //! second at most, because each costs far more than its 96 bytes.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use ::ring::rand::{SecureRandom, SystemRandom};
@@ -17,7 +19,7 @@ use super::mailbox::Letter;
 use super::table::Key;
 use crate::metrics::HandshakeResult;
 use crate::mse::{self, Initiator, Job, PADDING_MAX, PrivateKey, Responder};
-use crate::ring::Driver;
+use crate::ring::{Batch, Driver, Lease};
 use crate::units::InfoHash;
 use crate::wire::HandshakeReader;
 
@@ -153,6 +155,21 @@ impl<D: Driver> Worker<D> {
         self.shake_hands(key, &stream);
     }
 
+    /// The batch as it goes out to an encrypted peer, behind what is as it goes out already: one
+    /// copy, of memory that no mapping is part of.
+    pub(super) fn seal(&mut self, key: Key, mut bytes: Vec<u8>, batch: &Batch) -> Batch {
+        let (mut sealed, start) = (Batch::new(), bytes.len());
+        let is_copied = batch.copy_to(&mut bytes);
+        debug_assert!(is_copied, "blocks for encrypted peers are read into memory");
+        if let Some(ciphers) = self.conns.get_mut(key).and_then(|conn| conn.ciphers.as_mut()) {
+            ciphers.outgoing.apply(&mut bytes[start..]);
+        }
+        let len = bytes.len();
+        // A lease on all of its own bytes is one part.
+        let _ = sealed.push_lease(&Lease::Pooled(Rc::new(bytes)), 0, len);
+        sealed
+    }
+
     /// Has a power computed elsewhere.
     fn compute(&mut self, key: Key, job: Job) {
         let (mailboxes, home) =
@@ -161,7 +178,8 @@ impl<D: Driver> Worker<D> {
             let answer = job.run();
             if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
                 // A worker that takes no letters any more has no connections either.
-                let _ = mailbox.send_waiting(Letter::Computed { conn: key, answer });
+                let _ =
+                    mailbox.send_waiting(Letter::Computed { conn: key, answer: Box::new(answer) });
             }
         });
         if self.shared.keys.run(work).is_err() {

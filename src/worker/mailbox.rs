@@ -66,7 +66,7 @@ pub enum Letter {
         /// The connection, as its worker names it.
         conn: Key,
         /// What came out.
-        answer: mse::Answer,
+        answer: Box<mse::Answer>,
     },
     /// New limits for the worker as a whole.
     Budget {

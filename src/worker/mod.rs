@@ -376,7 +376,7 @@ impl<D: Driver> Worker<D> {
             Letter::Opened { torrent, result } => self.on_opened(torrent, result),
             Letter::Confirmed { torrent, result } => self.on_confirmed(torrent, result),
             Letter::Lost { torrent, error } => self.fail_torrent(torrent, error),
-            Letter::Computed { conn, answer } => self.on_computed(conn, answer),
+            Letter::Computed { conn, answer } => self.on_computed(conn, *answer),
             Letter::Budget { slots, up, down } => {
                 self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
                 self.budget.up.borrow_mut().set_rate(self.now, up);

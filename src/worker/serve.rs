@@ -39,9 +39,6 @@ const ZERO_COPY_LEN_MIN: usize = 32 * 1024;
 /// Bytes of zero-copy sends that one peer may keep the kernel holding.
 const ZERO_COPY_HELD_MAX: usize = 4 * SEND_LEN_MAX;
 
-/// Longest batch for an encrypted peer: it is a copy, and lies in memory until it has gone.
-const ENCRYPTED_LEN_MAX: usize = 256 * 1024;
-
 /// How long a peer may take nothing of a batch before it is closed.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -109,28 +106,12 @@ impl<D: Driver> Worker<D> {
         self.push_send(key);
     }
 
-    /// The batch as it goes out to an encrypted peer, behind what is as it goes out already: one
-    /// copy, of memory that no mapping is part of.
-    fn seal(&mut self, key: Key, mut bytes: Vec<u8>, batch: &Batch) -> Batch {
-        let (mut sealed, start) = (Batch::new(), bytes.len());
-        let is_copied = batch.copy_to(&mut bytes);
-        debug_assert!(is_copied, "blocks for encrypted peers are read into memory");
-        if let Some(ciphers) = self.conns.get_mut(key).and_then(|conn| conn.ciphers.as_mut()) {
-            ciphers.outgoing.apply(&mut bytes[start..]);
-        }
-        let len = bytes.len();
-        // A lease on all of its own bytes is one part.
-        let _ = sealed.push_lease(&Lease::Pooled(Rc::new(bytes)), 0, len);
-        sealed
-    }
-
     /// Adds what is due to a peer to a batch; returns the bytes of block data among it, and how
     /// many of those were read into memory.
     fn fill(&mut self, key: Key, batch: &mut Batch) -> (u64, u64) {
         let Some(conn) = self.conns.get_mut(key) else { return (0, 0) };
         let is_encrypted = conn.ciphers.is_some();
-        let len_max =
-            conn.send_len_max.min(if is_encrypted { ENCRYPTED_LEN_MAX } else { SEND_LEN_MAX });
+        let len_max = conn.send_len_max();
         let Some(peer) = conn.peer() else { return (0, 0) };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return (0, 0) };
