@@ -10,6 +10,7 @@
 //! - [`bencode`]: the encoding of torrents, trackers and extensions.
 //! - [`metainfo`]: `.torrent` files, and how pieces lie in files.
 //! - [`wire`]: the peer protocol, bytes to messages and back.
+//! - [`mse`]: the encryption that peers may put around it.
 //! - [`rate`]: token buckets.
 //! - [`swarm`]: one torrent and its peers: picker, choker, requests, blame.
 //! - [`tracker`]: when and where to announce (its executors are an edge).
@@ -55,6 +56,7 @@ pub mod units;
 pub mod bencode;
 pub mod metainfo;
 
+pub mod mse;
 pub mod wire;
 
 pub mod rate;

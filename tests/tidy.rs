@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "wire/",
     "worker/admission.rs",
     "lsd.rs",
+    "mse/",
     "rate.rs",
     "swarm/",
     "tracker/announcer.rs",

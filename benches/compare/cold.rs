@@ -25,8 +25,8 @@ use crate::stage::Stage;
 use crate::table::Table;
 
 /// What is asked of the hot torrent, and of the cold one.
-const HOT: Load = Load { connections: 4, depth: 64 };
-const COLD: Load = Load { connections: 16, depth: 32 };
+const HOT: Load = Load { connections: 4, depth: 64, is_encrypted: false };
+const COLD: Load = Load { connections: 16, depth: 32, is_encrypted: false };
 
 /// Bytes per second that each peer of the hot torrent wants: in all a tenth of what a core sends.
 const HOT_RATE: u64 = 64 << 20;
@@ -61,6 +61,7 @@ pub(crate) fn run(stage: &Stage, root: &Path, piece_len: u32) -> io::Result<Tabl
         target: scene.listen,
         connections: load.connections,
         depth: load.depth,
+        is_encrypted: load.is_encrypted,
         rate,
         window: Duration::from_secs(stage.seconds),
         spin: stage.spin,

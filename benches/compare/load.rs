@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use seedring::mse::{Ciphers, Initiator, Policy, PrivateKey};
 use seedring::sys::{clock, process};
 use seedring::units::{Block, Geometry, InfoHash, PeerId, PieceIndex};
 use seedring::wire::{self, Decoder, Handshake, Incoming, Limits, Message};
@@ -63,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) connections: usize,
     /// Requests that each keeps in flight.
     pub(crate) depth: usize,
+    /// Whether the streams are under RC4.
+    pub(crate) is_encrypted: bool,
     /// Bytes per second that each asks for at most.
     pub(crate) rate: Option<u64>,
     /// How long is measured.
@@ -217,7 +220,7 @@ async fn run_peer(shared: Rc<Shared>, index: usize) -> io::Result<()> {
         shared.settled.set(shared.settled.get() + 1);
         greeted
     };
-    let (mut stream, fast) = greeted??;
+    let Greeted { mut stream, fast, mut ciphers } = greeted??;
     let mut decoder = Decoder::new(Limits::new(shared.geometry.piece_count()));
     let mut peer = Peer::new(Rc::clone(&shared), index, fast);
     loop {
@@ -228,6 +231,9 @@ async fn run_peer(shared: Rc<Shared>, index: usize) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         };
+        if let Some(ciphers) = &mut ciphers {
+            ciphers.incoming.apply(&mut shared.buffer.borrow_mut()[..count]);
+        }
         let handle = |incoming: Incoming<'_>| peer.handle(incoming);
         decoder.decode_all(&shared.buffer.borrow()[..count], handle).map_err(io::Error::other)?;
         let ahead = peer.ahead();
@@ -235,30 +241,80 @@ async fn run_peer(shared: Rc<Shared>, index: usize) -> io::Result<()> {
             time::sleep(ahead).await;
         }
         peer.ask();
+        if let Some(ciphers) = &mut ciphers {
+            ciphers.outgoing.apply(&mut peer.out);
+        }
         stream.write_all(&peer.out).await?;
         peer.out.clear();
     }
 }
 
-/// Connects and shakes hands; also says whether both sides have the Fast extension.
-async fn greet(shared: &Shared, index: usize) -> io::Result<(TcpStream, bool)> {
+/// A connection after its handshakes.
+struct Greeted {
+    stream: TcpStream,
+    /// Whether both sides have the Fast extension.
+    fast: bool,
+    /// Those of an encrypted stream.
+    ciphers: Option<Box<Ciphers>>,
+}
+
+/// Connects and shakes hands.
+async fn greet(shared: &Shared, index: usize) -> io::Result<Greeted> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(source(index))?;
     socket.set_nodelay(true)?;
     let mut stream = socket.connect(shared.plan.target).await?;
     let peer_id = peer_id(b'L', index);
     let ours = Handshake { reserved: RESERVED, info_hash: shared.info_hash, peer_id };
-    stream.write_all(&ours.encode()).await?;
+    let mut ciphers = None;
+    if shared.plan.is_encrypted {
+        ciphers = exchange(&mut stream, shared.info_hash, &ours).await?;
+    } else {
+        stream.write_all(&ours.encode()).await?;
+    }
     let mut theirs = [0; Handshake::LEN];
     stream.read_exact(&mut theirs).await?;
+    if let Some(ciphers) = &mut ciphers {
+        ciphers.incoming.apply(&mut theirs);
+    }
     let fast = Handshake::parse(&theirs).map_err(io::Error::other)?.supports_fast();
     let mut hello = Vec::new();
     if fast {
         wire::encode(&Message::HaveNone, &mut hello);
     }
     wire::encode(&Message::Interested, &mut hello);
+    if let Some(ciphers) = &mut ciphers {
+        ciphers.outgoing.apply(&mut hello);
+    }
     stream.write_all(&hello).await?;
-    Ok((stream, fast))
+    Ok(Greeted { stream, fast, ciphers })
+}
+
+/// The exchange before an encrypted stream, which carries our handshake.
+async fn exchange(
+    stream: &mut TcpStream,
+    info_hash: InfoHash,
+    ours: &Handshake,
+) -> io::Result<Option<Box<Ciphers>>> {
+    let key = PrivateKey::new(std::array::from_fn(|_| fastrand::u8(..)));
+    let first = ours.encode().to_vec();
+    let mut exchange = Initiator::new(Policy::Require, info_hash, key, Vec::new(), first);
+    // Byte by byte: what follows the exchange is the stream's.
+    let mut byte = [0];
+    loop {
+        if let Some(job) = exchange.poll_job() {
+            exchange.handle_answer(job.run()).map_err(io::Error::other)?;
+        }
+        let out = exchange.poll_transmit();
+        stream.write_all(&out).await?;
+        if let Some(established) = exchange.poll_established() {
+            return Ok(established.ciphers);
+        }
+        if !exchange.is_computing() {
+            stream.read_exact(&mut byte).await?;
+            exchange.handle_bytes(&byte).map_err(io::Error::other)?;
+        }
+    }
 }
 
 /// What one peer wants.

@@ -1,7 +1,7 @@
 //! `compare`: the same work for seedring and for every other client that is installed.
 //!
 //! ```text
-//! cargo bench --bench compare -- [seed|fetch|check|all] [--connections 8 --depth 128] [--seconds 5]
+//! cargo bench --bench compare -- [seed|encrypted|fetch|check|cold|all] [--connections 8 --depth 128] [--seconds 5]
 //!     [--repeat 3] [--data-size 2GiB] [--spin] [--peers seedring,rqbit,iperf3] [--keep]
 //! ```
 //!
@@ -66,6 +66,9 @@ enum Task {
     /// Processor time per GiB sent, with 8 connections × 128 requests and with 500 × 8, or with
     /// what --connections and --depth say.
     Seed,
+    /// Processor time per GiB sent to peers that insist on encryption, 8 connections × 128
+    /// requests.
+    Encrypted,
     /// Processor time per GiB fetched from minimal seeders.
     Fetch,
     /// GiB per second when checking hot data on one core.
@@ -157,6 +160,9 @@ fn compare(task: &Task, options: &Options) -> io::Result<()> {
             show(seed::run(&stage, load)?);
         }
     }
+    if matches!(task, Task::Encrypted | Task::All) {
+        show(seed::run(&stage, seed::ENCRYPTED)?);
+    }
     if matches!(task, Task::Fetch | Task::All) {
         show(once::fetch(&stage)?);
     }
@@ -175,7 +181,7 @@ fn compare(task: &Task, options: &Options) -> io::Result<()> {
 fn loads(options: &Options) -> io::Result<Vec<Load>> {
     match (options.connections, options.depth) {
         (Some(connections @ 1..=CONNECTIONS_MAX), Some(depth @ 1..)) => {
-            Ok(vec![Load { connections, depth }])
+            Ok(vec![Load { connections, depth, is_encrypted: false }])
         }
         (None, None) => Ok(seed::STANDARD.to_vec()),
         _ => Err(io::Error::other("a load of nothing, or of more than there are addresses")),

@@ -23,11 +23,18 @@ pub(crate) struct Load {
     pub(crate) connections: usize,
     /// Requests in flight on each.
     pub(crate) depth: usize,
+    /// Whether the streams are under RC4.
+    pub(crate) is_encrypted: bool,
 }
 
 /// The loads that are run if none is named.
-pub(crate) const STANDARD: [Load; 2] =
-    [Load { connections: 8, depth: 128 }, Load { connections: 500, depth: 8 }];
+pub(crate) const STANDARD: [Load; 2] = [
+    Load { connections: 8, depth: 128, is_encrypted: false },
+    Load { connections: 500, depth: 8, is_encrypted: false },
+];
+
+/// The load of peers that insist on encryption.
+pub(crate) const ENCRYPTED: Load = Load { is_encrypted: true, ..STANDARD[0] };
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -36,22 +43,24 @@ const COLUMNS: [&str; 7] =
 
 /// Runs one load and says what came of it.
 pub(crate) fn run(stage: &Stage, load: Load) -> io::Result<Table> {
-    let mut results: Vec<Vec<io::Result<Outcome>>> = stage.peers.iter().map(|_| vec![]).collect();
+    let peers: Vec<_> =
+        stage.peers.iter().filter(|peer| !load.is_encrypted || peer.encrypts()).collect();
+    let with_iperf = stage.with_iperf && !load.is_encrypted;
+    let mut results: Vec<Vec<io::Result<Outcome>>> = peers.iter().map(|_| vec![]).collect();
     let mut streams: Vec<Vec<io::Result<Stream>>> = iperf::COUNTS.iter().map(|_| vec![]).collect();
     for round in 1..=stage.repeat {
-        for (peer, results) in stage.peers.iter().zip(&mut results) {
+        for (peer, results) in peers.iter().zip(&mut results) {
             stage.tell(&format!("seed {load}, round {round}: {}", peer.name()));
-            results.push(measure(stage, load, *peer));
+            results.push(measure(stage, load, **peer));
         }
-        if stage.with_iperf {
+        if with_iperf {
             for (&count, streams) in iperf::COUNTS.iter().zip(&mut streams) {
                 stage.tell(&format!("seed {load}, round {round}: iperf3, {count} streams"));
                 streams.push(iperf::measure(stage, count));
             }
         }
     }
-    let scores: Vec<Score> = stage
-        .peers
+    let scores: Vec<Score> = peers
         .iter()
         .zip(&results)
         .map(|(peer, results)| {
@@ -61,13 +70,13 @@ pub(crate) fn run(stage: &Stage, load: Load) -> io::Result<Table> {
         .collect();
     let mut table =
         Table { title: format!("Seeding, {load}"), columns: COLUMNS.to_vec(), ..Table::default() };
-    for (peer, results) in stage.peers.iter().zip(&results) {
+    for (peer, results) in peers.iter().zip(&results) {
         match row(peer.name(), results, &scores, load) {
             Some(row) => table.rows.push(row),
             None => failed(&mut table, peer.name(), results),
         }
     }
-    for (&count, streams) in iperf::COUNTS.iter().zip(&streams).filter(|_| stage.with_iperf) {
+    for (&count, streams) in iperf::COUNTS.iter().zip(&streams).filter(|_| with_iperf) {
         match iperf::row(count, streams) {
             Some(row) => table.rows.push(row),
             None => failed(&mut table, "iperf3", streams),
@@ -81,7 +90,8 @@ pub(crate) fn run(stage: &Stage, load: Load) -> io::Result<Table> {
 
 impl std::fmt::Display for Load {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{} connections × {} requests", self.connections, self.depth)
+        write!(out, "{} connections × {} requests", self.connections, self.depth)?;
+        out.write_str(if self.is_encrypted { ", under RC4" } else { "" })
     }
 }
 
@@ -102,6 +112,7 @@ fn plan(stage: &Stage, load: Load, scene: &Scene<'_>) -> Plan {
         target,
         connections: load.connections,
         depth: load.depth,
+        is_encrypted: load.is_encrypted,
         rate: None,
         window: Duration::from_secs(stage.seconds),
         spin: stage.spin,

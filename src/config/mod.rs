@@ -9,6 +9,7 @@
 
 mod values;
 
+pub use crate::mse::Policy as Encryption;
 pub use crate::storage::Mode as StorageMode;
 
 pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, SeedChoker, Size};
@@ -81,6 +82,10 @@ pub struct Net {
     pub connections: u32,
     /// Connections with peers, of one torrent. Default: 2000.
     pub connections_per_torrent: u32,
+    /// Whether connections with peers are encrypted: `off`, `allow` (both are answered, plain is
+    /// tried first), `prefer` (both are answered, encrypted is tried first) or `require`. Default:
+    /// `allow`.
+    pub encryption: Encryption,
     /// Whether peers tell us, and we them, of other peers; private torrents never do. Default: true.
     pub pex: bool,
     /// Whether peers are found by the DHT, and other nodes answered; private torrents are never
@@ -200,6 +205,7 @@ impl Default for Net {
             allow_local: Vec::new(),
             connections: 8000,
             connections_per_torrent: 2000,
+            encryption: Encryption::default(),
             pex: true,
             dht: true,
             dht_bootstrap: DHT_BOOTSTRAP.map(String::from).to_vec(),

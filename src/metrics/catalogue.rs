@@ -111,7 +111,7 @@ catalogue! {
         /// Open TCP connections with peers, handshakes included.
         connections: gauge per core;
         /// Connections that became peers.
-        peer_connections: counter [Direction];
+        peer_connections: counter [Direction, Encryption];
         /// Handshakes that ended, by how.
         handshakes: counter [Direction, HandshakeResult];
         /// Connections handed over to the home worker of their torrent.

@@ -148,6 +148,18 @@ labels! {
         Evicted "evicted",
         /// The address is banned, or of a kind that is not welcome.
         Refused "refused",
+        /// It was not encrypted, and has to be.
+        Plain "plain",
+        /// The exchange before an encrypted stream went wrong.
+        BadExchange "bad_exchange",
+    }
+
+    /// How the stream of a connection is encrypted.
+    Encryption "encryption" {
+        /// Not at all.
+        Plain "none",
+        /// By RC4, as agreed in an exchange (MSE).
+        Rc4 "rc4",
     }
 
     /// What became of a connection on its way to the home worker of its torrent.

@@ -182,6 +182,28 @@ impl Batch {
         Ok(())
     }
 
+    /// A copy of everything, appended to `bytes`; false, and nothing appended, if some of it lies
+    /// in a mapped file, which nobody but the kernel reads.
+    pub fn copy_to(&self, bytes: &mut Vec<u8>) -> bool {
+        if self.leases.iter().any(|lease| matches!(lease, Lease::Mapped(_))) {
+            return false;
+        }
+        bytes.reserve(self.len);
+        for part in &self.parts {
+            match *part {
+                Part::Own { start, len } => {
+                    bytes.extend_from_slice(self.bytes.get(start..start + len).unwrap_or_default());
+                }
+                // SAFETY: a pooled lease among `leases` keeps these bytes alive, `push_lease` made
+                // sure that they lie inside it, and what is shared does not change.
+                Part::Lent { address, len } => unsafe {
+                    bytes.extend_from_slice(std::slice::from_raw_parts(address, len));
+                },
+            }
+        }
+        true
+    }
+
     /// A batch of the first `len` bytes of this one, with shares in the same leases.
     pub(super) fn prefix(&self, len: usize) -> Batch {
         let mut parts = Vec::new();

@@ -10,7 +10,7 @@ use io_uring::{IoUring, cqueue};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -121,6 +121,21 @@ impl Deref for RecvBuffer {
             Some((memory, id)) => unsafe {
                 let first = memory.address(*id).wrapping_add(self.start).cast_const();
                 std::slice::from_raw_parts(first, self.end - self.start)
+            },
+        }
+    }
+}
+
+impl DerefMut for RecvBuffer {
+    /// The bytes, to be decrypted where they are.
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match &self.source {
+            None => &mut [],
+            // SAFETY: as in `deref`; and the ranges of buffers that share memory do not overlap,
+            // because [`RecvBuffer::split_off`] is the only way to a second one.
+            Some((memory, id)) => unsafe {
+                let first = memory.address(*id).wrapping_add(self.start);
+                std::slice::from_raw_parts_mut(first, self.end - self.start)
             },
         }
     }

@@ -63,6 +63,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Whether sends may do without a copy.
     pub zero_copy: bool,
+    /// Whether connections are encrypted.
+    pub encryption: crate::mse::Policy,
     /// How torrents are served and fetched.
     pub torrent: swarm::Options,
     /// Upload slots in all; `None` is unlimited.
@@ -226,6 +228,7 @@ impl Engine {
             mailboxes: Arc::new(OnceLock::new()),
             reports: reports_in,
             blocking: Blocking::start("files", FILE_THREADS).map_err(StartError::Thread)?,
+            keys: Blocking::start("keys", 1).map_err(StartError::Thread)?,
         };
         let listeners = std::mem::take(&mut ports.listeners);
         let sockets = std::mem::take(&mut ports.datagram_sockets);

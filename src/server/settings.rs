@@ -44,6 +44,7 @@ pub fn settings(config: &Config) -> Settings {
             StorageMode::Read => Mode::Read,
         },
         zero_copy: true,
+        encryption: config.net.encryption,
         torrent,
         slots: limit(config.limits.slots),
         up: (config.limits.up.0 > 0).then_some(config.limits.up.0),

@@ -136,6 +136,7 @@ pub(super) fn start_workers(
             piece_bytes_max: settings.piece_bytes_max / count as u64,
             mode: settings.mode,
             zero_copy: settings.zero_copy,
+            encryption: settings.encryption,
             bind: settings.bind.clone(),
         };
         let run = move || {

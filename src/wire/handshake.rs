@@ -125,6 +125,11 @@ impl HandshakeReader {
         Ok(used)
     }
 
+    /// The bytes taken so far, the first wrong one and what came with it included.
+    pub fn taken(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
     /// The torrent that the peer is after: there from byte 48 on, before its peer id.
     pub fn info_hash(&self) -> Option<InfoHash> {
         (self.len >= INFO_HASH_END).then(|| InfoHash(field(&self.bytes, RESERVED_END)))

@@ -11,12 +11,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::admission::Refusal;
-use super::connection::{Conn, MagnetPeer, Peer, Phase, Subject, ZeroCopy};
+use super::connection::{Conn, MagnetPeer, Peer, Phase, Subject, Way, ZeroCopy};
 use super::mailbox::{Adopted, Letter};
 use super::table::Key;
 use super::{Target, Timer, Worker};
 use crate::metainfo::PIECE_COUNT_MAX;
-use crate::metrics::{AcceptResult, Direction, DisconnectReason, HandoverResult, HandshakeResult};
+use crate::metrics::{
+    AcceptResult, Direction, DisconnectReason, Encryption, HandoverResult, HandshakeResult,
+};
 use crate::ring::{Driver, Op, Pool, Tag};
 use crate::swarm::{PeerInit, PeerKey, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
 use crate::sys::net;
@@ -184,6 +186,12 @@ impl<D: Driver> Worker<D> {
 
     /// Connects to a peer of a torrent.
     pub(super) fn connect(&mut self, torrent: Subject, addr: SocketAddr) {
+        let policy = self.options.encryption;
+        let (is_encrypted, has_other) = (policy.begins_encrypted(), policy.has_second_way());
+        self.connect_by(torrent, addr, Way { is_encrypted, has_other });
+    }
+
+    fn connect_by(&mut self, torrent: Subject, addr: SocketAddr, way: Way) {
         let full = self.conns.len() >= self.options.connections_max
             || self.outgoing_count >= OUTGOING_MAX
             || self.stopping.is_some();
@@ -198,7 +206,8 @@ impl<D: Driver> Worker<D> {
                 return;
             }
         };
-        let conn = Conn::new(Rc::clone(&socket), addr, Phase::Connecting { torrent });
+        let mut conn = Conn::new(Rc::clone(&socket), addr, Phase::Connecting { torrent });
+        conn.way = Some(way);
         let key = self.conns.insert(conn);
         self.handshake_count += 1;
         self.outgoing_count += 1;
@@ -261,8 +270,12 @@ impl<D: Driver> Worker<D> {
             return self.give_up(key, HandshakeResult::UnknownTorrent);
         };
         let Some(conn) = self.conns.get_mut(key) else { return };
-        conn.outbox = Handshake::new(info_hash, self.shared.peer_id, false).encode().to_vec();
+        let ours = Handshake::new(info_hash, self.shared.peer_id, false).encode().to_vec();
         conn.phase = Phase::Outgoing { torrent, reader: HandshakeReader::new() };
+        if conn.way.is_some_and(|way| way.is_encrypted) {
+            return self.open_encrypted(key, info_hash, ours);
+        }
+        conn.outbox = ours;
         self.send_to(key);
         self.receive(key);
     }
@@ -273,16 +286,34 @@ impl<D: Driver> Worker<D> {
         if let Some(place) = &conn.place {
             self.admission.heard(place);
         }
+        if conn.exchange.is_some() {
+            return self.handle_exchange(key, bytes);
+        }
         let (reader, asked_for) = match &mut conn.phase {
             Phase::Incoming(reader) => (reader, None),
             Phase::Outgoing { reader, torrent } => (reader, Some(*torrent)),
             _ => return,
         };
+        let known_len = reader.taken().len();
         let Ok(used) = reader.handle_bytes(bytes) else {
-            return self.give_up(key, HandshakeResult::BadProtocol);
+            let mut first = reader.taken().to_vec();
+            first.extend_from_slice(bytes.get(first.len() - known_len..).unwrap_or_default());
+            if asked_for.is_some() || !self.answer_encrypted(key, &first) {
+                self.give_up(key, HandshakeResult::BadProtocol);
+            }
+            return;
         };
         let input = bytes.get(used..).unwrap_or_default();
-        let Some(handshake) = reader.handshake() else { return self.receive(key) };
+        let Some(handshake) = reader.handshake() else {
+            // The last part of an exchange may be what the peer waits for.
+            return if conn.outbox.is_empty() { self.receive(key) } else { self.send_to(key) };
+        };
+        if conn.ciphers.is_none() && !self.options.encryption.takes_plain() {
+            return self.give_up(key, HandshakeResult::Plain);
+        }
+        if conn.about.is_some_and(|about| about != handshake.info_hash) {
+            return self.give_up(key, HandshakeResult::UnknownTorrent);
+        }
         if let Some(torrent) = asked_for {
             if self.info_hash_of(torrent) != Some(handshake.info_hash) {
                 return self.give_up(key, HandshakeResult::UnknownTorrent);
@@ -313,7 +344,8 @@ impl<D: Driver> Worker<D> {
             self.core.handovers[HandoverResult::Dropped].add(1);
             return;
         };
-        let adopted = Box::new(Adopted { socket, addr: conn.addr, handshake, rest });
+        let Conn { addr, outbox, ciphers, .. } = conn;
+        let adopted = Box::new(Adopted { socket, addr, handshake, rest, outbox, ciphers });
         let result = match mailbox.send(Letter::Adopt(adopted)) {
             Ok(()) => HandoverResult::Sent,
             Err(_) => HandoverResult::Dropped,
@@ -324,13 +356,14 @@ impl<D: Driver> Worker<D> {
 
     /// Takes a connection over from the worker that accepted it.
     pub(super) fn adopt(&mut self, adopted: Adopted) {
-        let Adopted { socket, addr, handshake, rest } = adopted;
+        let Adopted { socket, addr, handshake, rest, outbox, ciphers } = adopted;
         if self.stopping.is_some() || !self.make_room(false) {
             self.core.handovers[HandoverResult::Dropped].add(1);
             return;
         }
         self.core.handovers[HandoverResult::Adopted].add(1);
-        let conn = Conn::new(Rc::new(socket), addr, Phase::Incoming(HandshakeReader::new()));
+        let mut conn = Conn::new(Rc::new(socket), addr, Phase::Incoming(HandshakeReader::new()));
+        (conn.outbox, conn.ciphers) = (outbox, ciphers);
         let key = self.conns.insert(conn);
         self.handshake_count += 1;
         match self.subject_of(&handshake.info_hash) {
@@ -358,10 +391,11 @@ impl<D: Driver> Worker<D> {
         };
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.core.handshakes[(direction, HandshakeResult::Ok)].add(1);
-        self.core.peer_connections[direction].add(1);
+        let encryption = if conn.ciphers.is_some() { Encryption::Rc4 } else { Encryption::Plain };
+        self.core.peer_connections[(direction, encryption)].add(1);
         if !outgoing {
             let ours = Handshake::new(handshake.info_hash, self.shared.peer_id, false);
-            conn.outbox.extend_from_slice(&ours.encode());
+            conn.push_first(&ours.encode());
         }
         conn.phase = match subject {
             Subject::Torrent(torrent) => {
@@ -375,7 +409,10 @@ impl<D: Driver> Worker<D> {
             }
         };
         // Over loopback the kernel copies after all; tests have nothing else to try it on.
-        if self.options.zero_copy && (cfg!(test) || !crate::swarm::is_local(conn.addr.ip())) {
+        if self.options.zero_copy
+            && conn.ciphers.is_none()
+            && (cfg!(test) || !crate::swarm::is_local(conn.addr.ip()))
+        {
             conn.zero_copy = ZeroCopy::Trying(4);
         }
         self.handshake_count -= 1;
@@ -445,7 +482,7 @@ impl<D: Driver> Worker<D> {
         }
         self.core.handshakes[(direction, refusal(refused))].add(1);
         self.touch_subject(subject);
-        self.drop_conn(key);
+        self.drop_conn(key, None);
     }
 
     /// Notes the connection of a new peer of a torrent.
@@ -465,7 +502,9 @@ impl<D: Driver> Worker<D> {
         };
         self.core.handshakes[(direction, result)].add(1);
         tracing::debug!(addr = %conn.addr, result = result.label(), "handshake ended");
-        self.drop_conn(key);
+        let is_closed = result == HandshakeResult::Closed && conn.has_heard_nothing();
+        let second = conn.way.filter(|way| is_closed && way.has_other);
+        self.drop_conn(key, second);
     }
 
     /// Closes the connection of a peer, for a reason that is counted.
@@ -476,11 +515,12 @@ impl<D: Driver> Worker<D> {
         }
         self.core.disconnects[reason].add(1);
         tracing::debug!(addr = %conn.addr, reason = reason.label(), "peer disconnected");
-        self.drop_conn(key);
+        self.drop_conn(key, None);
     }
 
-    /// Forgets a connection. What is in flight on it ends by itself.
-    fn drop_conn(&mut self, key: Key) {
+    /// Forgets a connection. What is in flight on it ends by itself. One that was begun as `failed`
+    /// is begun again the other way.
+    fn drop_conn(&mut self, key: Key, failed: Option<Way>) {
         let Some(mut conn) = self.conns.remove(key) else { return };
         self.leave_place(&mut conn);
         let connecting = matches!(conn.phase, Phase::Connecting { .. });
@@ -496,7 +536,13 @@ impl<D: Driver> Worker<D> {
             Phase::Connecting { torrent } | Phase::Outgoing { torrent, .. } => {
                 self.handshake_count -= 1;
                 self.outgoing_count -= 1;
-                self.connect_failed(torrent, conn.addr);
+                match failed {
+                    Some(Way { is_encrypted, .. }) => {
+                        let way = Way { is_encrypted: !is_encrypted, has_other: false };
+                        self.connect_by(torrent, conn.addr, way);
+                    }
+                    None => self.connect_failed(torrent, conn.addr),
+                }
             }
             Phase::Incoming(_) => self.handshake_count -= 1,
         }

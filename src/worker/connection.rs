@@ -11,9 +11,10 @@ use std::time::Instant;
 use super::admission::Place;
 use super::in_place::BlockBuffer;
 use super::table::Key;
+use crate::mse::{Ciphers, Established, Initiator, Job, Responder};
 use crate::ring::{Batch, Handle};
 use crate::swarm::PeerKey;
-use crate::units::Block;
+use crate::units::{Block, InfoHash};
 use crate::wire::{Decoder, HandshakeReader, Progress};
 
 /// A send is kept between these lengths, in bytes: long enough to be cheap, and short enough that
@@ -21,6 +22,9 @@ use crate::wire::{Decoder, HandshakeReader, Progress};
 pub(super) const SEND_LEN_MIN: usize = 64 * 1024;
 /// See [`SEND_LEN_MIN`].
 pub(super) const SEND_LEN_MAX: usize = 1024 * 1024;
+/// The same for an encrypted peer: what is sent to it is a copy, and lies in memory until it has
+/// gone.
+const ENCRYPTED_LEN_MAX: usize = 256 * 1024;
 
 /// What a connection is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +63,50 @@ impl Phase {
     pub(super) fn is_peer(&self) -> bool {
         matches!(self, Self::Peer(_) | Self::Magnet(_))
     }
+}
+
+/// The exchange that an encrypted connection begins with.
+#[derive(Debug)]
+pub(super) enum Exchange {
+    /// Somebody connected to us.
+    Responder(Responder),
+    /// We connected.
+    Initiator(Initiator),
+}
+
+impl Exchange {
+    /// Work for another thread.
+    pub(super) fn poll_job(&mut self) -> Option<Job> {
+        match self {
+            Self::Responder(it) => it.poll_job(),
+            Self::Initiator(it) => it.poll_job(),
+        }
+    }
+
+    /// What is to be sent.
+    pub(super) fn poll_transmit(&mut self) -> Vec<u8> {
+        match self {
+            Self::Responder(it) => it.poll_transmit(),
+            Self::Initiator(it) => it.poll_transmit(),
+        }
+    }
+
+    /// The stream, once it is there.
+    pub(super) fn poll_established(&mut self) -> Option<Established> {
+        match self {
+            Self::Responder(it) => it.poll_established(),
+            Self::Initiator(it) => it.poll_established(),
+        }
+    }
+}
+
+/// How a connection that we make begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    /// With an exchange, and not with a handshake.
+    pub(super) is_encrypted: bool,
+    /// If the peer closes before it has said anything, the other way is tried.
+    pub(super) has_other: bool,
 }
 
 /// A connection whose handshakes are done.
@@ -144,9 +192,17 @@ pub(super) struct Conn {
     pub(super) phase: Phase,
     /// Its place among the incoming handshakes, if it has one.
     pub(super) place: Option<Place>,
+    /// How we began it, if we did.
+    pub(super) way: Option<Way>,
+    /// The exchange before the handshake, while it lasts.
+    pub(super) exchange: Option<Box<Exchange>>,
+    /// The torrent that an exchange was about.
+    pub(super) about: Option<InfoHash>,
+    /// The ciphers of an encrypted stream.
+    pub(super) ciphers: Option<Box<Ciphers>>,
     /// Whether a receive is in flight.
     pub(super) receiving: bool,
-    /// Bytes to send before anything else: our handshake.
+    /// Bytes to send before anything else, as they go out: of the exchange, and our handshake.
     pub(super) outbox: Vec<u8>,
     /// The batch in flight.
     pub(super) sending: Option<Sending>,
@@ -182,6 +238,10 @@ impl Conn {
             addr,
             phase,
             place: None,
+            way: None,
+            exchange: None,
+            about: None,
+            ciphers: None,
             receiving: false,
             outbox: Vec::new(),
             sending: None,
@@ -196,6 +256,29 @@ impl Conn {
             is_paused: false,
             is_excused: false,
             resumed_at: None,
+        }
+    }
+
+    /// The longest batch to make for it now, in bytes.
+    pub(super) fn send_len_max(&self) -> usize {
+        let bound = if self.ciphers.is_some() { ENCRYPTED_LEN_MAX } else { SEND_LEN_MAX };
+        self.send_len_max.min(bound)
+    }
+
+    /// Whether the handshake is yet to come and nothing of it has.
+    pub(super) fn has_heard_nothing(&self) -> bool {
+        match &self.phase {
+            Phase::Outgoing { reader, .. } => reader.taken().is_empty() && self.about.is_none(),
+            _ => false,
+        }
+    }
+
+    /// Adds bytes of the stream to what goes out first.
+    pub(super) fn push_first(&mut self, bytes: &[u8]) {
+        let start = self.outbox.len();
+        self.outbox.extend_from_slice(bytes);
+        if let Some(ciphers) = &mut self.ciphers {
+            ciphers.outgoing.apply(&mut self.outbox[start..]);
         }
     }
 

@@ -85,7 +85,7 @@ impl<D: Driver> Worker<D> {
         let Some(Target::Receive(key)) = Target::of(tag) else { return };
         let Some(conn) = self.conns.get_mut(key) else { return };
         conn.receiving = false;
-        let bytes = match result {
+        let mut bytes = match result {
             Ok(bytes) => bytes,
             Err(error) => {
                 return match error.raw_os_error() {
@@ -100,6 +100,9 @@ impl<D: Driver> Worker<D> {
         };
         if bytes.is_empty() {
             return self.close(key, DisconnectReason::PeerClosed);
+        }
+        if let Some(ciphers) = &mut conn.ciphers {
+            ciphers.incoming.apply(&mut bytes);
         }
         match conn.phase {
             Phase::Peer(_) => self.feed(key, &bytes),

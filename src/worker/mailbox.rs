@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::table::Key;
+use crate::mse;
 use crate::ring::Waker;
 use crate::storage::{self, Content, files::Opened, recovery::Had};
 use crate::swarm::{Options, Source};
@@ -62,6 +63,13 @@ pub enum Letter {
         torrent: Key,
         /// What was found.
         error: storage::Error,
+    },
+    /// What an encrypted opening needed was computed.
+    Computed {
+        /// The connection, as its worker names it.
+        conn: Key,
+        /// What came out.
+        answer: Box<mse::Answer>,
     },
     /// New limits for the worker as a whole.
     Budget {
@@ -123,8 +131,12 @@ pub struct Adopted {
     pub addr: SocketAddr,
     /// What it said first.
     pub handshake: Handshake,
-    /// Bytes that came behind the handshake in the same read.
+    /// Bytes that came behind the handshake in the same read, decrypted.
     pub rest: Vec<u8>,
+    /// Bytes to send before anything else, as they go out.
+    pub outbox: Vec<u8>,
+    /// The ciphers of an encrypted stream.
+    pub ciphers: Option<Box<mse::Ciphers>>,
 }
 
 /// The state of a torrent as others see it.
@@ -261,6 +273,8 @@ impl Mailbox {
 #[derive(Debug, Default)]
 pub struct Directory {
     homes: RwLock<HashMap<InfoHash, usize>>,
+    /// Torrents by the mark that encrypted openings name them by.
+    marks: RwLock<HashMap<[u8; 20], InfoHash>>,
 }
 
 impl Directory {
@@ -269,13 +283,22 @@ impl Directory {
         self.homes.read().unwrap_or_else(PoisonError::into_inner).get(info_hash).copied()
     }
 
+    /// The torrent that an encrypted opening is about.
+    pub fn marked(&self, mark: &[u8; 20]) -> Option<InfoHash> {
+        self.marks.read().unwrap_or_else(PoisonError::into_inner).get(mark).copied()
+    }
+
     /// Makes `worker` the home of a torrent.
     pub fn insert(&self, info_hash: InfoHash, worker: usize) {
+        let mark = mse::torrent_mark(&info_hash);
+        self.marks.write().unwrap_or_else(PoisonError::into_inner).insert(mark, info_hash);
         self.homes.write().unwrap_or_else(PoisonError::into_inner).insert(info_hash, worker);
     }
 
     /// Forgets a torrent.
     pub fn remove(&self, info_hash: &InfoHash) {
+        let mark = mse::torrent_mark(info_hash);
+        self.marks.write().unwrap_or_else(PoisonError::into_inner).remove(&mark);
         self.homes.write().unwrap_or_else(PoisonError::into_inner).remove(info_hash);
     }
 }
@@ -293,6 +316,8 @@ pub struct Shared {
     pub reports: tokio::sync::mpsc::Sender<Report>,
     /// Threads that may block on a disk.
     pub blocking: Blocking,
+    /// The thread that computes what encrypted openings need.
+    pub keys: Blocking,
 }
 
 /// Work that may block, run elsewhere.

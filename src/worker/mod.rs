@@ -10,6 +10,7 @@ mod accept;
 mod admission;
 mod connection;
 pub mod datagrams;
+mod exchange;
 mod fetch;
 mod hash;
 mod health;
@@ -51,6 +52,7 @@ use self::torrent::Torrent;
 use crate::metrics::{
     Core, DisconnectReason, HandshakeResult, PeerState, RequestResult, RingOp, RingResult,
 };
+use crate::mse;
 use crate::ring::{Driver, Event, Handle, Op, OpKind};
 use crate::storage::Mode;
 use crate::storage::chunks::Chunks;
@@ -93,6 +95,8 @@ pub struct Options {
     pub mode: Mode,
     /// Whether sends may do without a copy.
     pub zero_copy: bool,
+    /// Whether connections are encrypted.
+    pub encryption: mse::Policy,
     /// Address or interface that outgoing connections leave from.
     pub bind: Option<crate::sys::net::Bind>,
 }
@@ -114,6 +118,7 @@ pub struct Worker<D: Driver> {
     /// How long accepting pauses when it fails next.
     pause: Pause,
     admission: Admission,
+    exchange_pace: exchange::Pace,
     conns: Table<Conn>,
     /// Connections that are not peers yet, and those of them that we began.
     handshake_count: usize,
@@ -223,6 +228,7 @@ impl<D: Driver> Worker<D> {
             listeners,
             pause: Pause::default(),
             admission: Admission::default(),
+            exchange_pace: exchange::Pace::default(),
             conns: Table::default(),
             handshake_count: 0,
             outgoing_count: 0,
@@ -377,6 +383,7 @@ impl<D: Driver> Worker<D> {
             Letter::Opened { torrent, result } => self.on_opened(torrent, result),
             Letter::Confirmed { torrent, result } => self.on_confirmed(torrent, result),
             Letter::Lost { torrent, error } => self.fail_torrent(torrent, error),
+            Letter::Computed { conn, answer } => self.on_computed(conn, *answer),
             Letter::Budget { slots, up, down } => {
                 self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
                 self.budget.up.borrow_mut().set_rate(self.now, up);

@@ -78,9 +78,15 @@ impl<D: Driver> Worker<D> {
         }
         let mut batch = Batch::new();
         let outbox = std::mem::take(&mut conn.outbox);
-        // An empty batch takes any number of bytes: they are one part.
-        let _ = batch.push_bytes(&outbox);
+        let is_encrypted = conn.ciphers.is_some();
+        if !is_encrypted {
+            // An empty batch takes any number of bytes: they are one part.
+            let _ = batch.push_bytes(&outbox);
+        }
         let (payload, read) = self.fill(key, &mut batch);
+        if is_encrypted {
+            batch = self.seal(key, outbox, &batch);
+        }
         if batch.is_empty() {
             return;
         }
@@ -104,7 +110,8 @@ impl<D: Driver> Worker<D> {
     /// many of those were read into memory.
     fn fill(&mut self, key: Key, batch: &mut Batch) -> (u64, u64) {
         let Some(conn) = self.conns.get_mut(key) else { return (0, 0) };
-        let len_max = conn.send_len_max;
+        let is_encrypted = conn.ciphers.is_some();
+        let len_max = conn.send_len_max();
         let Some(peer) = conn.peer() else { return self.fill_for_magnet(key, batch) };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return (0, 0) };
@@ -128,7 +135,7 @@ impl<D: Driver> Worker<D> {
             if payload > 0 && full {
                 break;
             }
-            let located = self.locate(key, torrent_key, block, batch);
+            let located = self.locate(key, torrent_key, block, !is_encrypted, batch);
             match located {
                 Located::Mapped | Located::Read => {
                     let is_read = matches!(located, Located::Read);
@@ -168,8 +175,16 @@ impl<D: Driver> Worker<D> {
         self.touch_conn(conn);
     }
 
-    /// Adds a block to a batch from wherever its bytes are, or sees to it that they come.
-    fn locate(&mut self, conn: Key, torrent_key: Key, block: Block, batch: &mut Batch) -> Located {
+    /// Adds a block to a batch from wherever its bytes are, or sees to it that they come. Only the
+    /// kernel reads a mapping: what is encrypted here may not lie in one.
+    fn locate(
+        &mut self,
+        conn: Key,
+        torrent_key: Key,
+        block: Block,
+        may_map: bool,
+        batch: &mut Batch,
+    ) -> Located {
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return Located::Gone };
         match &torrent.store {
             Store::Open(_) => {}
@@ -182,7 +197,7 @@ impl<D: Driver> Worker<D> {
         if !torrent.swarm.bitfield().has(block.piece) {
             return Located::Lost;
         }
-        if self.add_mapped(torrent_key, block, batch) {
+        if may_map && self.add_mapped(torrent_key, block, batch) {
             return Located::Mapped;
         }
         let mut parts = [None, None];
@@ -452,6 +467,7 @@ impl<D: Driver> Worker<D> {
             let took = self.now.saturating_duration_since(ended.since);
             conn.send_len_max = next_send_len(conn.send_len_max, ended.batch.len(), took);
         }
+        let is_peer = conn.phase.is_peer();
         if payload > 0
             && let Some(peer) = conn.peer()
         {
@@ -462,6 +478,10 @@ impl<D: Driver> Worker<D> {
             }
         }
         if ended {
+            if !is_peer {
+                // An exchange goes on when all of our part is out.
+                self.receive(key);
+            }
             self.touch_conn(key);
             self.wake_starved();
         } else {

@@ -1,9 +1,9 @@
 """A libtorrent session for the interop tests: seeds or fetches one torrent.
 
-    lt.py seed|leech|seed-on TORRENT SAVE_PATH LISTEN [PEER|dht=NODE]...
+    lt.py seed|leech|seed-on TORRENT SAVE_PATH LISTEN [PEER|dht=NODE|set:NAME=NUMBER]...
 
 LISTEN, PEER and NODE are HOST:PORT, hosts in IPv6 without brackets. With a NODE the DHT is used, which
-is entered by it. Prints "listening PORT" once it does,
+is entered by it; "set:" changes a setting of the session. Prints "listening PORT" once it does,
 "seeding" once it can serve and "complete" once everything is there; a leech ends then, a
 seed and a leech that seeds on when they are killed.
 """
@@ -31,7 +31,8 @@ def say(*words):
 def main():
     mode, torrent, save_path, listen, *peers = sys.argv[1:]
     nodes = [peer.removeprefix("dht=") for peer in peers if peer.startswith("dht=")]
-    peers = [peer for peer in peers if not peer.startswith("dht=")]
+    changes = [word.removeprefix("set:").split("=") for word in peers if word.startswith("set:")]
+    peers = [word for word in peers if not word.startswith(("dht=", "set:"))]
     session = lt.session(
         {
             "listen_interfaces": listen_address(listen),
@@ -52,6 +53,7 @@ def main():
             | lt.alert.category_t.status_notification
             | lt.alert.category_t.peer_notification,
         }
+        | {name: int(value) for name, value in changes}
     )
     params = lt.add_torrent_params()
     params.ti = lt.torrent_info(torrent)

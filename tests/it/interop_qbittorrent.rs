@@ -14,14 +14,20 @@ const BOUNDARY: &str = "----------seedring-test-boundary";
 
 /// A running qbittorrent-nox.
 #[derive(Debug)]
-struct QBittorrent {
+pub(crate) struct QBittorrent {
     process: Process,
     api: SocketAddr,
-    peer: SocketAddr,
+    /// Where peers reach it.
+    pub(crate) peer: SocketAddr,
 }
 
 impl QBittorrent {
     fn start(dir: &Path) -> Self {
+        Self::start_with(dir, 0)
+    }
+
+    /// Starts one with a configuration of its own and its setting for encryption: 1 requires it.
+    pub(crate) fn start_with(dir: &Path, encryption: u8) -> Self {
         let home = dir.join("qbittorrent");
         let config = home.join("qBittorrent/config");
         std::fs::create_dir_all(&config).unwrap();
@@ -30,6 +36,7 @@ impl QBittorrent {
             "[LegalNotice]\nAccepted=true\n\
              [BitTorrent]\nSession\\Port={}\nSession\\DHTEnabled=false\nSession\\PeXEnabled=false\n\
              Session\\LSDEnabled=false\nSession\\BTProtocol=TCP\nSession\\QueueingSystemEnabled=false\n\
+             Session\\Encryption={encryption}\n\
              Session\\Preallocation=false\nSession\\MultiConnectionsPerIp=true\n\
              [Network]\nPortForwardingEnabled=false\n\
              [Preferences]\nWebUI\\Address=127.0.0.1\nWebUI\\Port={}\nWebUI\\LocalHostAuth=false\n\
@@ -58,7 +65,7 @@ impl QBittorrent {
         assert_eq!(status, 200, "{path}: {reply}");
     }
 
-    fn add(&self, content: &Content, save_path: &Path) {
+    pub(crate) fn add(&self, content: &Content, save_path: &Path) {
         let mut body = Vec::new();
         for (name, value) in [
             ("savepath", save_path.to_str().unwrap()),
@@ -90,7 +97,7 @@ impl QBittorrent {
         Some((torrent["state"].as_str()?.to_owned(), torrent["progress"].as_f64()?))
     }
 
-    fn wait_complete(&mut self, content: &Content, limit: Duration) {
+    pub(crate) fn wait_complete(&mut self, content: &Content, limit: Duration) {
         let api = self.api;
         self.process.wait_for("complete torrent", limit, || {
             let (state, progress) = Self::state(api, content)?;
@@ -99,7 +106,7 @@ impl QBittorrent {
         });
     }
 
-    fn add_peer(&mut self, content: &Content, peer: SocketAddr) {
+    pub(crate) fn add_peer(&mut self, content: &Content, peer: SocketAddr) {
         let (api, hash) = (self.api, content.info_hash());
         // Peers can be named only once the torrent was taken in.
         self.process.wait_for("torrent", START, || Self::state(api, content));

@@ -9,6 +9,11 @@ use crate::support::process::{Process, program, run};
 use crate::support::server::{START, TRANSFER, fetch_from, start_get};
 use crate::support::{dir, free_addr, heavy};
 
+/// Its default: encrypted connections are preferred.
+const PREFERRED: u8 = 1;
+/// Encrypted connections only.
+pub(crate) const REQUIRED: u8 = 2;
+
 /// A running transmission-daemon.
 #[derive(Debug)]
 pub(crate) struct Transmission {
@@ -21,6 +26,11 @@ pub(crate) struct Transmission {
 impl Transmission {
     /// Starts one with a configuration of its own.
     pub(crate) fn start(dir: &Path) -> Self {
+        Self::start_with(dir, PREFERRED)
+    }
+
+    /// The same with its setting for encryption.
+    pub(crate) fn start_with(dir: &Path, encryption: u8) -> Self {
         let home = dir.join("transmission");
         std::fs::create_dir(&home).unwrap();
         let (rpc, peer) = (free_addr("127.0.0.1"), free_addr("127.0.0.1"));
@@ -28,6 +38,7 @@ impl Transmission {
             "bind-address-ipv4": "127.0.0.1",
             "bind-address-ipv6": "::1",
             "dht-enabled": false,
+            "encryption": encryption,
             "lpd-enabled": false,
             "pex-enabled": false,
             "port-forwarding-enabled": false,

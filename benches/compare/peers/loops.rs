@@ -36,6 +36,10 @@ impl Peer for Loop {
         Some(self.version.to_owned())
     }
 
+    fn encrypts(&self) -> bool {
+        false
+    }
+
     fn seed(&self, scene: &Scene<'_>) -> Recipe {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["loop", self.runtime.name(), &scene.listen.to_string()]);

@@ -87,6 +87,11 @@ pub(crate) trait Peer: Sync {
     /// Seeds the ground's data, which may be checked first, until it is killed.
     fn seed(&self, scene: &Scene<'_>) -> Recipe;
 
+    /// Whether it talks to peers that insist on encryption.
+    fn encrypts(&self) -> bool {
+        true
+    }
+
     /// Fetches into the scene's target from the scene's sources, and ends by itself.
     fn fetch(&self, scene: &Scene<'_>) -> Recipe {
         let _ = scene;

@@ -16,6 +16,10 @@ impl Peer for Rqbit {
         version_of("rqbit", "--version")
     }
 
+    fn encrypts(&self) -> bool {
+        false
+    }
+
     fn seed(&self, scene: &Scene<'_>) -> Recipe {
         let mut command = rqbit(scene)?;
         command.args(["--listen-ip", &scene.listen.ip().to_string()]);

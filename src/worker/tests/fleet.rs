@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::watch::{Seen, Watch};
 use super::{Ring, Torrent, WAIT_MAX, wait_for};
 use crate::metrics::{AcceptResult, Core, Direction, DisconnectReason, HandshakeResult};
+use crate::mse;
 use crate::ring::{self, Faulty, Uring};
 use crate::storage::Mode;
 use crate::swarm::{self, Source};
@@ -51,6 +52,7 @@ pub(super) fn options() -> Options {
         piece_bytes_max: 16 << 20,
         mode: Mode::Auto,
         zero_copy: true,
+        encryption: mse::Policy::default(),
         bind: None,
     }
 }
@@ -64,6 +66,7 @@ fn new_shared(name: u8) -> (Shared, mpsc::Receiver<Report>) {
         mailboxes: Arc::new(OnceLock::new()),
         reports: reports_in,
         blocking: Blocking::start("files", 1).unwrap(),
+        keys: Blocking::start("keys", 1).unwrap(),
     };
     (shared, reports)
 }

@@ -8,7 +8,7 @@ use super::fleet::options;
 use super::peer::{beginning, offer};
 use super::transfer::{many_files, transfer_with};
 use super::*;
-use crate::metrics::Direction;
+use crate::metrics::{Direction, Encryption};
 use crate::units::{BLOCK_LEN, PeerId};
 use crate::wire::Handshake;
 use crate::worker::fetch::BACKLOG_MAX;
@@ -114,7 +114,9 @@ fn a_block_is_not_written_over_one_that_is_being_written() {
         // The first piece is in memory: no disk is needed to see that it is bad.
         wait_for("a ban", || core.banned_peers.get() > 0);
         leecher.introduce(0, &good, &[seeder.members[0].addr]);
-        wait_for("the other peer", || core.peer_connections[Direction::Outgoing].get() > 1);
+        wait_for("the other peer", || {
+            core.peer_connections[(Direction::Outgoing, Encryption::Plain)].get() > 1
+        });
         seen.holds_files.store(false, Relaxed);
         let report = leecher.report();
         assert!(matches!(report, Report::Finished(_)), "{report:?}");

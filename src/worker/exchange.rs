@@ -1,0 +1,222 @@
+//! The encrypted opening of a connection, the steps until its handshake, and the sealing of what is
+//! sent afterwards.
+//!
+//! Bytes of a connection without a handshake enter; the handshake and what follows it leave, in the
+//! clear, with the ciphers kept beside the socket. The powers that an exchange needs are another
+//! thread's work: a letter brings the answer back. Invariant: while a connection is in its exchange
+//! it is received from only when nothing of ours is in flight on it, so that it can still be handed
+//! over to another worker; and peers make a worker begin [`EXCHANGES_PER_SECOND_MAX`] exchanges per
+//! second at most, because each costs far more than its 96 bytes.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use ::ring::rand::{SecureRandom, SystemRandom};
+
+use super::Worker;
+use super::connection::{Exchange, Phase};
+use super::mailbox::Letter;
+use super::table::Key;
+use crate::metrics::HandshakeResult;
+use crate::mse::{self, Initiator, Job, PADDING_MAX, PrivateKey, Responder};
+use crate::ring::{Batch, Driver, Lease};
+use crate::units::InfoHash;
+use crate::wire::HandshakeReader;
+
+/// Exchanges that peers may make one worker begin per second: about a tenth of a core's time.
+const EXCHANGES_PER_SECOND_MAX: u32 = 500;
+
+/// Of these, how many at once.
+const EXCHANGES_BURST_MAX: u32 = 500;
+
+/// How many exchanges peers may begin, as the moment at which the burst is whole again.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Pace(Option<std::time::Instant>);
+
+impl Pace {
+    /// Takes one; false if too many were taken.
+    fn take(&mut self, now: std::time::Instant) -> bool {
+        let step = Duration::from_secs(1) / EXCHANGES_PER_SECOND_MAX;
+        let whole_at = self.0.map_or(now, |at| at.max(now));
+        let may = whole_at.saturating_duration_since(now) <= step * (EXCHANGES_BURST_MAX - 1);
+        if may {
+            self.0 = Some(whole_at + step);
+        }
+        may
+    }
+}
+
+impl<D: Driver> Worker<D> {
+    /// Begins the exchange of a connection that we made, in place of a handshake; `payload` is the
+    /// handshake, which it carries.
+    pub(super) fn open_encrypted(&mut self, key: Key, info_hash: InfoHash, payload: Vec<u8>) {
+        let policy = self.options.encryption;
+        let Some((private, padding)) = fresh_secrets() else {
+            return self.give_up(key, HandshakeResult::BadExchange);
+        };
+        let initiator = Initiator::new(policy, info_hash, private, padding, payload);
+        if let Some(conn) = self.conns.get_mut(key) {
+            conn.exchange = Some(Box::new(Exchange::Initiator(initiator)));
+        }
+        self.advance_exchange(key, &[]);
+    }
+
+    /// Begins the exchange of a connection that was made to us and did not begin with a handshake:
+    /// `first` is all that came. False if it may not.
+    pub(super) fn answer_encrypted(&mut self, key: Key, first: &[u8]) -> bool {
+        if !self.options.encryption.takes_encrypted() {
+            return false;
+        }
+        let may = self.exchange_pace.take(self.now);
+        let secrets = if may { fresh_secrets() } else { None };
+        let Some(conn) = self.conns.get_mut(key) else { return true };
+        // Once is enough: what is inside an exchange is a handshake.
+        if conn.about.is_some() {
+            return false;
+        }
+        let Some((private, padding)) = secrets else {
+            self.give_up(key, HandshakeResult::Limit);
+            return true;
+        };
+        let responder = Responder::new(self.options.encryption, private, padding);
+        conn.exchange = Some(Box::new(Exchange::Responder(responder)));
+        self.handle_exchange(key, first);
+        true
+    }
+
+    /// Gives arrived bytes to the exchange of a connection.
+    pub(super) fn handle_exchange(&mut self, key: Key, bytes: &[u8]) {
+        let directory = &self.shared.directory;
+        let Some(exchange) = self.conns.get_mut(key).and_then(|it| it.exchange.as_deref_mut())
+        else {
+            return;
+        };
+        let used = match exchange {
+            Exchange::Responder(it) => it.handle_bytes(bytes, |mark| directory.marked(mark)),
+            Exchange::Initiator(it) => it.handle_bytes(bytes),
+        };
+        match used {
+            Ok(used) => self.advance_exchange(key, bytes.get(used..).unwrap_or_default()),
+            Err(error) => self.fail_exchange(key, &error),
+        }
+    }
+
+    /// Takes what the other thread has found.
+    pub(super) fn on_computed(&mut self, key: Key, answer: mse::Answer) {
+        let directory = &self.shared.directory;
+        let Some(exchange) = self.conns.get_mut(key).and_then(|it| it.exchange.as_deref_mut())
+        else {
+            return;
+        };
+        let taken = match exchange {
+            Exchange::Responder(it) => it.handle_answer(answer, |mark| directory.marked(mark)),
+            Exchange::Initiator(it) => it.handle_answer(answer),
+        };
+        match taken {
+            Ok(()) => self.advance_exchange(key, &[]),
+            Err(error) => self.fail_exchange(key, &error),
+        }
+    }
+
+    fn fail_exchange(&mut self, key: Key, error: &mse::Error) {
+        if let Some(conn) = self.conns.get(key) {
+            tracing::debug!(addr = %conn.addr, %error, "encrypted opening failed");
+        }
+        let result = match error {
+            mse::Error::UnknownTorrent => HandshakeResult::UnknownTorrent,
+            _ => HandshakeResult::BadExchange,
+        };
+        self.give_up(key, result);
+    }
+
+    /// Does what an exchange wants next; `rest` came behind its end.
+    fn advance_exchange(&mut self, key: Key, rest: &[u8]) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(exchange) = conn.exchange.as_deref_mut() else { return };
+        if let Some(job) = exchange.poll_job() {
+            return self.compute(key, job);
+        }
+        conn.outbox.append(&mut exchange.poll_transmit());
+        let Some(mut established) = exchange.poll_established() else {
+            return if conn.outbox.is_empty() { self.receive(key) } else { self.send_to(key) };
+        };
+        conn.exchange = None;
+        conn.about = Some(established.info_hash);
+        let mut stream = established.payload;
+        let payload_len = stream.len();
+        stream.extend_from_slice(rest);
+        if let Some(ciphers) = &mut established.ciphers {
+            ciphers.incoming.apply(&mut stream[payload_len..]);
+        }
+        conn.ciphers = established.ciphers;
+        if let Phase::Incoming(reader) = &mut conn.phase {
+            *reader = HandshakeReader::new();
+        }
+        self.shake_hands(key, &stream);
+    }
+
+    /// The batch as it goes out to an encrypted peer, behind what is as it goes out already: one
+    /// copy, of memory that no mapping is part of.
+    pub(super) fn seal(&mut self, key: Key, mut bytes: Vec<u8>, batch: &Batch) -> Batch {
+        let (mut sealed, start) = (Batch::new(), bytes.len());
+        let is_copied = batch.copy_to(&mut bytes);
+        debug_assert!(is_copied, "blocks for encrypted peers are read into memory");
+        if let Some(ciphers) = self.conns.get_mut(key).and_then(|conn| conn.ciphers.as_mut()) {
+            ciphers.outgoing.apply(&mut bytes[start..]);
+        }
+        let len = bytes.len();
+        // A lease on all of its own bytes is one part.
+        let _ = sealed.push_lease(&Lease::Pooled(Rc::new(bytes)), 0, len);
+        sealed
+    }
+
+    /// Has a power computed elsewhere.
+    fn compute(&mut self, key: Key, job: Job) {
+        let (mailboxes, home) =
+            (std::sync::Arc::clone(&self.shared.mailboxes), self.options.number);
+        let work = Box::new(move || {
+            let answer = job.run();
+            if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
+                // A worker that takes no letters any more has no connections either.
+                let _ =
+                    mailbox.send_waiting(Letter::Computed { conn: key, answer: Box::new(answer) });
+            }
+        });
+        if self.shared.keys.run(work).is_err() {
+            self.give_up(key, HandshakeResult::Limit);
+        }
+    }
+}
+
+/// A private key and padding of random length; `None` if the system gives no random numbers.
+fn fresh_secrets() -> Option<(PrivateKey, Vec<u8>)> {
+    let (system, mut key, mut len) = (SystemRandom::new(), [0; 20], [0; 2]);
+    system.fill(&mut key).ok()?;
+    system.fill(&mut len).ok()?;
+    let mut padding = vec![0; usize::from(u16::from_le_bytes(len)) % (PADDING_MAX + 1)];
+    system.fill(&mut padding).ok()?;
+    Some((PrivateKey::new(key), padding))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::clock;
+
+    #[test]
+    fn peers_begin_so_many_exchanges_and_no_more() {
+        let (mut pace, now) = (Pace::default(), clock::now());
+        let taken = (0..2 * EXCHANGES_BURST_MAX).filter(|_| pace.take(now)).count();
+        assert_eq!(taken, EXCHANGES_BURST_MAX as usize);
+        let later = now + Duration::from_secs(1);
+        let taken = (0..2 * EXCHANGES_BURST_MAX).filter(|_| pace.take(later)).count();
+        assert_eq!(taken, EXCHANGES_PER_SECOND_MAX as usize);
+    }
+
+    #[test]
+    fn padding_has_all_lengths_that_may_be() {
+        let lens: Vec<_> = (0..200).map(|_| fresh_secrets().unwrap().1.len()).collect();
+        assert!(lens.iter().all(|&len| len <= PADDING_MAX));
+        assert!(lens.iter().any(|&len| len < 100) && lens.iter().any(|&len| len > 400));
+    }
+}
