@@ -2,6 +2,17 @@
 
 use super::*;
 
+impl State {
+    /// A state whose writer hangs and whose queue is full; and what keeps the queue open.
+    pub(crate) fn hanging(dir: &Path) -> (Self, impl Sized) {
+        let (orders, queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let files = TorrentFiles::new(dir.to_owned());
+        let (totals_wait, settings) = (Arc::default(), BTreeMap::new());
+        while orders.try_send(Order::Totals(Vec::new())).is_ok() {}
+        (Self { orders, totals_wait, files, settings }, queue)
+    }
+}
+
 fn torrent(seed: u8) -> NewTorrent {
     NewTorrent {
         info_hash: InfoHash([seed; 20]),
@@ -279,4 +290,55 @@ fn a_device_that_refuses_fails_the_order_and_nothing_else() {
         state.close().await;
     });
     assert_eq!(hashes(&open(dir.path()).1), [1, 2]);
+}
+
+fn totals(seed: u8, uploaded: u64) -> Totals {
+    Totals { info_hash: InfoHash([seed; 20]), uploaded, downloaded: 0, had_bytes: 0 }
+}
+
+#[test]
+fn totals_of_a_group_that_failed_go_with_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let torrents_dir = dir.path().join("torrents");
+    std::fs::create_dir(&torrents_dir).unwrap();
+    let (_orders, queue) = mpsc::channel(1);
+    let mut writer = Writer {
+        database: Database::open(dir.path(), &BTreeSet::new()).unwrap(),
+        files: TorrentFiles::new(torrents_dir.clone()),
+        queue,
+        totals_wait: Arc::default(),
+        unwritten: BTreeMap::new(),
+        _lock: lock(dir.path()).unwrap(),
+    };
+    let add = |seed| Order::Add(torrent(seed), oneshot::channel().0);
+    assert!(writer.write(vec![add(1), add(2)]).is_none());
+    let refused = torrents_dir.join(format!("{}.torrent", InfoHash([3; 20])));
+    std::fs::create_dir(&refused).unwrap();
+    writer.write(vec![Order::Totals(vec![totals(1, 10), totals(2, 20)]), add(3)]);
+    writer.write(vec![Order::Totals(vec![totals(1, 11)]), add(3)]);
+    let uploaded = |writer: &Writer| {
+        let (stored, _) = writer.database.read().unwrap();
+        stored.iter().map(|it| it.uploaded).collect::<Vec<_>>()
+    };
+    assert_eq!(uploaded(&writer), [0, 0], "the group was written after all");
+    writer.write(vec![Order::Setting("a".into(), "b".into(), oneshot::channel().0)]);
+    assert_eq!(uploaded(&writer), [11, 20]);
+    // What was written is not written again over something newer.
+    writer.write(vec![Order::Totals(vec![totals(2, 30)])]);
+    writer.write(vec![Order::Setting("a".into(), "c".into(), oneshot::channel().0)]);
+    assert_eq!(uploaded(&writer), [11, 30]);
+}
+
+#[test]
+fn totals_wait_in_the_queue_once_and_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _queue) = State::hanging(dir.path());
+    assert!(state.place_for_totals().is_none(), "the queue is full");
+    let (orders, mut queue) = mpsc::channel(QUEUE_LEN_MAX);
+    let state = State { orders, ..state };
+    state.place_for_totals().unwrap().put(vec![totals(1, 1)]);
+    assert!(state.place_for_totals().is_none(), "the first ones still wait");
+    assert!(matches!(queue.try_recv(), Ok(Order::Totals(_))));
+    state.totals_wait.store(false, Relaxed);
+    assert!(state.place_for_totals().is_some());
 }
