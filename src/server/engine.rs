@@ -328,6 +328,11 @@ impl Engine {
         self.torrents.iter()
     }
 
+    /// Whether too many torrents wait for their check for another one to be added.
+    pub fn is_busy(&self) -> bool {
+        self.checker.is_full()
+    }
+
     /// Adds a torrent: its data is checked, then it goes to its worker.
     pub fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
         let Add { metainfo, save_path, verify, fetch, peers, had_data } = add;

@@ -41,8 +41,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 /// Files that wait in the channel, each with its bytes.
 const FOUND_LEN_MAX: usize = 16;
-/// Verdicts that wait for the thread.
-const VERDICT_LEN_MAX: usize = 256;
+/// Files that are given out and have no verdict yet, and so verdicts that may wait for the thread.
+const GIVEN_MAX: usize = 256;
 
 /// A file in a watch folder. It is not given out again until there is a verdict.
 #[derive(Debug)]
@@ -86,12 +86,13 @@ impl Watch {
     ) -> io::Result<(Self, mpsc::Receiver<Found>)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (found, receiver) = mpsc::channel(FOUND_LEN_MAX);
-        let (verdicts, verdict_queue) = mpsc::channel(VERDICT_LEN_MAX);
+        let (verdicts, verdict_queue) = mpsc::channel(GIVEN_MAX);
         let (ending, ended) = oneshot::channel();
         let folders = folders.into_iter().map(|path| Folder::new(path, complete, settle));
         let watcher = Watcher {
             folders: folders.collect(),
             ready: VecDeque::new(),
+            given_count: 0,
             found,
             verdicts: verdict_queue,
         };
@@ -103,15 +104,20 @@ impl Watch {
         Ok((Self { verdicts, ended }, receiver))
     }
 
-    /// Renames the file to `NAME.added`, soon.
-    pub async fn accept(&self, path: PathBuf) {
-        // The thread ends before its door only by a panic, which ends the process.
-        let _ = self.verdicts.send(Verdict::Accept(path)).await;
+    /// Renames the file to `NAME.added`, soon. At most one verdict counts for each file that was
+    /// found.
+    pub fn accept(&self, path: PathBuf) {
+        self.decide(Verdict::Accept(path));
     }
 
     /// Renames the file to `NAME.rejected`, soon, and puts `sentence` beside it.
-    pub async fn reject(&self, path: PathBuf, sentence: String) {
-        let _ = self.verdicts.send(Verdict::Reject(path, sentence)).await;
+    pub fn reject(&self, path: PathBuf, sentence: String) {
+        self.decide(Verdict::Reject(path, sentence));
+    }
+
+    fn decide(&self, verdict: Verdict) {
+        // There is a place for each file that was given out, and the thread ends after its door.
+        let _ = self.verdicts.try_send(verdict);
     }
 
     /// Carries out the verdicts that were given and ends the thread.
@@ -133,6 +139,8 @@ struct Watcher {
     folders: Vec<Folder>,
     /// Folder and name of files that may be given out.
     ready: VecDeque<(usize, PathBuf)>,
+    /// Files that were given out and have no verdict.
+    given_count: usize,
     found: mpsc::Sender<Found>,
     verdicts: mpsc::Receiver<Verdict>,
 }
@@ -147,12 +155,13 @@ impl Watcher {
                 looked = Some(now);
                 self.look(&mut notify);
             }
+            let has_ready = !self.ready.is_empty() && self.given_count < GIVEN_MAX;
             let busy = self.folders.iter().any(Folder::is_busy);
             let pause = if busy { BUSY_INTERVAL } else { LOOK_INTERVAL };
             let next = tokio::select! {
                 biased;
                 verdict = self.verdicts.recv() => Next::Verdict(verdict),
-                place = self.found.reserve(), if !self.ready.is_empty() => {
+                place = self.found.reserve(), if has_ready => {
                     Next::Place(place.is_ok())
                 }
                 () = wait(&mut notify) => Next::Event,
@@ -175,6 +184,7 @@ impl Watcher {
         let Some((index, path)) = self.ready.pop_front() else { return };
         let folder = self.folders.get_mut(index);
         if let Some(found) = folder.and_then(|folder| folder.take(&path, clock::now())) {
+            self.given_count += 1;
             // A receiver that has just gone takes nothing; the file stays where it is.
             let _ = self.found.try_send(found);
         }
@@ -192,6 +202,7 @@ impl Watcher {
     }
 
     fn decide(&mut self, verdict: Verdict) {
+        self.given_count = self.given_count.saturating_sub(1);
         let (path, sentence) = match &verdict {
             Verdict::Accept(path) => (path, None),
             Verdict::Reject(path, sentence) => (path, Some(sentence.as_str())),

@@ -73,7 +73,7 @@ fn files_arrive_in_every_way() {
             assert_eq!(last.contents.unwrap(), b"d1:de");
             seen.insert(last.path);
             for path in seen {
-                bench.watch.accept(path).await;
+                bench.watch.accept(path);
             }
             let expected = [
                 "linked.torrent.added",
@@ -111,7 +111,7 @@ fn a_file_that_is_never_complete_gets_an_answer() {
         fs::write(bench.path("empty.torrent"), "").unwrap();
         for _ in 0..2 {
             let found = bench.next().await;
-            bench.watch.reject(found.path, "It is not a torrent.".to_owned()).await;
+            bench.watch.reject(found.path, "It is not a torrent.".to_owned());
         }
         let dir = bench.dir.path().to_owned();
         bench.watch.close().await;
@@ -144,7 +144,7 @@ fn what_is_not_a_plain_small_file_is_refused_unread() {
             let found = bench.next().await;
             let sentence = found.contents.expect_err("it is refused");
             reasons.insert(sentence.clone());
-            bench.watch.reject(found.path, sentence).await;
+            bench.watch.reject(found.path, sentence);
         }
         assert_eq!(reasons.len(), 4, "{reasons:?}");
         assert_eq!(fs::read(bench.path("secret")).unwrap(), b"d6:secrete");
@@ -177,7 +177,7 @@ fn a_thousand_at_once_are_all_found_once() {
         for _ in 0..1000 {
             let found = bench.next().await;
             assert!(seen.insert(found.path.clone()), "{:?} came twice", found.path);
-            bench.watch.accept(found.path).await;
+            bench.watch.accept(found.path);
         }
         let names = bench.names().await;
         assert_eq!(names.len(), 1000);
@@ -193,7 +193,7 @@ fn names_that_are_taken_get_a_number() {
             fs::write(dir.join("a.torrent"), "d1:ae").unwrap();
         });
         let found = bench.next().await;
-        bench.watch.accept(found.path).await;
+        bench.watch.accept(found.path);
         let old = fs::read(bench.path("a.torrent.added")).unwrap();
         assert_eq!(old, b"old");
         assert_eq!(bench.names().await, set(&["a.torrent.added", "a.torrent.added.1"]));
@@ -207,10 +207,10 @@ fn a_file_that_changed_after_it_was_given_out_is_given_out_again() {
         let first = bench.next().await;
         fs::write(bench.path("new"), "d1:bbbbe").unwrap();
         fs::rename(bench.path("new"), bench.path("a.torrent")).unwrap();
-        bench.watch.accept(first.path).await;
+        bench.watch.accept(first.path);
         let second = bench.next().await;
         assert_eq!(second.contents.unwrap(), b"d1:bbbbe");
-        bench.watch.accept(second.path).await;
+        bench.watch.accept(second.path);
         assert_eq!(bench.names().await, set(&["a.torrent.added"]));
     });
 }
