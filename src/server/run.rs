@@ -23,11 +23,11 @@ use super::settings::settings;
 use crate::config::Config;
 use crate::control::http::{Http, Service};
 use crate::control::state::{LoadError, NewTorrent, OpenError, State, StoredTorrent};
-use crate::control::watch::{Found, Watch};
+use crate::control::watch::{Found, Shape, TORRENT_LEN_MAX, Watch};
 use crate::metainfo::{self, Metainfo};
 use crate::metrics::{DatagramFault, Registry, TorrentState, WatchResult};
 use crate::sys::clock;
-use crate::units::InfoHash;
+use crate::units::{InfoHash, to_usize};
 use crate::worker::mailbox;
 
 /// How often totals go to the database.
@@ -140,7 +140,7 @@ pub async fn run(
     } else {
         let is_whole = |bytes: &[u8]| Metainfo::parse(bytes).is_ok();
         let (watch, found) =
-            Watch::start(config.paths.watch.clone(), is_whole).map_err(Error::Watch)?;
+            Watch::start(config.paths.watch.clone(), shape_of).map_err(Error::Watch)?;
         (Some(watch), Some(found))
     };
     let peer_addr = engine.peer_addrs().first().copied();
@@ -176,6 +176,20 @@ pub async fn run(
     }
     result
 }
+/// What the bytes of a `.torrent` look like: whether it is worth waiting for more of them.
+fn shape_of(bytes: &[u8]) -> Shape {
+    let len_max = to_usize(TORRENT_LEN_MAX);
+    match Metainfo::parse(bytes) {
+        Ok(_) => Shape::Whole,
+        Err(metainfo::Error::Bencode(error))
+            if bytes.starts_with(b"d") && error.is_cut(len_max) =>
+        {
+            Shape::Cut
+        }
+        Err(_) => Shape::Broken,
+    }
+}
+
 
 /// Does what may block, at the start; nothing comes of it if the end is nearer than the disk.
 async fn on_disk<T: Send + 'static>(

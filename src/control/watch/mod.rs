@@ -7,9 +7,9 @@
 //!
 //! inotify tells at once what local programs do; a look at each folder's own time stamp every
 //! second finds the rest, as on network file systems, where inotify is silent. A file is given out
-//! as soon as it is complete (a torrent that ends where its encoding says), or, if it never is,
-//! once it has not changed for [`SETTLE`], so that half-written files are waited for and broken
-//! ones still get an answer within five seconds.
+//! as soon as it is whole (a torrent that ends where its encoding says), or once it has not changed
+//! for a while: one that only ends too early for [`SETTLE_CUT`], in case its upload goes on, and one
+//! that is wrong for [`SETTLE`], so that it still gets an answer within five seconds.
 //!
 //! Invariant: only regular files are opened, never through a symbolic link, never more than
 //! [`TORRENT_LEN_MAX`] bytes; a file that changed after it was given out is not renamed but given
@@ -33,8 +33,10 @@ use tokio::time::sleep;
 use self::folder::Folder;
 use crate::sys::clock;
 
-/// A file that is not complete is given out when it has not changed for this long.
+/// A file that is wrong is given out when it has not changed for this long.
 pub const SETTLE: Duration = Duration::from_secs(3);
+/// A file that is right as far as it goes is given out when it has not changed for this long.
+pub const SETTLE_CUT: Duration = Duration::from_secs(60);
 /// How often a folder's own time stamp is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Looks into a folder that is changing are at least this far apart.
@@ -53,6 +55,25 @@ pub struct Found {
     pub contents: Result<Vec<u8>, String>,
 }
 
+/// What the bytes of a `.torrent` look like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// They can be judged.
+    Whole,
+    /// Each of them is right, and more have to follow.
+    Cut,
+    /// One that is there is wrong.
+    Broken,
+}
+
+/// How a folder judges its files, and how long it waits for those that are not whole.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    shape: fn(&[u8]) -> Shape,
+    settle: Duration,
+    settle_cut: Duration,
+}
+
 enum Verdict {
     Accept(PathBuf),
     Reject(PathBuf, String),
@@ -66,29 +87,29 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches `folders`, those too that do not exist yet. `complete` says whether the bytes of a
-    /// `.torrent` are a whole one.
+    /// Watches `folders`, those too that do not exist yet. `shape` says what the bytes of a
+    /// `.torrent` look like.
     ///
     /// # Errors
     /// If no thread can be had.
     pub fn start(
         folders: Vec<PathBuf>,
-        complete: fn(&[u8]) -> bool,
+        shape: fn(&[u8]) -> Shape,
     ) -> io::Result<(Self, mpsc::Receiver<Found>)> {
-        Self::start_with(folders, complete, SETTLE, true)
+        let rules = Rules { shape, settle: SETTLE, settle_cut: SETTLE_CUT };
+        Self::start_with(folders, rules, true)
     }
 
     fn start_with(
         folders: Vec<PathBuf>,
-        complete: fn(&[u8]) -> bool,
-        settle: Duration,
+        rules: Rules,
         notify: bool,
     ) -> io::Result<(Self, mpsc::Receiver<Found>)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (found, receiver) = mpsc::channel(FOUND_LEN_MAX);
         let (verdicts, verdict_queue) = mpsc::channel(GIVEN_MAX);
         let (ending, ended) = oneshot::channel();
-        let folders = folders.into_iter().map(|path| Folder::new(path, complete, settle));
+        let folders = folders.into_iter().map(|path| Folder::new(path, rules));
         let watcher = Watcher {
             folders: folders.collect(),
             ready: VecDeque::new(),

@@ -72,7 +72,7 @@ fn a_file_that_finds_no_room_waits_and_is_not_rejected() {
     std::fs::write(watched.join("a.torrent"), &created.bytes).unwrap();
     let (state, _) = State::open(&dir.path().join("state")).unwrap();
     block_on(async {
-        let (watch, found) = Watch::start(vec![watched.clone()], |_| true).unwrap();
+        let (watch, found) = Watch::start(vec![watched.clone()], |_| Shape::Whole).unwrap();
         let mut server = server(state, dir.path(), Some(watch));
         // The one hash thread hangs, and the queue behind it is full.
         let (until, hang) = sync_channel::<()>(0);
@@ -116,4 +116,29 @@ fn a_file_that_finds_no_room_waits_and_is_not_rejected() {
         assert!(server.engine.torrent(&content.info_hash).is_some());
         server.end().await;
     });
+}
+
+#[test]
+fn what_only_ends_too_early_is_told_from_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    std::fs::write(&data, vec![7; 100_000]).unwrap();
+    let bytes = create(&data, &CreateOptions::default(), &|_, _| {}).unwrap().bytes;
+    assert_eq!(shape_of(&bytes), Shape::Whole);
+    for end in 1..bytes.len() {
+        assert_eq!(shape_of(&bytes[..end]), Shape::Cut, "{end} bytes");
+    }
+    let wrong: [&[u8]; 8] = [
+        b"",
+        b"l",
+        b"this is no torrent",
+        b"d4:infox",
+        b"d4:info99999999999:",
+        b"d4:info20000000:",
+        b"d4:infod4:name1:xee",
+        &[&bytes, &b"x"[..]].concat(),
+    ];
+    for bytes in wrong {
+        assert_eq!(shape_of(bytes), Shape::Broken, "{}", String::from_utf8_lossy(bytes));
+    }
 }
