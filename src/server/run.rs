@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::engine::{Add, AddError, Engine, Event, StartError, Verify};
+use super::engine::{Add, AddError, Engine, Event, Past, StartError, Verify};
 use super::folders;
 use super::ledger::{Counted, Ledger};
 use super::settings::settings;
@@ -138,7 +138,6 @@ pub async fn run(
     let (watch, mut found) = if config.paths.watch.is_empty() {
         (None, None)
     } else {
-        let is_whole = |bytes: &[u8]| Metainfo::parse(bytes).is_ok();
         let (watch, found) =
             Watch::start(config.paths.watch.clone(), shape_of).map_err(Error::Watch)?;
         (Some(watch), Some(found))
@@ -157,10 +156,10 @@ pub async fn run(
         ledger: Ledger::default(),
         has_news: false,
     };
-    for StoredTorrent { info_hash, uploaded, downloaded, had_bytes: had, .. } in &stored {
+    for &StoredTorrent { info_hash, uploaded, downloaded, had_bytes: had, was_whole, .. } in &stored
+    {
         // Of those too whose file is bad: they may come back.
-        let counted = Counted { uploaded: *uploaded, downloaded: *downloaded, had: *had };
-        server.ledger.remember(*info_hash, counted);
+        server.ledger.remember(info_hash, Counted { uploaded, downloaded, had, was_whole });
     }
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
@@ -176,6 +175,7 @@ pub async fn run(
     }
     result
 }
+
 /// What the bytes of a `.torrent` look like: whether it is worth waiting for more of them.
 fn shape_of(bytes: &[u8]) -> Shape {
     let len_max = to_usize(TORRENT_LEN_MAX);
@@ -189,7 +189,6 @@ fn shape_of(bytes: &[u8]) -> Shape {
         Err(_) => Shape::Broken,
     }
 }
-
 
 /// Does what may block, at the start; nothing comes of it if the end is nearer than the disk.
 async fn on_disk<T: Send + 'static>(
@@ -315,8 +314,13 @@ impl Server {
     /// Adds a torrent of an earlier run.
     fn restore(&mut self, stored: StoredTorrent, metainfo: Metainfo) {
         let save_path = stored.save_path.unwrap_or_else(|| self.downloads.clone());
-        let (verify, peers, had_data) = (Verify::Full, Vec::new(), stored.had_bytes > 0);
-        let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data };
+        let (verify, peers) = (Verify::Full, Vec::new());
+        let past = Past {
+            had_data: stored.had_bytes > 0,
+            has_fetched: stored.downloaded > 0,
+            was_whole: stored.was_whole,
+        };
+        let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
         let name = add.metainfo.shown_name();
         if let Err(error) = self.add(add) {
             tracing::warn!(torrent = %stored.info_hash, %name, %error, "not added again");
@@ -392,8 +396,8 @@ impl Server {
                 tracing::info!(torrent = %metainfo.info_hash, %name, warning, "in the torrent");
             }
             let save_path = self.downloads.clone();
-            let (verify, peers) = (Verify::Full, Vec::new());
-            let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
+            let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
+            let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
             match self.add(add) {
                 Ok(info_hash) => {
                     tracing::info!(torrent = %info_hash, %name, %file, "added");

@@ -55,6 +55,8 @@ pub struct StoredTorrent {
     pub downloaded: u64,
     /// The most bytes of it that were ever found right on the disk, in all runs since it was added.
     pub had_bytes: u64,
+    /// Whether it was whole since it was added, and its trackers heard so if it was fetched.
+    pub was_whole: bool,
 }
 
 /// A torrent to remember.
@@ -84,6 +86,8 @@ pub struct Totals {
     /// Bytes of it that were found right on the disk. The most that was ever written counts: who
     /// has nothing because the disk is not mounted does not erase it.
     pub had_bytes: u64,
+    /// Whether it was whole, and its trackers heard so if it was fetched; once written it stays.
+    pub was_whole: bool,
 }
 
 /// Why there is no state, so that the server does not start.
