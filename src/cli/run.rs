@@ -28,7 +28,7 @@ pub struct RunArgs {
     /// Folder that new torrents are saved in [default: ./downloads].
     #[arg(long, value_name = "DIR")]
     pub downloads: Option<PathBuf>,
-    /// Folder in which .torrent files are taken; may be given several times.
+    /// Folder in which .torrent and .magnet files are taken; may be given several times.
     #[arg(long, value_name = "DIR")]
     pub watch: Vec<PathBuf>,
     /// Address for peers; may be given several times [default: port 51413 on all addresses].

@@ -180,6 +180,8 @@ catalogue! {
         choker_rounds: counter;
         /// Addresses that are banned for bad data.
         banned_peers: gauge;
+        /// Metadata of magnet links that came from peers, by what it was good for.
+        metadata_fetches: counter [MetadataResult];
         /// Torrents, by state.
         torrents: gauge [TorrentState];
         /// Memory in buffers for cold reads.

@@ -316,6 +316,14 @@ labels! {
         Copied "copied",
     }
 
+    /// What metadata that came from peers was good for.
+    MetadataResult "result" {
+        /// It describes a torrent.
+        Ok "ok",
+        /// It is what the link asked for, and no torrent that is taken.
+        Unusable "unusable",
+    }
+
     /// In what state torrents are; each is in one.
     TorrentState "state" {
         /// Complete and offered.
@@ -324,6 +332,8 @@ labels! {
         Downloading "downloading",
         /// Being verified.
         Checking "checking",
+        /// Known by a magnet link only.
+        Metadata "metadata",
         /// Stopped by a failure.
         Error "error",
         /// Stopped by the operator.

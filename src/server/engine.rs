@@ -552,44 +552,13 @@ impl Engine {
 
     /// A torrent is whole. If it was fetched its trackers hear so, once for all runs: it may have
     /// become whole while the server ended, and one that loses a piece becomes whole again.
-    fn note_whole(&self, info_hash: &InfoHash) {
+    pub(super) fn note_whole(&self, info_hash: &InfoHash) {
         let Some(torrent) = self.torrents.get(info_hash) else { return };
         let was_whole = torrent.totals.was_whole.swap(true, Relaxed);
         let is_fetched = torrent.has_fetched || torrent.totals.downloaded.load(Relaxed) > 0;
         if !was_whole && is_fetched {
             self.trackers.completed(*info_hash);
         }
-    }
-
-    fn on_report(&mut self, report: Report) -> Option<Event> {
-        Some(match report {
-            Report::Finished(info_hash) => {
-                self.note_whole(&info_hash);
-                if let (Some(finder), Some(torrent)) = (&self.finder, self.torrents.get(&info_hash))
-                {
-                    finder.add(&torrent.content.metainfo, true);
-                }
-                Event::Finished(info_hash)
-            }
-            Report::Metadata(info_hash, info) => return self.on_metadata(info_hash, &info),
-            Report::Failed(info_hash, error, had) => {
-                // One that is nowhere was added again since, or failed here already.
-                self.torrents.get(&info_hash).filter(|torrent| torrent.home.is_some())?;
-                return self.fail(&info_hash, error, Some(*had));
-            }
-            Report::Removed(info_hash) => {
-                self.torrents.get_mut(&info_hash)?.is_leaving = false;
-                return None;
-            }
-            Report::Stopped(worker) => {
-                self.gone_count += 1;
-                Event::Died(format!("worker {worker} ended unasked"))
-            }
-            Report::Died(worker, reason) => {
-                self.gone_count += 1;
-                Event::Died(format!("worker {worker}: {reason}"))
-            }
-        })
     }
 
     pub(super) fn post(&mut self, worker: usize, letter: Letter) {

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::engine::{AddError, Engine, Event};
 use crate::metainfo::Metainfo;
 use crate::metainfo::magnet::{Magnet, PeerName};
+use crate::metrics::MetadataResult;
 use crate::swarm::{self, Source};
 use crate::tracker;
 use crate::units::InfoHash;
@@ -120,8 +121,12 @@ impl Engine {
     pub(super) fn on_metadata(&mut self, info_hash: InfoHash, info: &[u8]) -> Option<Event> {
         let pending = self.magnets.get(&info_hash)?;
         match pending.link.metainfo(info) {
-            Ok(metainfo) => Some(Event::Metadata(Box::new(metainfo))),
+            Ok(metainfo) => {
+                self.cells.metadata_fetches[MetadataResult::Ok].add(1);
+                Some(Event::Metadata(Box::new(metainfo)))
+            }
             Err(error) => {
+                self.cells.metadata_fetches[MetadataResult::Unusable].add(1);
                 self.remove_magnet(&info_hash);
                 Some(Event::Unusable(info_hash, error.to_string()))
             }

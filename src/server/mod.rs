@@ -23,6 +23,7 @@ pub mod magnets;
 mod outbox;
 mod owners;
 pub mod ports;
+mod reports;
 mod retry;
 pub mod run;
 pub mod settings;

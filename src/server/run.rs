@@ -4,6 +4,8 @@
 //! directory at start and from watch folders later. Invariant: a torrent is remembered on disk
 //! before its file in the watch folder is renamed, so that none is lost between the two.
 
+mod links;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -16,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use self::links::Links;
 use super::engine::{Add, AddError, Engine, Event, Past, StartError, Verify};
 use super::folders;
 use super::ledger::{Counted, Ledger};
@@ -23,7 +26,7 @@ use super::settings::settings;
 use crate::config::Config;
 use crate::control::http::{Http, Service};
 use crate::control::state::{LoadError, NewTorrent, OpenError, State, StoredTorrent};
-use crate::control::watch::{Found, Shape, TORRENT_LEN_MAX, Watch};
+use crate::control::watch::{Found, Shape, TORRENT_LEN_MAX, Watch, is_magnet};
 use crate::metainfo::{self, Metainfo};
 use crate::metrics::{DatagramFault, Registry, TorrentState, WatchResult};
 use crate::sys::clock;
@@ -94,6 +97,7 @@ struct Server {
     remembering: JoinSet<Remembered>,
     /// What is remembered and finds no room in the engine yet, with its file.
     waiting: VecDeque<(PathBuf, Metainfo)>,
+    links: Links,
     ledger: Ledger,
     /// A torrent was checked since totals were last written: what it has is to outlast a crash.
     has_news: bool,
@@ -153,6 +157,7 @@ pub async fn run(
         watch,
         remembering: JoinSet::new(),
         waiting: VecDeque::new(),
+        links: Links::default(),
         ledger: Ledger::default(),
         has_news: false,
     };
@@ -161,6 +166,7 @@ pub async fn run(
         // Of those too whose file is bad: they may come back.
         server.ledger.remember(info_hash, Counted { uploaded, downloaded, had, was_whole });
     }
+    server.restore_links();
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
         ready(peer_addr, http_addr);
@@ -266,7 +272,8 @@ impl Server {
         let mut totals = tokio::time::interval(TOTALS_INTERVAL);
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
-            let room = self.remembering.len() + self.waiting.len() < REMEMBERING_MAX;
+            let remembering_count = self.remembering.len() + self.links.remembering_count();
+            let room = remembering_count + self.waiting.len() < REMEMBERING_MAX;
             let loads = !is_ready.load(Relaxed) && !self.engine.is_busy();
             tokio::select! {
                 () = &mut stop => return Ok(()),
@@ -281,10 +288,12 @@ impl Server {
                         self.answer(path, result);
                     }
                 }
+                Some(remembered) = self.links.next() => self.on_remembered(remembered),
                 _ = totals.tick() => self.write_totals(),
                 _ = gauges.tick() => {
                     self.set_gauges();
                     self.answer_waiting();
+                    self.add_waiting_links();
                     if self.has_news {
                         self.write_totals();
                     }
@@ -306,8 +315,8 @@ impl Server {
             }
             // Whoever found it has logged it, with its reason.
             Event::Failed(..) => {}
-            // Nobody gives it links.
-            Event::Metadata(_) | Event::Unusable(..) => {}
+            Event::Metadata(metainfo) => self.remember_learnt(*metainfo),
+            Event::Unusable(info_hash, error) => self.forget_link(info_hash, &error),
             Event::Died(reason) => return Err(Error::Died(reason)),
         }
         Ok(())
@@ -342,6 +351,9 @@ impl Server {
 
     /// Judges a file of a watch folder, and remembers a good one on disk.
     fn take(&mut self, found: Found) {
+        if is_magnet(&found.path) {
+            return self.take_link(found);
+        }
         let (state, save_path) = (Arc::clone(&self.state), self.downloads.clone());
         let known = |info_hash: &InfoHash| self.engine.torrent(info_hash).is_some();
         let Found { path, contents } = found;
@@ -415,6 +427,11 @@ impl Server {
                 Err(error) => Err(error.to_string()),
             }
         });
+        self.give_verdict(path, result);
+    }
+
+    /// Answers in the watch folder.
+    fn give_verdict(&self, path: PathBuf, result: Result<WatchResult, String>) {
         let Some(watch) = &self.watch else { return };
         let counted = match result {
             Ok(counted) => {
@@ -422,7 +439,7 @@ impl Server {
                 counted
             }
             Err(sentence) => {
-                tracing::warn!(%file, sentence, "rejected");
+                tracing::warn!(file = %path.display(), sentence, "rejected");
                 watch.reject(path, sentence);
                 WatchResult::Rejected
             }
@@ -446,6 +463,7 @@ impl Server {
         for (_, torrent) in self.engine.torrents() {
             counts[label(torrent.totals.state()) as usize] += 1;
         }
+        counts[TorrentState::Metadata as usize] = self.engine.magnet_count() as u64;
         let cells = self.engine.cells();
         for &state in TorrentState::ALL {
             cells.torrents[state].set(counts[state as usize]);

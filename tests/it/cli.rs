@@ -398,14 +398,15 @@ fn data_that_is_looked_for_in_the_wrong_folder_is_named() {
 }
 
 #[test]
-fn a_magnet_link_gets_one_sentence() {
+fn a_magnet_link_that_is_wrong_or_in_the_wrong_place_gets_one_sentence() {
     for command in ["get", "check", "seed"] {
         let mut words = seedring(&[command, "magnet:?xt=urn:btih:0"]);
         if command != "get" {
             words.args(["--data", "."]);
         }
-        let sentence = sentence_of(&mut words, 1);
-        assert!(sentence.contains("not built yet"), "{sentence}");
+        let sentence = sentence_of(&mut words, 2);
+        let why = if command == "get" { "is not an info-hash" } else { "give the .torrent file" };
+        assert!(sentence.contains(why), "{sentence}");
     }
 }
 

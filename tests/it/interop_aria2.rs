@@ -1,5 +1,6 @@
 //! aria2, driven by its command line; it learns of peers from a tracker only.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::support::data::{Content, Shape, big, odd_tree};
@@ -10,6 +11,16 @@ use crate::support::{dir, free_addr, heavy};
 
 /// Starts aria2c on a torrent.
 pub(crate) fn aria2(dir: &Path, content: &Content, save_path: &Path, words: &[&str]) -> Process {
+    aria2_of(dir, content.torrent.as_os_str(), save_path, words)
+}
+
+/// Starts aria2c on a torrent or a magnet link.
+pub(crate) fn aria2_of(
+    dir: &Path,
+    source: impl AsRef<OsStr>,
+    save_path: &Path,
+    words: &[&str],
+) -> Process {
     let mut command = program("aria2c");
     command.args([
         "--no-conf",
@@ -23,7 +34,7 @@ pub(crate) fn aria2(dir: &Path, content: &Content, save_path: &Path, words: &[&s
         "--console-log-level=info",
     ]);
     command.args(["--interface=127.0.0.1", "--summary-interval=0", "--allow-overwrite=true"]);
-    command.arg("--dir").arg(save_path).args(words).arg(&content.torrent);
+    command.arg("--dir").arg(save_path).args(words).arg(source);
     Process::start("aria2", dir, &mut command)
 }
 

@@ -1,5 +1,6 @@
 //! libtorrent 2.1, driven by `tests/interop/lt.py` from the virtual environment of `tests/run.sh`.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,11 +12,21 @@ use crate::support::{dir, heavy};
 
 /// lt.py with these words.
 pub(crate) fn libtorrent(mode: &str, content: &Content, save_path: &Path, host: &str) -> Command {
+    libtorrent_of(mode, content.torrent.as_os_str(), save_path, host)
+}
+
+/// The same with a torrent or a magnet link.
+pub(crate) fn libtorrent_of(
+    mode: &str,
+    source: impl AsRef<OsStr>,
+    save_path: &Path,
+    host: &str,
+) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let default = root.join("target/interop-venv/bin/python");
     let python = std::env::var_os("SEEDRING_TEST_PYTHON").map_or(default, PathBuf::from);
     let mut command = program(python);
-    command.arg(root.join("tests/interop/lt.py")).arg(mode).arg(&content.torrent);
+    command.arg(root.join("tests/interop/lt.py")).arg(mode).arg(source);
     command.arg(save_path).arg(format!("{host}:0"));
     command
 }

@@ -65,8 +65,12 @@ impl Transmission {
 
     /// Adds a torrent and waits until all of it is there.
     pub(crate) fn add(&mut self, content: &Content, save_path: &Path) {
-        let torrent = content.torrent.to_str().unwrap();
-        self.remote(&["--add", torrent, "--download-dir", save_path.to_str().unwrap()]);
+        self.add_of(content.torrent.to_str().unwrap(), save_path);
+    }
+
+    /// Adds a torrent or a magnet link.
+    pub(crate) fn add_of(&mut self, source: &str, save_path: &Path) {
+        self.remote(&["--add", source, "--download-dir", save_path.to_str().unwrap()]);
     }
 
     /// Waits until all of a torrent is there.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::files::quarantine;
-use super::{NewTorrent, OpenError, StoredTorrent, Totals};
+use super::{NewTorrent, OpenError, StoredMagnet, StoredTorrent, Totals};
 use crate::units::InfoHash;
 
 /// Name of the database in the state directory.
@@ -36,6 +36,20 @@ const TABLES: &str = "
         value TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ";
+
+/// Links whose torrents are not known yet; one that becomes known moves to the other table. Made
+/// beside tables of this version that were made before it.
+const MAGNETS: &str = "
+    CREATE TABLE IF NOT EXISTS magnets (
+        info_hash BLOB PRIMARY KEY CHECK (length(info_hash) = 20),
+        link TEXT NOT NULL,
+        save_path BLOB NOT NULL,
+        added_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// What a database holds: torrents and links in the order of adding, and settings.
+type Contents = (Vec<StoredTorrent>, Vec<StoredMagnet>, BTreeMap<String, String>);
 
 /// Columns that this version of the tables did not have from the beginning.
 pub(super) const LATE_COLUMNS: [&str; 2] = ["had_bytes", "was_whole"];
@@ -93,6 +107,7 @@ impl Database {
     fn create(&mut self, present: &BTreeSet<InfoHash>) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(TABLES)?;
+        transaction.execute_batch(MAGNETS)?;
         for info_hash in present {
             transaction.execute(
                 "INSERT INTO torrents (info_hash, added_at, name) VALUES (?1, 0, '')",
@@ -105,6 +120,7 @@ impl Database {
 
     /// Tables that were made before the latest columns of this version get them.
     fn complete(&self) -> rusqlite::Result<()> {
+        self.connection.execute_batch(MAGNETS)?;
         for name in LATE_COLUMNS {
             let has_column: bool = self.connection.query_row(
                 "SELECT EXISTS (SELECT 1 FROM pragma_table_info('torrents') WHERE name = ?1)",
@@ -131,8 +147,8 @@ impl Database {
         Err(rusqlite::Error::SqliteFailure(code, Some(verdict)))
     }
 
-    /// All torrents in the order of adding, and all settings.
-    pub(super) fn read(&self) -> rusqlite::Result<(Vec<StoredTorrent>, BTreeMap<String, String>)> {
+    /// All of it.
+    pub(super) fn read(&self) -> rusqlite::Result<Contents> {
         let mut torrents = self.connection.prepare(
             "SELECT info_hash, save_path, added_at, name, uploaded, downloaded, had_bytes, was_whole
              FROM torrents ORDER BY added_at, info_hash",
@@ -151,9 +167,23 @@ impl Database {
             })
         })?;
         let torrents = torrents.collect::<rusqlite::Result<_>>()?;
+        let mut magnets = self.connection.prepare(
+            "SELECT info_hash, link, save_path, added_at FROM magnets
+             ORDER BY added_at, info_hash",
+        )?;
+        let magnets = magnets.query_map([], |row| {
+            let save_path: Vec<u8> = row.get(2)?;
+            Ok(StoredMagnet {
+                info_hash: InfoHash(row.get(0)?),
+                link: row.get(1)?,
+                save_path: OsStr::from_bytes(&save_path).into(),
+                added_at: row.get(3)?,
+            })
+        })?;
+        let magnets = magnets.collect::<rusqlite::Result<_>>()?;
         let mut settings = self.connection.prepare("SELECT key, value FROM settings")?;
         let settings = settings.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok((torrents, settings.collect::<rusqlite::Result<_>>()?))
+        Ok((torrents, magnets, settings.collect::<rusqlite::Result<_>>()?))
     }
 
     /// Begins a group of changes; dropping it undoes them.
@@ -176,6 +206,24 @@ impl Group<'_> {
         )?;
         let save_path = torrent.save_path.as_os_str().as_bytes();
         add.execute(params![torrent.info_hash.0, save_path, torrent.added_at, torrent.name])?;
+        self.remove_magnet(&torrent.info_hash)
+    }
+
+    pub(super) fn add_magnet(&self, magnet: &StoredMagnet) -> rusqlite::Result<()> {
+        let mut add = self.transaction.prepare_cached(
+            "INSERT OR IGNORE INTO magnets (info_hash, link, save_path, added_at)
+             SELECT ?1, ?2, ?3, ?4
+             WHERE NOT EXISTS (SELECT 1 FROM torrents WHERE info_hash = ?1)",
+        )?;
+        let save_path = magnet.save_path.as_os_str().as_bytes();
+        add.execute(params![magnet.info_hash.0, magnet.link, save_path, magnet.added_at])?;
+        Ok(())
+    }
+
+    fn remove_magnet(&self, info_hash: &InfoHash) -> rusqlite::Result<()> {
+        let mut remove =
+            self.transaction.prepare_cached("DELETE FROM magnets WHERE info_hash = ?1")?;
+        remove.execute([info_hash.0])?;
         Ok(())
     }
 
@@ -183,7 +231,7 @@ impl Group<'_> {
         let mut remove =
             self.transaction.prepare_cached("DELETE FROM torrents WHERE info_hash = ?1")?;
         remove.execute([info_hash.0])?;
-        Ok(())
+        self.remove_magnet(info_hash)
     }
 
     pub(super) fn total(&self, totals: &Totals) -> rusqlite::Result<()> {

@@ -74,6 +74,19 @@ pub struct NewTorrent {
     pub added_at: i64,
 }
 
+/// A magnet link whose torrent is not known yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredMagnet {
+    /// The torrent that it names.
+    pub info_hash: InfoHash,
+    /// The link.
+    pub link: String,
+    /// The folder that will hold the torrent's top name.
+    pub save_path: PathBuf,
+    /// When it was added, in seconds since 1970.
+    pub added_at: i64,
+}
+
 /// The totals of one torrent: absolute numbers, so that a lost update is repaired by the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Totals {
@@ -175,6 +188,7 @@ type Answer = oneshot::Sender<Result<(), OrderError>>;
 #[derive(Debug)]
 enum Order {
     Add(NewTorrent, Answer),
+    AddMagnet(StoredMagnet, Answer),
     Remove(InfoHash, Answer),
     Totals(Vec<Totals>),
     Setting(String, String, Answer),
@@ -189,6 +203,7 @@ pub struct State {
     totals_wait: Arc<AtomicBool>,
     files: TorrentFiles,
     settings: BTreeMap<String, String>,
+    magnets: Vec<StoredMagnet>,
 }
 
 impl State {
@@ -212,7 +227,7 @@ impl State {
         let files = TorrentFiles::new(torrents_dir.clone());
         let present = files.list().map_err(failed(&torrents_dir))?;
         let database = Database::open(dir, &present)?;
-        let (rows, settings) = database
+        let (rows, magnets, settings) = database
             .read()
             .map_err(|error| OpenError::Database { path: dir.join(database::FILE_NAME), error })?;
         let known: BTreeSet<_> = rows.iter().map(|row| row.info_hash).collect();
@@ -240,7 +255,7 @@ impl State {
             .name("state".to_owned())
             .spawn(move || writer.run())
             .map_err(failed(dir))?;
-        Ok((Self { orders, totals_wait, files, settings }, kept))
+        Ok((Self { orders, totals_wait, files, settings, magnets }, kept))
     }
 
     /// The metainfo of a torrent, unchanged since it was added. Blocks on the disk.
@@ -264,6 +279,20 @@ impl State {
     /// The settings of earlier runs.
     pub fn settings(&self) -> &BTreeMap<String, String> {
         &self.settings
+    }
+
+    /// The links of earlier runs whose torrents are not known yet, in the order of adding.
+    pub fn magnets(&self) -> &[StoredMagnet] {
+        &self.magnets
+    }
+
+    /// Remembers a link until its torrent is added, or removed; it is on the device when this
+    /// returns. Of a torrent that is there already nothing changes.
+    ///
+    /// # Errors
+    /// If it could not be written; then nothing of it remains.
+    pub async fn add_magnet(&self, magnet: StoredMagnet) -> Result<(), OrderError> {
+        self.order(|answer| Order::AddMagnet(magnet, answer)).await
     }
 
     /// Remembers a torrent; it is on the device when this returns. One that is there already is
@@ -381,7 +410,10 @@ impl Writer {
         let mut closing = None;
         for order in group {
             match order {
-                Order::Add(_, answer) | Order::Remove(_, answer) | Order::Setting(_, _, answer) => {
+                Order::Add(_, answer)
+                | Order::AddMagnet(_, answer)
+                | Order::Remove(_, answer)
+                | Order::Setting(_, _, answer) => {
                     // Nobody listens any more if the caller was cancelled; the work is done.
                     let _ = answer.send(result.clone());
                 }
@@ -404,7 +436,9 @@ impl Writer {
             match order {
                 Order::Add(torrent, _) => final_state.insert(torrent.info_hash, Some(torrent)),
                 Order::Remove(info_hash, _) => final_state.insert(*info_hash, None),
-                Order::Totals(_) | Order::Setting(..) | Order::Close(_) => None,
+                Order::AddMagnet(..) | Order::Totals(_) | Order::Setting(..) | Order::Close(_) => {
+                    None
+                }
             };
         }
         let added = final_state.values().flatten();
@@ -436,6 +470,7 @@ impl Writer {
         for order in group {
             match order {
                 Order::Add(torrent, _) => transaction.add(torrent),
+                Order::AddMagnet(magnet, _) => transaction.add_magnet(magnet),
                 Order::Remove(info_hash, _) => transaction.remove(info_hash),
                 Order::Totals(totals) => totals.iter().try_for_each(|each| transaction.total(each)),
                 Order::Setting(key, value, _) => transaction.set(key, value),

@@ -7,9 +7,9 @@ impl State {
     pub(crate) fn hanging(dir: &Path) -> (Self, impl Sized) {
         let (orders, queue) = mpsc::channel(QUEUE_LEN_MAX);
         let files = TorrentFiles::new(dir.to_owned());
-        let (totals_wait, settings) = (Arc::default(), BTreeMap::new());
+        let (totals_wait, settings, magnets) = (Arc::default(), BTreeMap::new(), Vec::new());
         while orders.try_send(Order::Totals(Vec::new())).is_ok() {}
-        (Self { orders, totals_wait, files, settings }, queue)
+        (Self { orders, totals_wait, files, settings, magnets }, queue)
     }
 }
 
@@ -89,6 +89,40 @@ fn closing_writes_all_and_lets_go() {
     });
     let (_state, stored) = open(dir.path());
     assert_eq!((stored[0].uploaded, stored[0].downloaded), (9, 8));
+}
+
+#[test]
+fn a_link_is_kept_until_its_torrent_is_known_or_it_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let magnet = |seed: u8| StoredMagnet {
+        info_hash: InfoHash([seed; 20]),
+        link: format!("magnet:?xt=urn:btih:{}", InfoHash([seed; 20])),
+        save_path: PathBuf::from("/srv"),
+        added_at: i64::from(9 - seed),
+    };
+    let (state, _) = open(dir.path());
+    block_on(async {
+        for seed in 1..=4 {
+            state.add_magnet(magnet(seed)).await.unwrap();
+        }
+        state.add(torrent(2)).await.unwrap();
+        // It is known: there is nothing to look for.
+        state.add_magnet(magnet(2)).await.unwrap();
+        state.remove(InfoHash([3; 20])).await.unwrap();
+        state.close().await;
+    });
+    let (state, stored) = open(dir.path());
+    assert_eq!(state.magnets(), [magnet(4), magnet(1)]);
+    assert_eq!(stored.iter().map(|it| it.info_hash).collect::<Vec<_>>(), [InfoHash([2; 20])]);
+    block_on(state.close());
+    // Tables that were made before there were links get theirs.
+    let database = rusqlite::Connection::open(dir.path().join(database::FILE_NAME)).unwrap();
+    database.execute_batch("DROP TABLE magnets").unwrap();
+    drop(database);
+    let (state, _) = open(dir.path());
+    assert!(state.magnets().is_empty());
+    block_on(state.add_magnet(magnet(1))).unwrap();
+    block_on(state.close());
 }
 
 #[test]
@@ -315,7 +349,7 @@ fn totals_of_a_group_that_failed_go_with_the_next_one() {
     writer.write(vec![Order::Totals(vec![totals(1, 10), totals(2, 20)]), add(3)]);
     writer.write(vec![Order::Totals(vec![totals(1, 11)]), add(3)]);
     let uploaded = |writer: &Writer| {
-        let (stored, _) = writer.database.read().unwrap();
+        let (stored, ..) = writer.database.read().unwrap();
         stored.iter().map(|it| it.uploaded).collect::<Vec<_>>()
     };
     assert_eq!(uploaded(&writer), [0, 0], "the group was written after all");

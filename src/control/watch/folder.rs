@@ -23,8 +23,6 @@ pub const FOLDER_LEN_MAX: usize = 10_000;
 /// file system's clock leaves no trace in its time stamp.
 const WARM: Duration = Duration::from_secs(10);
 
-const MAGNETS_REFUSED: &str = "Magnet links are not built yet, add the .torrent file instead.";
-
 /// What must not change while a file is judged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stamp {
@@ -81,7 +79,8 @@ pub(super) fn is_candidate(path: &Path) -> bool {
     !hidden && (has_extension(path, "torrent") || is_magnet(path))
 }
 
-fn is_magnet(path: &Path) -> bool {
+/// Whether a file of this name holds a magnet link.
+pub fn is_magnet(path: &Path) -> bool {
     has_extension(path, "magnet")
 }
 
@@ -232,7 +231,9 @@ impl Folder {
             *candidate = Candidate { stamp, since: now, ..*candidate };
         }
         let shape = match &contents {
-            Ok(_) if is_magnet(path) => Shape::Whole,
+            // A link has no end of its own: without one of a line it may still be growing.
+            Ok(bytes) if is_magnet(path) && bytes.ends_with(b"\n") => Shape::Whole,
+            Ok(_) if is_magnet(path) => Shape::Broken,
             Ok(bytes) => (self.rules.shape)(bytes),
             // It may still be growing; what is refused for what it is does not.
             Err(_) if stamp.len > TORRENT_LEN_MAX => Shape::Broken,
@@ -248,9 +249,6 @@ impl Folder {
             return None;
         }
         candidate.progress = Progress::Given;
-        let contents = contents.and_then(|bytes| {
-            if is_magnet(path) { Err(MAGNETS_REFUSED.to_owned()) } else { Ok(bytes) }
-        });
         Some(Found { path: path.to_owned(), contents })
     }
 

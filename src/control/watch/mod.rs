@@ -17,7 +17,7 @@
 
 mod folder;
 
-pub use self::folder::{FOLDER_LEN_MAX, MAGNET_LEN_MAX, TORRENT_LEN_MAX};
+pub use self::folder::{FOLDER_LEN_MAX, MAGNET_LEN_MAX, TORRENT_LEN_MAX, is_magnet};
 
 use std::collections::VecDeque;
 use std::io;

@@ -183,7 +183,8 @@ fn what_is_not_a_plain_small_file_is_refused_unread() {
             fs::write(dir.join("note.txt"), "d1:te").unwrap();
             let large = fs::File::create(dir.join("large.torrent")).unwrap();
             large.set_len(TORRENT_LEN_MAX + 1).unwrap();
-            fs::write(dir.join("a.magnet"), "magnet:?xt=urn:btih:0").unwrap();
+            let large = fs::File::create(dir.join("large.magnet")).unwrap();
+            large.set_len(MAGNET_LEN_MAX + 1).unwrap();
         });
         let mut reasons = BTreeSet::new();
         for _ in 0..4 {
@@ -196,11 +197,11 @@ fn what_is_not_a_plain_small_file_is_refused_unread() {
         assert_eq!(fs::read(bench.path("secret")).unwrap(), b"d6:secrete");
         let expected = [
             ".hidden.torrent",
-            "a.magnet.rejected",
-            "a.magnet.rejected.txt",
             "dir.torrent",
             "fifo.torrent.rejected",
             "fifo.torrent.rejected.txt",
+            "large.magnet.rejected",
+            "large.magnet.rejected.txt",
             "large.torrent.rejected",
             "large.torrent.rejected.txt",
             "link.torrent.rejected",

@@ -31,6 +31,7 @@ fn server(state: State, dir: &Path, watch: Option<Watch>) -> Server {
         watch,
         remembering: JoinSet::new(),
         waiting: VecDeque::new(),
+        links: Links::default(),
         ledger: Ledger::default(),
         has_news: false,
     }

@@ -22,7 +22,8 @@ use crate::sys::net;
 use crate::units::{Bitfield, PeerId};
 use crate::worker::datagrams::WorkerEnd;
 use crate::worker::mailbox::{
-    self, Blocking, Directory, Letter, Mailbox, NewTorrent, Report, Shared, Totals,
+    self, Blocking, Directory, Letter, Mailbox, MetadataProgress, NewMagnet, NewTorrent, Report,
+    Shared, Totals,
 };
 use crate::worker::{Options, Worker};
 
@@ -165,6 +166,21 @@ impl Fleet {
         self.shared.directory.insert(torrent.info_hash, worker);
         self.post(worker, Letter::Add(Box::new(new)));
         totals
+    }
+
+    /// Gives a worker a torrent of which it is told no more than the info-hash.
+    pub(super) fn seek(&self, worker: usize, torrent: &Torrent) -> Arc<MetadataProgress> {
+        let options = swarm::Options {
+            info_hash: torrent.info_hash,
+            peer_id: self.shared.peer_id,
+            seed: 7,
+            ..swarm::Options::default()
+        };
+        let progress = Arc::<MetadataProgress>::default();
+        let new = NewMagnet { options, progress: Arc::clone(&progress) };
+        self.shared.directory.insert(torrent.info_hash, worker);
+        self.post(worker, Letter::AddMagnet(Box::new(new)));
+        progress
     }
 
     /// Tells a worker where peers of a torrent are.

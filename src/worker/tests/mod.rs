@@ -13,6 +13,7 @@ mod hostile;
 mod in_place;
 mod limits;
 mod losses;
+mod magnet;
 mod peer;
 mod stopping;
 mod transfer;

@@ -49,6 +49,11 @@ impl Content {
         Self { torrent, metainfo, ..self.clone() }
     }
 
+    /// Its magnet link.
+    pub(crate) fn link(&self) -> String {
+        self.metainfo.magnet().to_string()
+    }
+
     /// Copies the data to below `root`.
     pub(crate) fn copy_to(&self, root: &Path) {
         copy(&self.path(), &root.join(&self.name));

@@ -3,6 +3,7 @@
 //! Arguments enter, a process with its addresses leaves. Invariant: every port is chosen by the
 //! system, on loopback.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -94,6 +95,20 @@ impl Home {
     }
 }
 
+impl Home {
+    /// Hands a magnet link over through the watch folder.
+    pub(crate) fn add_link(&self, name: &str, link: &str) {
+        let hidden = self.dir.join(name);
+        std::fs::write(&hidden, format!("{link}\n")).unwrap();
+        std::fs::rename(hidden, self.watch.join(name)).unwrap();
+    }
+
+    /// Waits until a file is in the watch folder.
+    pub(crate) fn wait_watched(&self, name: &str) {
+        wait::until(name, START, || self.watch.join(name).exists().then_some(()));
+    }
+}
+
 impl Server {
     /// Starts `seedring seed` on loopback.
     pub(crate) fn seed(dir: &Path, content: &Content, listen: &str, words: &[&str]) -> Self {
@@ -172,12 +187,24 @@ pub(crate) fn start_get(
     peers: &[SocketAddr],
     words: &[&str],
 ) -> Process {
+    start_get_of(name, dir, content.torrent.as_os_str(), output, peers, words)
+}
+
+/// Starts `seedring get` of whatever `source` leads to.
+pub(crate) fn start_get_of(
+    name: &str,
+    dir: &Path,
+    source: impl AsRef<OsStr>,
+    output: &Path,
+    peers: &[SocketAddr],
+    words: &[&str],
+) -> Process {
     std::fs::create_dir_all(output).unwrap();
     let mut command = seedring(&["get"]);
     if !words.contains(&"--timeout") {
         command.args(["--timeout", "60"]);
     }
-    command.arg(&content.torrent).arg("-o").arg(output).args(words);
+    command.arg(source).arg("-o").arg(output).args(words);
     for peer in peers {
         command.args(["--peer", &peer.to_string()]);
     }

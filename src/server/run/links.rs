@@ -1,0 +1,213 @@
+//! Magnet links of the server: from a watch folder, or an earlier run, to torrents.
+//!
+//! Files and metadata enter; verdicts on the files, links for the engine and whole torrents leave.
+//! Invariant: a link is remembered on disk before its file in the watch folder is renamed, and until
+//! its torrent is.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::Server;
+use crate::control::state::{NewTorrent, OrderError, StoredMagnet};
+use crate::control::watch::Found;
+use crate::metainfo::magnet::Magnet;
+use crate::metainfo::{Metainfo, shown_name};
+use crate::metrics::WatchResult;
+use crate::server::engine::{Add, AddError, Past, Verify};
+use crate::sys::clock;
+use crate::units::InfoHash;
+
+/// What a task of remembering came to.
+pub(super) enum Remembered {
+    /// A link in a file of a watch folder.
+    Link(PathBuf, Result<Magnet, String>),
+    /// The torrent that a link named.
+    Torrent(Box<Metainfo>, Result<(), OrderError>),
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Links {
+    remembering: JoinSet<Remembered>,
+    /// Where the data of each link goes.
+    save_paths: HashMap<InfoHash, PathBuf>,
+    /// Torrents that find no room in the engine yet.
+    waiting: VecDeque<Metainfo>,
+}
+
+impl Links {
+    /// How many are being remembered.
+    pub(super) fn remembering_count(&self) -> usize {
+        self.remembering.len()
+    }
+
+    /// The next one that was remembered, or not.
+    pub(super) async fn next(&mut self) -> Option<Remembered> {
+        loop {
+            // A task that panics ends the process.
+            if let Ok(remembered) = self.remembering.join_next().await? {
+                return Some(remembered);
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Goes on with the links of earlier runs.
+    pub(super) fn restore_links(&mut self) {
+        let state = Arc::clone(&self.state);
+        for stored in state.magnets() {
+            let info_hash = stored.info_hash;
+            match Magnet::parse(&stored.link) {
+                Ok(link) => drop(self.seek(link, stored.save_path.clone())),
+                Err(error) => {
+                    tracing::error!(torrent = %info_hash, %error, "its link in the state is bad");
+                }
+            }
+        }
+    }
+
+    /// Has the engine look for what a link names.
+    fn seek(&mut self, link: Magnet, save_path: PathBuf) -> Result<InfoHash, AddError> {
+        let name = link.name.as_deref().map(shown_name).unwrap_or_default();
+        for warning in &link.warnings {
+            tracing::info!(torrent = %link.info_hash, %name, warning, "in the link");
+        }
+        if link.files.is_some() {
+            let info_hash = link.info_hash;
+            tracing::info!(
+                torrent = %info_hash, %name,
+                "the link selects files (so=), which is not used yet: all are fetched"
+            );
+        }
+        let info_hash = self.engine.add_magnet(link, Vec::new())?;
+        self.links.save_paths.insert(info_hash, save_path);
+        tracing::info!(torrent = %info_hash, %name, "its metadata is being looked for");
+        Ok(info_hash)
+    }
+
+    /// Judges a `.magnet` file of a watch folder, and remembers a good link on disk.
+    pub(super) fn take_link(&mut self, found: Found) {
+        let Found { path, contents } = found;
+        let judged = contents
+            .and_then(|bytes| Magnet::parse_file(&bytes).map_err(|error| error.to_string()));
+        let is_known = judged.as_ref().is_ok_and(|link| {
+            let info_hash = &link.info_hash;
+            self.engine.torrent(info_hash).is_some() || self.engine.magnet(info_hash).is_some()
+        });
+        let (state, save_path) = (Arc::clone(&self.state), self.downloads.clone());
+        self.links.remembering.spawn(async move {
+            let link = match judged {
+                Ok(link) if !is_known => link,
+                judged => return Remembered::Link(path, judged),
+            };
+            let magnet = StoredMagnet {
+                info_hash: link.info_hash,
+                link: link.to_string(),
+                save_path,
+                added_at: clock::wall_seconds(),
+            };
+            let added = state.add_magnet(magnet).await;
+            let link = added.map(|()| link);
+            Remembered::Link(
+                path,
+                link.map_err(|error| format!("it cannot be remembered: {error}")),
+            )
+        });
+    }
+
+    /// Goes on with what was remembered.
+    pub(super) fn on_remembered(&mut self, remembered: Remembered) {
+        match remembered {
+            Remembered::Link(path, judged) => {
+                let result =
+                    judged.and_then(|link| match self.seek(link, self.downloads.clone()) {
+                        Ok(_) => Ok(WatchResult::Added),
+                        Err(AddError::Duplicate(info_hash)) => {
+                            let file = path.display();
+                            tracing::info!(
+                                torrent = %info_hash, %file,
+                                "it is here already: nothing to add"
+                            );
+                            Ok(WatchResult::Duplicate)
+                        }
+                        Err(error) => Err(error.to_string()),
+                    });
+                self.give_verdict(path, result);
+            }
+            Remembered::Torrent(metainfo, result) => {
+                if let Err(error) = result {
+                    let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
+                    tracing::error!(
+                        torrent = %info_hash, %name, %error,
+                        "it is remembered by its link only: its metadata is fetched again at the \
+                         next start"
+                    );
+                }
+                self.links.waiting.push_back(*metainfo);
+                self.add_waiting_links();
+            }
+        }
+    }
+
+    /// The metadata of a link came: it is remembered in place of the link.
+    pub(super) fn remember_learnt(&mut self, metainfo: Metainfo) {
+        let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
+        tracing::info!(torrent = %info_hash, %name, "its metadata is here");
+        for warning in &metainfo.warnings {
+            tracing::info!(torrent = %info_hash, %name, warning, "in the torrent");
+        }
+        let (state, save_path) = (Arc::clone(&self.state), self.save_path_of(&info_hash));
+        self.links.remembering.spawn(async move {
+            let new = NewTorrent {
+                info_hash,
+                metainfo: metainfo.raw().to_vec(),
+                save_path,
+                name: metainfo.name.clone(),
+                added_at: clock::wall_seconds(),
+            };
+            let added = state.add(new).await;
+            Remembered::Torrent(Box::new(metainfo), added)
+        });
+    }
+
+    fn save_path_of(&self, info_hash: &InfoHash) -> PathBuf {
+        self.links.save_paths.get(info_hash).unwrap_or(&self.downloads).clone()
+    }
+
+    /// Adds the torrents whose metadata came, as far as there is room.
+    pub(super) fn add_waiting_links(&mut self) {
+        while !self.engine.is_busy()
+            && let Some(metainfo) = self.links.waiting.pop_front()
+        {
+            let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
+            let save_path = self.save_path_of(&info_hash);
+            self.links.save_paths.remove(&info_hash);
+            let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
+            let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
+            match self.add(add) {
+                // Its file came into a watch folder meanwhile.
+                Ok(_) | Err(AddError::Duplicate(_)) => {}
+                Err(error) => tracing::warn!(torrent = %info_hash, %name, %error, "not added"),
+            }
+        }
+    }
+
+    /// A link turned out to name something that is not taken.
+    pub(super) fn forget_link(&mut self, info_hash: InfoHash, error: &str) {
+        tracing::error!(
+            torrent = %info_hash, error,
+            "its metadata is here and describes no torrent that is taken: the link is forgotten"
+        );
+        self.links.save_paths.remove(&info_hash);
+        let state = Arc::clone(&self.state);
+        tokio::spawn(async move {
+            if let Err(error) = state.remove(info_hash).await {
+                tracing::warn!(torrent = %info_hash, %error, "the link comes back at the next start");
+            }
+        });
+    }
+}
