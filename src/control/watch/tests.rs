@@ -99,6 +99,29 @@ fn files_arrive_in_every_way() {
 }
 
 #[test]
+fn a_link_is_whole_at_the_end_of_its_line_or_when_it_settles() {
+    run(async {
+        let mut bench = Bench::new(true, |_| {});
+        let mut file = fs::File::create(bench.path("a.magnet")).unwrap();
+        for part in ["magnet:?", "xt=urn", ":btih:0"] {
+            file.write_all(part.as_bytes()).unwrap();
+            sleep(TEST_SETTLE / 3).await;
+        }
+        assert!(bench.found.try_recv().is_err(), "it may still be growing");
+        file.write_all(b"1\n").unwrap();
+        let found = bench.next().await;
+        assert_eq!(found.contents.unwrap(), b"magnet:?xt=urn:btih:01\n");
+        bench.watch.accept(found.path);
+        fs::write(bench.path("b.MAGNET"), "magnet:?xt").unwrap();
+        let found = bench.next().await;
+        assert_eq!(found.contents.unwrap(), b"magnet:?xt");
+        bench.watch.reject(found.path, "It is not whole.".to_owned());
+        let expected = ["a.magnet.added", "b.MAGNET.rejected", "b.MAGNET.rejected.txt"];
+        assert_eq!(bench.names().await, set(&expected));
+    });
+}
+
+#[test]
 fn a_file_that_is_written_slowly_is_waited_for() {
     run(async {
         let mut bench = Bench::new(true, |_| {});
