@@ -191,6 +191,7 @@ pub struct Engine {
     pub(super) hub: Hub,
     pub(super) finder: Option<Finder>,
     pub(super) budgets: Budgets,
+    pub(super) bans: swarm::Bans,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -264,6 +265,7 @@ impl Engine {
             hub,
             finder,
             budgets: Budgets::new(cores.len()),
+            bans: swarm::Bans::default(),
             retry,
             gone_count: 0,
         };
@@ -525,6 +527,10 @@ impl Engine {
                 // One that is nowhere was added again since, or failed here already.
                 self.torrents.get(&info_hash).filter(|torrent| torrent.home.is_some())?;
                 return self.fail(&info_hash, error, Some(*had));
+            }
+            Report::Banned(offender, until) => {
+                self.on_ban(offender, until);
+                return None;
             }
             Report::Removed(info_hash) => {
                 self.torrents.get_mut(&info_hash)?.is_leaving = false;

@@ -396,7 +396,7 @@ impl Server {
         }
     }
 
-    fn set_gauges(&self) {
+    fn set_gauges(&mut self) {
         let mut counts = [0; TorrentState::ALL.len()];
         for (_, torrent) in self.engine.torrents() {
             counts[label(torrent.totals.state()) as usize] += 1;
@@ -405,7 +405,9 @@ impl Server {
         for &state in TorrentState::ALL {
             cells.torrents[state].set(counts[state as usize]);
         }
+        let banned_count = self.engine.banned_count(clock::now());
         let process = self.registry.process();
+        process.banned_peers.set(banned_count as u64);
         let trackers = self.engine.trackers();
         let counters = trackers.counters();
         process.announces_in_flight.set(counters.in_flight.load(Relaxed));

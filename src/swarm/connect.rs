@@ -89,7 +89,7 @@ impl Swarm {
         if self.shared.blocks(init.addr.ip()) {
             return Err(Refused::Blocked);
         }
-        if self.bans.holds(now, init.addr) {
+        if self.shared.is_banned(now, init.addr) {
             return Err(Refused::Banned);
         }
         if local && !init.outgoing && !self.options.welcomes(init.addr.ip()) {
@@ -212,8 +212,7 @@ impl Swarm {
         }
         for addr in addrs.iter().take(CONTACTS_MAX) {
             let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-            let may_try = self.options.may_try(source, addr.ip());
-            if may_try && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
+            if self.options.may_try(source, addr.ip()) && !self.by_addr.contains_key(&addr) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie, &self.shared);
             }

@@ -236,9 +236,7 @@ impl Swarm {
                 self.wake(key);
             }
         }
-        let banned_before = self.bans.len();
-        self.bans.expire(now);
-        self.shared.set_banned(banned_before, self.bans.len());
+        self.shared.expire_bans(now);
         self.recent.retain(|_, (_, until)| now < *until);
         if !self.peers.is_empty() {
             self.redistribute(now);

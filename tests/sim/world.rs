@@ -366,7 +366,7 @@ impl World {
                     self.after(wait, Event::Hashed { node: number, piece: piece.0, digests });
                 }
                 Action::Discard(piece) => self.nodes[number].discard(piece),
-                Action::Ban(offender) => {
+                Action::Ban(offender, _) => {
                     self.nodes[number].bans.push(offender);
                     let node = &self.nodes[number];
                     let wrongly: Vec<usize> = self

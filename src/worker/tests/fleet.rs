@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -16,7 +17,7 @@ use super::{Ring, Torrent, WAIT_MAX, wait_for};
 use crate::metrics::{AcceptResult, Core, Direction, DisconnectReason, HandshakeResult};
 use crate::ring::{self, Faulty, Uring};
 use crate::storage::Mode;
-use crate::swarm::{self, Source};
+use crate::swarm::{self, Offender, Source};
 use crate::sys::net;
 use crate::units::{Bitfield, PeerId};
 use crate::worker::datagrams::WorkerEnd;
@@ -37,6 +38,8 @@ pub(super) struct Member {
 pub(super) struct Fleet {
     pub(super) members: Vec<Member>,
     pub(super) save_path: TempDir,
+    /// Bans that were reported.
+    pub(super) bans: Vec<(Offender, Instant)>,
     shared: Shared,
     reports: mpsc::Receiver<Report>,
     runtime: tokio::runtime::Runtime,
@@ -103,7 +106,8 @@ impl Fleet {
         }
         shared.mailboxes.set(mailboxes).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        Self { members, save_path: TempDir::new().unwrap(), shared, reports, runtime }
+        let (save_path, bans) = (TempDir::new().unwrap(), Vec::new());
+        Self { members, save_path, bans, shared, reports, runtime }
     }
 
     /// Posts a letter to a worker.
@@ -170,17 +174,27 @@ impl Fleet {
         self.post(worker, Letter::Contacts { info_hash, source: Source::Operator, addrs });
     }
 
-    /// The next report.
+    /// The next report; bans are put aside.
     pub(super) fn report(&mut self) -> Report {
-        let (runtime, reports) = (&self.runtime, &mut self.reports);
-        let report =
-            runtime.block_on(async { tokio::time::timeout(WAIT_MAX, reports.recv()).await });
-        report.expect("no report came").expect("the workers hold the other end")
+        loop {
+            let (runtime, reports) = (&self.runtime, &mut self.reports);
+            let report =
+                runtime.block_on(async { tokio::time::timeout(WAIT_MAX, reports.recv()).await });
+            match report.expect("no report came").expect("the workers hold the other end") {
+                Report::Banned(offender, until) => self.bans.push((offender, until)),
+                report => return report,
+            }
+        }
     }
 
-    /// The next report, if one is there already.
+    /// The next report, if one is there already; bans are put aside.
     pub(super) fn report_now(&mut self) -> Option<Report> {
-        self.reports.try_recv().ok()
+        loop {
+            match self.reports.try_recv().ok()? {
+                Report::Banned(offender, until) => self.bans.push((offender, until)),
+                report => return Some(report),
+            }
+        }
     }
 
     /// Waits for the word that a torrent is gone.

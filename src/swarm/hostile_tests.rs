@@ -1,0 +1,76 @@
+//! Single peers that do not behave, against a swarm: what each limit lets through, and what not.
+
+use super::tests::{PIECES, Pair, block, init, pair, piece};
+use super::*;
+use crate::units::BLOCK_LEN;
+use crate::wire::Message;
+use std::time::Duration;
+
+#[test]
+fn a_ban_holds_for_every_torrent_that_shares_it() {
+    let mut liar = Pair::fetching();
+    let shared = Rc::clone(&liar.swarm.shared);
+    let have = Bitfield::none(PIECES);
+    let mut other = Swarm::new(liar.swarm.geometry, have, Options::default(), shared);
+    let now = liar.now;
+    let guilty = other.handle_connected(now, init(7, 2, false)).unwrap();
+    let honest = other.handle_connected(now, init(7, 3, false)).unwrap();
+    let known = [init(8, 2, true).addr, init(8, 3, true).addr];
+    other.handle_contacts(now, Source::Tracker, &known);
+    while other.poll_action().is_some() {}
+    // It is found out in one swarm, and the caller tells the other one.
+    liar.swarm.ban_offender(now, Offender::of(init(1, 2, false).addr));
+    other.handle_bans(now);
+    let closed = std::iter::from_fn(|| other.poll_action());
+    let closed: Vec<_> = closed.filter(|action| matches!(action, Action::Close(..))).collect();
+    assert_eq!(closed, [Action::Close(guilty, Error::Banned)]);
+    other.handle_disconnected(now, guilty);
+    assert!(other.peer(honest).is_some());
+    assert_eq!(other.handle_connected(now, init(9, 2, false)), Err(Refused::Banned));
+    // Nor is it sought out, whoever names it.
+    for source in Source::ALL {
+        other.handle_contacts(now, source, &[init(10, 2, true).addr]);
+    }
+    let tried = |swarm: &mut Swarm, now| {
+        swarm.handle_timeout(now);
+        let actions = std::iter::from_fn(|| swarm.poll_action());
+        actions.filter(|action| matches!(action, Action::Connect(_))).count()
+    };
+    assert_eq!(tried(&mut other, now + Duration::from_secs(2)), 0);
+    // When it is over, it is over.
+    let later = now + BAN_TTL;
+    assert!(other.handle_connected(later, init(9, 2, false)).is_ok());
+}
+
+#[test]
+fn who_was_banned_since_it_was_named_is_not_tried() {
+    let mut pair = Pair::fetching();
+    // All places for attempts are taken while it waits.
+    let addrs: Vec<_> = (1..=100).map(|id| init(5000, id, true).addr).collect();
+    pair.swarm.handle_contacts(pair.now, Source::Operator, &addrs);
+    let shared = Rc::clone(&pair.swarm.shared);
+    let tried = |pair: &mut Pair| {
+        let actions = std::iter::from_fn(|| pair.swarm.poll_action());
+        let tried = actions.filter_map(|action| match action {
+            Action::Connect(addr) => Some(addr),
+            _ => None,
+        });
+        tried.collect::<Vec<_>>()
+    };
+    let first = tried(&mut pair);
+    assert!(!first.is_empty() && first.len() < 100);
+    // The caller is told by another worker; this swarm has no peers that it would be told for.
+    for addr in addrs.iter().filter(|addr| !first.contains(addr)) {
+        shared.ban(Offender::of(*addr), pair.now + BAN_TTL);
+    }
+    for addr in first {
+        pair.swarm.handle_connect_failed(pair.now, addr);
+        pair.swarm.contacts.forget(addr);
+    }
+    for _ in 0..20 {
+        pair.now += Duration::from_secs(1);
+        pair.swarm.handle_timeout(pair.now);
+        assert_eq!(tried(&mut pair), []);
+    }
+    assert_eq!(pair.swarm.contacts.len(), 0);
+}
