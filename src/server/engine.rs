@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::bans::BanList;
 use super::budgets::Budgets;
 use super::dht::Finder;
 use super::outbox::Outbox;
@@ -191,7 +192,7 @@ pub struct Engine {
     pub(super) hub: Hub,
     pub(super) finder: Option<Finder>,
     pub(super) budgets: Budgets,
-    pub(super) bans: swarm::Bans,
+    pub(super) bans: BanList,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -265,7 +266,7 @@ impl Engine {
             hub,
             finder,
             budgets: Budgets::new(cores.len()),
-            bans: swarm::Bans::default(),
+            bans: BanList::default(),
             retry,
             gone_count: 0,
         };
