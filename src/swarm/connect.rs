@@ -109,8 +109,10 @@ impl Swarm {
             }
             self.close(old, Error::Replaced);
         }
-        let from_there = || self.by_addr.keys().filter(|addr| addr.ip() == init.addr.ip()).count();
-        if !local && from_there() >= self.options.connections_per_ip_max {
+        let host = Offender::of(init.addr);
+        let is_of_host = |addr: &&SocketAddr| Offender::of(**addr) == host;
+        let from_there = || self.by_addr.keys().filter(is_of_host).count();
+        if !local && from_there() >= self.options.connections_per_host_max {
             return Err(Refused::FullForAddress);
         }
         // Those that give way are there until the turn ends.

@@ -74,3 +74,30 @@ fn who_was_banned_since_it_was_named_is_not_tried() {
     }
     assert_eq!(pair.swarm.contacts.len(), 0);
 }
+
+#[test]
+fn one_public_host_has_few_places_and_a_network_of_its_own_does_not_help() {
+    let mut pair = pair(Bitfield::none(PIECES), Options::default());
+    let max = pair.swarm.options.connections_per_host_max;
+    let mut id = 10;
+    let mut knock = |addr: String| {
+        id += 1;
+        let peer_id = PeerId([id; 20]);
+        let addr = addr.parse().unwrap();
+        let init = PeerInit { addr, peer_id, fast: true, extensions: true, outgoing: false };
+        pair.swarm.handle_connected(pair.now, init).map(drop)
+    };
+    for number in 0..max {
+        assert_eq!(knock(format!("9.9.9.9:{}", 5000 + number)), Ok(()));
+        // One machine has as many of these addresses as it likes.
+        assert_eq!(knock(format!("[2600::{}]:5000", number + 1)), Ok(()));
+        // Behind one of these there may be anybody.
+        assert_eq!(knock(format!("10.0.0.1:{}", 5000 + number)), Ok(()));
+    }
+    assert_eq!(knock("9.9.9.9:7000".into()), Err(Refused::FullForAddress));
+    assert_eq!(knock("[::ffff:9.9.9.9]:7001".into()), Err(Refused::FullForAddress));
+    assert_eq!(knock("[2600::ffff]:5000".into()), Err(Refused::FullForAddress));
+    for other in ["9.9.9.10:5000", "[2600:0:0:1::1]:5000", "10.0.0.1:7000"] {
+        assert_eq!(knock(other.into()), Ok(()));
+    }
+}

@@ -130,8 +130,10 @@ pub struct Options {
     pub down: Option<u64>,
     /// Connected peers.
     pub connections_max: usize,
-    /// Connected peers of one public address.
-    pub connections_per_ip_max: usize,
+    /// Connected peers of one public host: an IPv4 address, or a /64 of IPv6, which one machine has
+    /// to itself. One would do for most; a few are for those who share an address and want the same
+    /// torrent: a household, a provider's translator, a rented server with many users.
+    pub connections_per_host_max: usize,
     /// Which loopback and private addresses are welcome; `None` for all. They are told apart by
     /// address and port.
     pub local: Option<AddressPolicy>,
@@ -189,7 +191,7 @@ impl Default for Options {
             up: None,
             down: None,
             connections_max: 10_000,
-            connections_per_ip_max: 8,
+            connections_per_host_max: 4,
             local: None,
             partial_pieces_max: 64,
             snub_timeout: Duration::from_secs(30),

@@ -56,8 +56,8 @@ pub enum Refused {
     /// All places are taken.
     #[error("the torrent has as many connections as it may have")]
     Full,
-    /// As many peers of this address are connected as may be.
-    #[error("the address has as many connections as it may have")]
+    /// As many peers of this host are connected as may be.
+    #[error("the host has as many connections as it may have")]
     FullForAddress,
     /// Loopback and private addresses are not welcome here.
     #[error("the address is local, and net.allow_local does not open it")]

@@ -224,8 +224,9 @@ impl MagnetSwarm {
         if others().any(|other| other.addr == init.addr || other.peer_id == init.peer_id) {
             return Err(Refused::Duplicate);
         }
-        let from_there = others().filter(|other| other.addr.ip() == ip).count();
-        if !local && from_there >= self.options.connections_per_ip_max {
+        let host = Offender::of(init.addr);
+        let from_there = others().filter(|other| Offender::of(other.addr) == host).count();
+        if !local && from_there >= self.options.connections_per_host_max {
             return Err(Refused::FullForAddress);
         }
         if self.peers.len() >= self.peers_max() {
