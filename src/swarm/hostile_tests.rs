@@ -101,3 +101,60 @@ fn one_public_host_has_few_places_and_a_network_of_its_own_does_not_help() {
         assert_eq!(knock(other.into()), Ok(()));
     }
 }
+
+#[test]
+fn requests_that_are_made_and_taken_back_are_few() {
+    let mut pair = Pair::serving(Options::default());
+    let max = CANCELS_PER_SECOND_MAX * message::NUISANCE_SECONDS;
+    let one = block(0, 0);
+    let undo = |pair: &mut Pair, count: u32| {
+        (0..count).try_for_each(|_| {
+            pair.say(Message::Request(one))?;
+            pair.say(Message::Cancel(one))?;
+            // It reads all the while.
+            pair.hear();
+            Ok::<_, Error>(())
+        })
+    };
+    assert_eq!(undo(&mut pair, max), Ok(()));
+    // The count begins anew with each round of the choker.
+    pair.now += choker::ROUND;
+    pair.swarm.handle_timeout(pair.now);
+    assert_eq!(undo(&mut pair, max), Ok(()));
+    assert_eq!(undo(&mut pair, 1), Err(Error::CancelFlood));
+}
+
+#[test]
+fn an_honest_end_takes_back_all_that_waits_and_goes_on() {
+    let mut pair = Pair::serving(Options::default());
+    // As much as may wait at all, several times in a row, by whoever jumps about in a film.
+    let all = |number: u32| Block { piece: piece(number % PIECES), begin: number / PIECES, len: 1 };
+    for _ in 0..3 {
+        for number in 0..REQUEST_QUEUE_MAX {
+            pair.say(Message::Request(all(number))).unwrap();
+        }
+        for number in 0..REQUEST_QUEUE_MAX {
+            pair.say(Message::Cancel(all(number))).unwrap();
+        }
+        assert_eq!(pair.hear().1, []);
+    }
+    // What it takes back too late is on its way already: that is no use, and no offence.
+    for number in 0..REQUEST_QUEUE_MAX / 2 {
+        pair.say(Message::Request(all(number))).unwrap();
+        pair.hear();
+        pair.say(Message::Cancel(all(number))).unwrap();
+    }
+    pair.say(Message::Request(block(1, 1))).unwrap();
+    assert_eq!(pair.hear().1, [block(1, 1)]);
+}
+
+#[test]
+fn cancels_of_nothing_are_counted() {
+    let mut pair = Pair::serving(Options::default());
+    let max = NUISANCES_PER_SECOND_MAX * message::NUISANCE_SECONDS;
+    let cancels =
+        |pair: &mut Pair, count| (0..count).try_for_each(|_| pair.say(Message::Cancel(block(0, 0))));
+    assert_eq!(cancels(&mut pair, max), Ok(()));
+    assert_eq!(pair.hear().0.iter().filter(|text| text.starts_with("Reject")).count(), 0);
+    assert_eq!(cancels(&mut pair, 1), Err(Error::NuisanceFlood));
+}

@@ -56,6 +56,10 @@ pub const RANDOM_FIRST_PIECES: u32 = 4;
 pub const CONTROL_LEN_MAX: usize = 256 * 1024;
 /// Messages of no use (repeats, cancels of nothing, signs of life) per second, over ten seconds.
 pub const NUISANCES_PER_SECOND_MAX: u32 = 200;
+/// Requests taken back while they wait per second, over ten seconds: four times all that may wait.
+/// The end of a torrent takes back each request once, and whoever plays a file while it comes takes
+/// them all back with each jump.
+pub const CANCELS_PER_SECOND_MAX: u32 = 820;
 /// Changes of choke and interest of one peer per second.
 pub const STATE_CHANGES_PER_SECOND_MAX: u32 = 100;
 /// Requests that are no use to anybody: too long, for pieces we lack, while choked.

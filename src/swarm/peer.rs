@@ -127,6 +127,9 @@ pub enum Error {
     /// Too many messages without use.
     #[error("too many messages of no use")]
     NuisanceFlood,
+    /// Takes back what it asks for, again and again.
+    #[error("requests are made and taken back too often")]
+    CancelFlood,
     /// Control messages pile up because it does not read.
     #[error("the peer does not read")]
     NotReading,
@@ -178,6 +181,7 @@ impl Error {
             Self::Rejects => "rejects",
             Self::StateFlood => "state_flood",
             Self::NuisanceFlood => "nuisance_flood",
+            Self::CancelFlood => "cancel_flood",
             Self::NotReading => "not_reading",
             Self::BlockStalled => "block_stalled",
             Self::Withholding => "withholding",
@@ -314,6 +318,7 @@ pub(super) struct Peer {
     pub(super) state_changes: u32,
     pub(super) state_changes_since: Instant,
     pub(super) nuisances: u32,
+    pub(super) cancels: u32,
     pub(super) invalid_requests: u32,
     pub(super) choked_requests: u32,
     pub(super) unrequested: u32,
@@ -384,6 +389,7 @@ impl Peer {
             state_changes: 0,
             state_changes_since: now,
             nuisances: 0,
+            cancels: 0,
             invalid_requests: 0,
             choked_requests: 0,
             unrequested: 0,

@@ -225,6 +225,7 @@ impl Swarm {
                 continue;
             };
             peer.nuisances = 0;
+            peer.cancels = 0;
             peer.refused.clear();
             let silent_for = now.saturating_duration_since(peer.last_heard_at);
             if silent_for >= inactive && peer.paused_at.is_none() {
