@@ -158,3 +158,76 @@ fn cancels_of_nothing_are_counted() {
     assert_eq!(pair.hear().0.iter().filter(|text| text.starts_with("Reject")).count(), 0);
     assert_eq!(cancels(&mut pair, 1), Err(Error::NuisanceFlood));
 }
+
+/// Lets time pass in steps of the swarm's own; `act` comes after each.
+fn pass(pair: &mut Pair, end: Instant, mut act: impl FnMut(&mut Pair)) {
+    while pair.now < end {
+        let next = pair.swarm.poll_timeout().map_or(end, |at| at.max(pair.now));
+        pair.now = next.min(end).max(pair.now + Duration::from_millis(1));
+        pair.swarm.handle_timeout(pair.now);
+        act(pair);
+    }
+}
+
+/// Requests among what is sent to the peer now.
+fn requests(pair: &mut Pair) -> usize {
+    pair.hear().0.iter().filter(|text| text.starts_with("Request(")).count()
+}
+
+/// The peer answers all it is asked for, with data that is right.
+fn deliver(pair: &mut Pair) {
+    let asked: Vec<Block> = pair.swarm.peers[0].asked.iter().map(|asked| asked.block).collect();
+    for one in asked {
+        if let Ok(Payload::Accept) = pair.swarm.handle_payload(pair.now, pair.key, one) {
+            pair.swarm.handle_block(pair.now, pair.key, one);
+        }
+    }
+    while let Some(action) = pair.swarm.poll_action() {
+        if let Action::Verify { piece, .. } = action {
+            pair.swarm.handle_verified(pair.now, piece, Verdict::Good(Vec::new()));
+            pair.swarm.handle_stored(pair.now, piece);
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_flaps_is_asked_anew_once_a_second() {
+    let mut pair = Pair::fetching();
+    let start = pair.now;
+    let all = requests(&mut pair);
+    assert_eq!(all, 32, "all of it");
+    let mut asked = 0;
+    for step in 1..=400_u32 {
+        pair.now = start + step * Duration::from_millis(25);
+        pair.swarm.handle_timeout(pair.now);
+        pair.say(if step % 2 == 0 { Message::Unchoke } else { Message::Choke }).unwrap();
+        asked += requests(&mut pair);
+        while pair.swarm.poll_action().is_some() {}
+        pair.swarm.check_invariants();
+    }
+    assert!((all..=10 * all).contains(&asked), "asked for {asked} blocks in ten seconds");
+    assert!(pair.swarm.peers[0].late.len() <= 10 * all);
+    // It said that last: it counts although it came early, and nothing was lost on the way.
+    pair.say(Message::Unchoke).unwrap();
+    let end = pair.now + Duration::from_secs(3);
+    pass(&mut pair, end, deliver);
+    assert!(pair.swarm.is_complete());
+}
+
+#[test]
+fn an_unchoke_that_came_early_is_taken_back_by_a_choke() {
+    let mut pair = Pair::fetching();
+    pair.hear();
+    for message in [Message::Choke, Message::Unchoke, Message::Choke] {
+        pair.say(message).unwrap();
+    }
+    let end = pair.now + Duration::from_secs(5);
+    let mut asked = 0;
+    pass(&mut pair, end, |pair| asked += requests(pair));
+    assert_eq!(asked, 0);
+    // Long after the last one, it counts at once; said again, it changes nothing.
+    pair.say(Message::Unchoke).unwrap();
+    assert_eq!(requests(&mut pair), 32);
+    pair.say(Message::Unchoke).unwrap();
+    assert_eq!(requests(&mut pair), 0);
+}

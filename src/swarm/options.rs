@@ -62,6 +62,8 @@ pub const NUISANCES_PER_SECOND_MAX: u32 = 200;
 pub const CANCELS_PER_SECOND_MAX: u32 = 820;
 /// Changes of choke and interest of one peer per second.
 pub const STATE_CHANGES_PER_SECOND_MAX: u32 = 100;
+/// Between two unchokes of one peer that we go by: each has everything asked of it anew.
+pub const UNCHOKE_INTERVAL: Duration = Duration::from_secs(1);
 /// Requests that are no use to anybody: too long, for pieces we lack, while choked.
 pub const INVALID_REQUESTS_MAX: u32 = 300;
 /// How long after our choke requests that were on their way are no offence.

@@ -256,6 +256,9 @@ pub(super) struct Peer {
     pub(super) am_choking: bool,
     pub(super) am_interested: bool,
     pub(super) peer_choking: bool,
+    /// When it last unchoked us, and whether it has since and that is not taken up yet.
+    pub(super) peer_unchoked_at: Option<Instant>,
+    pub(super) unchoke_due: bool,
     pub(super) peer_interested: bool,
     pub(super) optimistic: bool,
     pub(super) unchoked_at: Option<Instant>,
@@ -343,6 +346,8 @@ impl Peer {
             am_choking: true,
             am_interested: false,
             peer_choking: true,
+            peer_unchoked_at: None,
+            unchoke_due: false,
             peer_interested: false,
             optimistic: false,
             unchoked_at: None,

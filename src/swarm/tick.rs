@@ -64,6 +64,9 @@ impl Swarm {
         for key in self.keys() {
             if let Some(peer) = self.peer_mut(key) {
                 peer.pipeline.handle_second(!peer.asked.is_empty());
+                if peer.unchoke_due {
+                    self.take_unchoke(now, key);
+                }
             }
             self.check_progress(now, key);
         }
