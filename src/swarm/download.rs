@@ -103,7 +103,7 @@ impl Swarm {
     }
 
     /// Has the peer looked at again, for there may be room in its pipeline.
-    fn rest_soon(&mut self, key: PeerKey) {
+    pub(super) fn rest_soon(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(key.0 as usize)
             && !peer.idle
         {

@@ -145,6 +145,8 @@ impl Swarm {
         }
         self.release(key, block);
         self.wake(key);
+        // With the last one nothing is left whose coming would have it asked for more.
+        self.rest_soon(key);
     }
 
     /// Nothing is received from the peer for now: what it owes us is not late through its fault.
