@@ -30,6 +30,8 @@ pub(crate) enum Defect {
     NeverAsksForPiece0,
     /// A block goes out before its piece was verified.
     ServesUnverified,
+    /// Whoever is unchoked gets what it asks for, whether it is there or not.
+    ServesLacked,
 }
 
 /// Who takes part, and how well the world treats them.
