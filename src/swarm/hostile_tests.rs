@@ -152,8 +152,9 @@ fn an_honest_end_takes_back_all_that_waits_and_goes_on() {
 fn cancels_of_nothing_are_counted() {
     let mut pair = Pair::serving(Options::default());
     let max = NUISANCES_PER_SECOND_MAX * message::NUISANCE_SECONDS;
-    let cancels =
-        |pair: &mut Pair, count| (0..count).try_for_each(|_| pair.say(Message::Cancel(block(0, 0))));
+    let cancels = |pair: &mut Pair, count| {
+        (0..count).try_for_each(|_| pair.say(Message::Cancel(block(0, 0))))
+    };
     assert_eq!(cancels(&mut pair, max), Ok(()));
     assert_eq!(pair.hear().0.iter().filter(|text| text.starts_with("Reject")).count(), 0);
     assert_eq!(cancels(&mut pair, 1), Err(Error::NuisanceFlood));
@@ -206,8 +207,8 @@ fn a_peer_that_flaps_is_asked_anew_once_a_second() {
         pair.swarm.check_invariants();
     }
     assert!((all..=10 * all).contains(&asked), "asked for {asked} blocks in ten seconds");
-    assert!(pair.swarm.peers[0].late.len() <= 10 * all);
-    // It said that last: it counts although it came early, and nothing was lost on the way.
+    // What it says last counts although it comes early, and nothing was lost on the way.
+    pair.say(Message::Choke).unwrap();
     pair.say(Message::Unchoke).unwrap();
     let end = pair.now + Duration::from_secs(3);
     pass(&mut pair, end, deliver);
@@ -230,4 +231,218 @@ fn an_unchoke_that_came_early_is_taken_back_by_a_choke() {
     assert_eq!(requests(&mut pair), 32);
     pair.say(Message::Unchoke).unwrap();
     assert_eq!(requests(&mut pair), 0);
+}
+
+#[test]
+fn requests_that_cannot_be_served_are_refused_and_few() {
+    let long = Block { piece: piece(0), begin: 0, len: BLOCK_LEN + 1 };
+    let lacked = block(5, 0);
+    for one in [long, lacked] {
+        let mut have = Bitfield::none(PIECES);
+        have.set(piece(0));
+        let mut pair = pair(have, Options::default());
+        pair.say(Message::Interested).unwrap();
+        pair.hear();
+        let ask = |pair: &mut Pair, count: u32| {
+            (0..count).try_for_each(|_| {
+                pair.say(Message::Request(one))?;
+                let refused = (vec![format!("{:?}", Message::Reject(one))], Vec::new());
+                assert_eq!(pair.hear(), refused);
+                Ok::<_, Error>(())
+            })
+        };
+        assert_eq!(ask(&mut pair, INVALID_REQUESTS_MAX), Ok(()), "{one:?}");
+        // What can be served is served all the while.
+        pair.say(Message::Request(block(0, 0))).unwrap();
+        assert_eq!(pair.hear().1, [block(0, 0)]);
+        assert_eq!(ask(&mut pair, 1), Err(Error::InvalidRequests), "{one:?}");
+        let counted = pair.swarm.shared.counted().requests_invalid;
+        assert_eq!(counted, u64::from(INVALID_REQUESTS_MAX) + 1);
+    }
+}
+
+#[test]
+fn requests_that_were_on_their_way_at_a_choke_are_no_offence() {
+    let mut pair = Pair::serving(Options::default());
+    pair.hear();
+    pair.swarm.choke(pair.now, pair.key);
+    let ask = |pair: &mut Pair, count: u32| {
+        (0..count).try_for_each(|_| {
+            pair.say(Message::Request(block(0, 0)))?;
+            assert_eq!(pair.hear().1, []);
+            Ok::<_, Error>(())
+        })
+    };
+    pair.now += CHOKED_REQUESTS_GRACE;
+    assert_eq!(ask(&mut pair, 2 * INVALID_REQUESTS_MAX), Ok(()));
+    pair.now += Duration::from_millis(1);
+    assert_eq!(ask(&mut pair, INVALID_REQUESTS_MAX), Ok(()));
+    assert_eq!(ask(&mut pair, 1), Err(Error::RequestsWhileChoked));
+}
+
+#[test]
+fn the_later_of_two_answers_in_the_endgame_is_dropped_and_no_offence() {
+    let mut pair = Pair::fetching();
+    let (first, shared) = (pair.key, Rc::clone(&pair.swarm.shared));
+    pair.now += ENDGAME_AGE;
+    let second = pair.swarm.handle_connected(pair.now, init(1, 3, false)).unwrap();
+    for message in [Message::HaveAll, Message::Unchoke] {
+        pair.swarm.handle_message(pair.now, second, message).unwrap();
+    }
+    let mut count = 0;
+    // All that is left was asked of the first one: of the second it is asked for again.
+    while let Some(one) = pair.swarm.peers[1].asked.front().map(|asked| asked.block) {
+        assert_eq!(pair.swarm.handle_payload(pair.now, first, one), Ok(Payload::Accept));
+        assert!(pair.swarm.handle_block(pair.now, first, one));
+        assert_eq!(pair.swarm.handle_payload(pair.now, second, one), Ok(Payload::Discard));
+        count += 1;
+        assert_eq!(shared.counted().bytes_discarded, u64::from(count * BLOCK_LEN));
+        assert!(!pair.swarm.peers[1].closing);
+    }
+    assert!(count > UNREQUESTED_MAX, "{count} blocks came twice");
+    assert_eq!(pair.swarm.peers[1].unrequested, 0);
+}
+
+/// A swarm that lacks all of many pieces of one block each, and a peer that has them.
+fn wide(pieces: u32) -> Pair {
+    let Pair { now, .. } = Pair::fetching();
+    let geometry = Geometry::new(u64::from(pieces * BLOCK_LEN), BLOCK_LEN).unwrap();
+    let shared = Shared::new(None, None, Slots::Unlimited);
+    let options = Options { partial_pieces_max: pieces as usize, ..Options::default() };
+    let mut swarm = Swarm::new(geometry, Bitfield::none(pieces), options, shared);
+    let key = swarm.handle_connected(now, init(1, 2, false)).unwrap();
+    swarm.handle_message(now, key, Message::HaveAll).unwrap();
+    Pair { swarm, key, now }
+}
+
+#[test]
+fn a_flood_of_allowed_fast_pieces_is_taken_for_ten() {
+    const PIECES: u32 = 40;
+    let mut pair = wide(PIECES);
+    for index in 0..PIECES {
+        pair.say(Message::AllowedFast(piece(index))).unwrap();
+    }
+    let peer = &pair.swarm.peers[0];
+    assert_eq!((peer.allowed_fast.len(), peer.asked.len()), (ALLOWED_FAST_MAX, ALLOWED_FAST_MAX));
+    let over = PIECES - u32::try_from(ALLOWED_FAST_MAX).unwrap();
+    let max = NUISANCES_PER_SECOND_MAX * message::NUISANCE_SECONDS - over;
+    let repeat = |pair: &mut Pair, count: u32| {
+        (0..count).try_for_each(|count| pair.say(Message::AllowedFast(piece(count % PIECES))))
+    };
+    assert_eq!(repeat(&mut pair, max), Ok(()));
+    assert_eq!(repeat(&mut pair, 1), Err(Error::NuisanceFlood));
+}
+
+#[test]
+fn hints_at_pieces_that_do_not_exist_end_the_connection() {
+    for message in [Message::Suggest(piece(PIECES)), Message::Suggest(piece(u32::MAX))] {
+        let mut pair = Pair::fetching();
+        assert_eq!(pair.say(Message::Suggest(piece(PIECES - 1))), Ok(()));
+        assert_eq!(pair.say(message), Err(Error::BadPiece));
+    }
+}
+
+#[test]
+fn who_rejects_everything_is_let_go() {
+    let mut pair = Pair::fetching();
+    let mut count = 0;
+    let error = loop {
+        let Some(one) = pair.swarm.peers[0].asked.front().map(|asked| asked.block) else {
+            // What it rejected is asked for again after the next round.
+            let next = pair.swarm.poll_timeout().unwrap();
+            pass(&mut pair, next, |pair| {
+                pair.hear();
+                while pair.swarm.poll_action().is_some() {}
+            });
+            continue;
+        };
+        count += 1;
+        assert!(count <= 2 * REJECTS_MAX, "it is still there");
+        if let Err(error) = pair.say(Message::Reject(one)) {
+            break error;
+        }
+    };
+    assert_eq!((error, count), (Error::Rejects, REJECTS_MAX + 1));
+}
+
+#[test]
+fn who_never_reads_what_it_provokes_is_let_go() {
+    let mut pair = Pair::serving(Options::default());
+    let mut number = 0;
+    let error = loop {
+        // The queue is full soon; from then on each is refused.
+        let one = Block { piece: piece(number / (4 * BLOCK_LEN)), begin: number % 65_536, len: 1 };
+        assert!(pair.swarm.peers[0].control.len() <= CONTROL_LEN_MAX + 8, "after {number}");
+        if let Err(error) = pair.say(Message::Request(one)) {
+            break error;
+        }
+        number += 1;
+    };
+    assert_eq!(error, Error::NotReading);
+}
+
+#[test]
+fn who_leaves_out_blocks_is_let_go() {
+    let mut pair = wide(400);
+    pair.say(Message::Unchoke).unwrap();
+    let mut left_out = Vec::new();
+    for _ in 0..100 {
+        // Always only the last one of those that it was asked for, if it is asked for any.
+        if let Some(one) = pair.swarm.peers[0].asked.back().map(|asked| asked.block) {
+            assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, one), Ok(Payload::Accept));
+            assert!(pair.swarm.handle_block(pair.now, pair.key, one));
+        }
+        let (end, mut closed) = (pair.now + Duration::from_secs(10), None);
+        pass(&mut pair, end, |pair| {
+            pair.hear();
+            while let Some(action) = pair.swarm.poll_action() {
+                if let Action::Close(_, error) = action {
+                    closed = Some(error);
+                }
+            }
+        });
+        left_out.push(pair.swarm.peers[0].withheld);
+        if let Some(error) = closed {
+            assert_eq!(error, Error::Withholding);
+            assert!(left_out.iter().rev().skip(1).all(|&it| it <= WITHHELD_MAX), "{left_out:?}");
+            return;
+        }
+    }
+    panic!("it is still there: {left_out:?}");
+}
+
+#[test]
+fn who_left_out_all_that_was_left_is_asked_again() {
+    let mut pair = Pair::fetching();
+    let owed = pair.swarm.peers[0].asked.len();
+    let wait = |pair: &mut Pair| {
+        let end = pair.now + Duration::from_secs(20);
+        pass(pair, end, |pair| {
+            pair.hear();
+        });
+    };
+    // It answers the last requests, one by one; those before them are taken back all at once.
+    for _ in 0..3 {
+        let one = pair.swarm.peers[0].asked.back().unwrap().block;
+        assert_eq!(pair.swarm.handle_payload(pair.now, pair.key, one), Ok(Payload::Accept));
+        assert!(pair.swarm.handle_block(pair.now, pair.key, one));
+        wait(&mut pair);
+    }
+    assert_eq!(pair.swarm.peers[0].withheld, owed - 3);
+    let end = pair.now + Duration::from_secs(20);
+    pass(&mut pair, end, deliver);
+    assert!(pair.swarm.is_complete());
+}
+
+#[test]
+fn one_in_twenty_five_gives_way_at_a_time() {
+    let mut pair = Pair::serving(Options { connections_max: 60, ..Options::default() });
+    for id in 3..62 {
+        assert!(pair.swarm.handle_connected(pair.now, init(1, id, false)).is_ok());
+    }
+    pair.now += Duration::from_secs(61);
+    assert!(pair.swarm.handle_connected(pair.now, init(1, 100, false)).is_ok());
+    let closed = std::iter::from_fn(|| pair.swarm.poll_action());
+    let idle = closed.filter(|action| matches!(action, Action::Close(_, Error::Idle)));
+    assert_eq!(idle.count(), 3);
 }

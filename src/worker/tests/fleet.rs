@@ -73,11 +73,20 @@ fn new_shared(name: u8) -> (Shared, mpsc::Receiver<Report>) {
 
 /// A worker that nobody runs and that listens nowhere, to be called by hand, and its cells.
 pub(super) fn idle_worker() -> (Worker<Uring>, Arc<Core>) {
+    idle_worker_on(|driver| driver)
+}
+
+/// The same on a driver that is made of the kernel's.
+pub(super) fn idle_worker_on<D: ring::Driver>(
+    wrap: impl FnOnce(Uring) -> D,
+) -> (Worker<D>, Arc<Core>) {
     let core = Arc::<Core>::default();
     let driver = Uring::new(&ring::Config::default()).unwrap_or_else(|reason| panic!("{reason}"));
     let (_, letters) = mailbox::letters();
     let (shared, _) = new_shared(1);
-    (Worker::new(driver, options(), shared, letters, Vec::new(), Arc::clone(&core)), core)
+    let worker =
+        Worker::new(wrap(driver), options(), shared, letters, Vec::new(), Arc::clone(&core));
+    (worker, core)
 }
 
 impl Fleet {
