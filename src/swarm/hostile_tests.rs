@@ -297,10 +297,9 @@ fn the_later_of_two_answers_in_the_endgame_is_dropped_and_no_offence() {
         assert_eq!(pair.swarm.handle_payload(pair.now, second, one), Ok(Payload::Discard));
         count += 1;
         assert_eq!(shared.counted().bytes_discarded, u64::from(count * BLOCK_LEN));
-        assert!(!pair.swarm.peers[1].closing);
+        assert_eq!(pair.swarm.peers[1].unrequested, 0, "after {count}");
     }
     assert!(count > UNREQUESTED_MAX, "{count} blocks came twice");
-    assert_eq!(pair.swarm.peers[1].unrequested, 0);
 }
 
 /// A swarm that lacks all of many pieces of one block each, and a peer that has them.

@@ -187,8 +187,10 @@ fn a_ban_by_letter_ends_connections_of_every_torrent() {
         let fleet = Fleet::start(1, 1, ring, &options());
         torrents.iter().for_each(|torrent| drop(fleet.seed(0, torrent)));
         let member = &fleet.members[0];
-        let mut peers: Vec<_> = (0..4)
-            .map(|number| Peer::asking(member.addr, &torrents[number % 2], 10 + number as u8, &[]))
+        let mut peers: Vec<_> = [10, 11, 12, 13]
+            .into_iter()
+            .zip(torrents.iter().cycle())
+            .map(|(name, torrent)| Peer::asking(member.addr, torrent, name, &[]))
             .collect();
         for peer in &mut peers {
             peer.read_until("to be unchoked", |peer| peer.is_unchoked);
