@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::bans::BanList;
 use super::budgets::Budgets;
 use super::dht::Finder;
 use super::outbox::Outbox;
@@ -193,6 +194,7 @@ pub struct Engine {
     pub(super) hub: Hub,
     pub(super) finder: Option<Finder>,
     pub(super) budgets: Budgets,
+    pub(super) bans: BanList,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -267,6 +269,7 @@ impl Engine {
             hub,
             finder,
             budgets: Budgets::new(cores.len()),
+            bans: BanList::default(),
             retry,
             gone_count: 0,
         };
@@ -528,6 +531,10 @@ impl Engine {
                 // One that is nowhere was added again since, or failed here already.
                 self.torrents.get(&info_hash).filter(|torrent| torrent.home.is_some())?;
                 return self.fail(&info_hash, error, Some(*had));
+            }
+            Report::Banned(offender, until) => {
+                self.on_ban(offender, until);
+                return None;
             }
             Report::Removed(info_hash) => {
                 self.torrents.get_mut(&info_hash)?.is_leaving = false;

@@ -4,6 +4,7 @@
 //! - [`folders`]: the folders of the settings, looked at before anything starts.
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
+//! - `bans`: who is banned, in every torrent of every worker.
 //! - `ledger`: totals of torrents over all runs.
 //! - `outbox`: letters on their way to workers, one queue for each.
 //! - `retry`: torrents that their files failed, until they can go on.
@@ -13,6 +14,7 @@
 //!
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
+mod bans;
 mod budgets;
 mod dht;
 pub mod engine;

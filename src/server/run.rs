@@ -108,7 +108,8 @@ pub async fn run(
         Ok(State::open(&paths.state)?)
     };
     let Some((state, stored)) = on_disk(open, stop.as_mut()).await? else { return Ok(()) };
-    let engine = Engine::start(settings)?;
+    let mut engine = Engine::start(settings)?;
+    engine.restore_bans(state.bans());
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
         Some(addr) => Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?),
@@ -385,9 +386,15 @@ impl Server {
         self.registry.process().watch_files[counted].add(1);
     }
 
-    /// Writes the totals that have changed since they were last written.
+    /// Writes the totals that have changed since they were last written, and new bans.
     async fn write_totals(&mut self) {
         self.has_news = false;
+        let bans = self.engine.take_fresh_bans();
+        if !bans.is_empty()
+            && let Err(error) = self.state.add_bans(bans).await
+        {
+            tracing::warn!(%error, "bans are not written");
+        }
         let changed = self.ledger.take_changed();
         if !changed.is_empty()
             && let Err(error) = self.state.update_totals(changed).await
@@ -396,7 +403,7 @@ impl Server {
         }
     }
 
-    fn set_gauges(&self) {
+    fn set_gauges(&mut self) {
         let mut counts = [0; TorrentState::ALL.len()];
         for (_, torrent) in self.engine.torrents() {
             counts[label(torrent.totals.state()) as usize] += 1;
@@ -405,7 +412,9 @@ impl Server {
         for &state in TorrentState::ALL {
             cells.torrents[state].set(counts[state as usize]);
         }
+        let banned_count = self.engine.banned_count(clock::now());
         let process = self.registry.process();
+        process.banned_peers.set(banned_count as u64);
         let trackers = self.engine.trackers();
         let counters = trackers.counters();
         process.announces_in_flight.set(counters.in_flight.load(Relaxed));

@@ -146,7 +146,10 @@ impl Contacts {
         shared: &Shared,
     ) {
         let ip = addr.ip();
-        if addr.port() == 0 || ip.is_unspecified() || ip.is_multicast() || shared.refuses(addr) {
+        if addr.port() == 0 || ip.is_unspecified() || ip.is_multicast() {
+            return;
+        }
+        if shared.refuses(addr) || shared.is_banned(now, addr) {
             return;
         }
         if let Some(contact) = self.known.get_mut(&addr) {
@@ -212,6 +215,10 @@ impl Contacts {
             let &(_, rank, addr) = due.min_by_key(|(_, rank, _)| *rank)?;
             if shared.refuses(addr) {
                 self.useless(addr);
+                continue;
+            }
+            if shared.is_banned(now, addr) {
+                self.forget(addr);
                 continue;
             }
             if self.budget_at.is_none_or(|at| now >= at) {

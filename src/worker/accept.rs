@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::admission::Refusal;
 use super::connection::{Conn, Peer, Phase, Way, ZeroCopy};
@@ -20,7 +20,7 @@ use crate::metrics::{
     AcceptResult, Direction, DisconnectReason, Encryption, HandoverResult, HandshakeResult,
 };
 use crate::ring::{Driver, Op, Pool, Tag};
-use crate::swarm::{PeerInit, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
+use crate::swarm::{Offender, PeerInit, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
 use crate::sys::net;
 use crate::units::InfoHash;
 use crate::wire::{Decoder, Handshake, HandshakeReader, Limits};
@@ -433,6 +433,19 @@ impl<D: Driver> Worker<D> {
         self.core.disconnects[reason].add(1);
         tracing::debug!(addr = %conn.addr, reason = reason.label(), "peer disconnected");
         self.drop_conn(key, None);
+    }
+
+    /// Lets nobody of these in any more, and has every torrent with peers close on them.
+    pub(super) fn ban(&mut self, bans: &[(Offender, Instant)]) {
+        for &(offender, until) in bans {
+            self.budget.ban(offender, until);
+        }
+        for key in self.active.clone() {
+            if let Some(torrent) = self.torrents.get_mut(key) {
+                torrent.swarm.handle_bans(self.now);
+                self.touch_torrent(key);
+            }
+        }
     }
 
     /// Forgets a connection. What is in flight on it ends by itself. One that was begun as `failed`

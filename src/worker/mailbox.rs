@@ -9,12 +9,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use super::table::Key;
 use crate::mse;
 use crate::ring::Waker;
 use crate::storage::{self, Content, files::Opened, recovery::Had};
-use crate::swarm::{Options, Source};
+use crate::swarm::{Offender, Options, Source};
 use crate::sys::file::Identity;
 use crate::units::{Bitfield, InfoHash, PeerId};
 use crate::wire::Handshake;
@@ -77,6 +78,8 @@ pub enum Letter {
         /// Download rate in bytes per second, if bounded.
         down: Option<u64>,
     },
+    /// Have nothing to do with these any more, each until its moment.
+    Ban(Vec<(Offender, Instant)>),
     /// Write what is verified, sync, close everything and end.
     Stop,
 }
@@ -185,6 +188,8 @@ pub enum Report {
     Finished(InfoHash),
     /// A torrent stands still because of its files.
     Failed(InfoHash, storage::Error, Box<Had>),
+    /// Somebody was banned until this moment; the other workers are to hear of it.
+    Banned(Offender, Instant),
     /// A torrent was removed, and nothing of it is on its way to its files any more: only now may
     /// they be looked at for another attempt.
     Removed(InfoHash),

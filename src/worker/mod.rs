@@ -382,6 +382,7 @@ impl<D: Driver> Worker<D> {
                 self.budget.up.borrow_mut().set_rate(self.now, up);
                 self.budget.down.borrow_mut().set_rate(self.now, down);
             }
+            Letter::Ban(bans) => self.ban(&bans),
             Letter::Stop => self.begin_stop(),
         }
     }
@@ -504,7 +505,7 @@ impl<D: Driver> Worker<D> {
         core.requests[RequestResult::Choked].set(counted.requests_choked);
         core.requests[RequestResult::Invalid].set(counted.requests_invalid);
         core.choker_rounds.set(counted.choker_rounds);
-        core.banned_peers.set(self.budget.banned_count() as u64);
+        core.discarded_payload_bytes.set(counted.bytes_discarded);
     }
 
     fn send_reports(&mut self) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::fetch::why_closed;
 use super::hash::ToHash;
-use super::mailbox::{Letter, NewTorrent, TorrentState, Totals};
+use super::mailbox::{Letter, NewTorrent, Report, TorrentState, Totals};
 use super::table::Key;
 use super::{Target, Timer, Worker};
 use crate::metrics::{DisconnectReason, DiskOp};
@@ -310,13 +310,14 @@ impl<D: Driver> Worker<D> {
                     self.to_blame.retain(|it| (it.torrent, it.piece) != (key, piece));
                     self.discard_in_place(key, piece);
                 }
-                Action::Ban(offender) => {
+                Action::Ban(offender, until) => {
                     let (info_hash, name) =
                         (torrent.info_hash, torrent.content.metainfo.shown_name());
                     tracing::warn!(
                         ?offender, torrent = %info_hash, %name,
                         "peer banned: it sent bad data"
                     );
+                    self.reports.push_back(Report::Banned(offender, until));
                 }
                 Action::Finished => self.finish_torrent(key),
             }

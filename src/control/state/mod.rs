@@ -1,4 +1,4 @@
-//! What a server remembers: its torrents, their totals and its settings.
+//! What a server remembers: its torrents, their totals, its bans and its settings.
 //!
 //! Orders enter through a bounded queue, answers leave when what was ordered is on the device.
 //! `STATE/torrents/<info-hash>.torrent` holds each torrent as it came, `STATE/seedring.db` (SQLite)
@@ -18,6 +18,7 @@ mod files;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -28,6 +29,7 @@ use self::database::Database;
 pub use self::files::LoadError;
 use self::files::TorrentFiles;
 use crate::metainfo::shown_name;
+use crate::sys::clock;
 use crate::units::InfoHash;
 
 /// Orders that may wait for the writer; whoever gives one more waits too.
@@ -81,6 +83,15 @@ pub struct Totals {
     /// Bytes of it that were found right on the disk. The most that was ever written counts: who
     /// has nothing because the disk is not mounted does not erase it.
     pub had_bytes: u64,
+}
+
+/// One ban of an earlier run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoredBan {
+    /// The address, or a /64 of IPv6, its low half zero.
+    pub ip: IpAddr,
+    /// When it ends, in seconds since 1970.
+    pub until: i64,
 }
 
 /// Why there is no state, so that the server does not start.
@@ -153,6 +164,7 @@ enum Order {
     Add(NewTorrent, Answer),
     Remove(InfoHash, Answer),
     Totals(Vec<Totals>),
+    Bans(Vec<StoredBan>),
     Setting(String, String, Answer),
     Close(oneshot::Sender<()>),
 }
@@ -163,6 +175,7 @@ pub struct State {
     orders: mpsc::Sender<Order>,
     files: TorrentFiles,
     settings: BTreeMap<String, String>,
+    bans: Vec<StoredBan>,
 }
 
 impl State {
@@ -189,6 +202,9 @@ impl State {
         let (rows, settings) = database
             .read()
             .map_err(|error| OpenError::Database { path: dir.join(database::FILE_NAME), error })?;
+        let bans = database
+            .read_bans()
+            .map_err(|error| OpenError::Database { path: dir.join(database::FILE_NAME), error })?;
         let known: BTreeSet<_> = rows.iter().map(|row| row.info_hash).collect();
         for orphan in present.difference(&known) {
             tracing::info!(torrent = %orphan, "removing the file of a torrent that was removed");
@@ -206,7 +222,7 @@ impl State {
             .name("state".to_owned())
             .spawn(move || writer.run())
             .map_err(failed(dir))?;
-        Ok((Self { orders, files, settings }, kept))
+        Ok((Self { orders, files, settings, bans }, kept))
     }
 
     /// The metainfo of a torrent, unchanged since it was added. Blocks on the disk.
@@ -232,6 +248,11 @@ impl State {
         &self.settings
     }
 
+    /// The bans of earlier runs, also those that are over.
+    pub fn bans(&self) -> &[StoredBan] {
+        &self.bans
+    }
+
     /// Remembers a torrent; it is on the device when this returns. One that is there already is
     /// replaced: its totals stay, but it has no data yet.
     ///
@@ -255,6 +276,15 @@ impl State {
     /// [`OrderError::Closed`] only; a failure to write is logged and repaired by the next update.
     pub async fn update_totals(&self, totals: Vec<Totals>) -> Result<(), OrderError> {
         self.orders.send(Order::Totals(totals)).await.map_err(|_| OrderError::Closed)
+    }
+
+    /// Writes bans soon, without waiting for the device; those that are over meanwhile go. Beyond
+    /// [`crate::swarm::BANS_MAX`] those that end first go too.
+    ///
+    /// # Errors
+    /// [`OrderError::Closed`] only; a failure to write is logged.
+    pub async fn add_bans(&self, bans: Vec<StoredBan>) -> Result<(), OrderError> {
+        self.orders.send(Order::Bans(bans)).await.map_err(|_| OrderError::Closed)
     }
 
     /// Remembers a setting for the next run.
@@ -337,7 +367,7 @@ impl Writer {
                     // Nobody listens any more if the caller was cancelled; the work is done.
                     let _ = answer.send(result.clone());
                 }
-                Order::Totals(_) => {}
+                Order::Totals(_) | Order::Bans(_) => {}
                 Order::Close(done) => closing = Some(done),
             }
         }
@@ -350,7 +380,7 @@ impl Writer {
             match order {
                 Order::Add(torrent, _) => final_state.insert(torrent.info_hash, Some(torrent)),
                 Order::Remove(info_hash, _) => final_state.insert(*info_hash, None),
-                Order::Totals(_) | Order::Setting(..) | Order::Close(_) => None,
+                Order::Totals(_) | Order::Bans(_) | Order::Setting(..) | Order::Close(_) => None,
             };
         }
         let added = final_state.values().flatten();
@@ -382,6 +412,7 @@ impl Writer {
                 Order::Add(torrent, _) => transaction.add(torrent),
                 Order::Remove(info_hash, _) => transaction.remove(info_hash),
                 Order::Totals(totals) => totals.iter().try_for_each(|each| transaction.total(each)),
+                Order::Bans(bans) => transaction.ban(clock::wall_seconds(), bans),
                 Order::Setting(key, value, _) => transaction.set(key, value),
                 Order::Close(_) => Ok(()),
             }
