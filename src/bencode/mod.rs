@@ -171,6 +171,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the input is right as far as it goes, and only ends too early: with more bytes, of at
+    /// most `bytes_max` in all, it could be whole.
+    pub fn is_cut(&self, bytes_max: usize) -> bool {
+        let fits = |offset: usize, len: u64| {
+            bytes_max.checked_sub(offset).is_some_and(|left| len < left as u64)
+        };
+        match self {
+            Self::UnexpectedEnd { offset } => fits(*offset, 0),
+            Self::LengthBeyondEnd { offset, len, .. } => fits(*offset, *len),
+            _ => false,
+        }
+    }
+
     /// The name of this refusal in metrics.
     pub fn label(&self) -> &'static str {
         match self {

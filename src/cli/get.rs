@@ -15,7 +15,7 @@ use super::source::{TooLong, Unusable};
 use super::{DiscoveryArgs, Exit, human, session, source};
 use crate::config::{Config, Error, HttpListen, LogLevel};
 use crate::metainfo::Metainfo;
-use crate::server::engine::{Add, Engine, Event, Verify};
+use crate::server::engine::{Add, Engine, Event, Past, Verify};
 use crate::server::settings::settings;
 use crate::sys::clock;
 use crate::sys::net::Bind;
@@ -134,7 +134,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         return Ok(unusable.tell());
     }
     let (save_path, verify) = (args.output.clone(), Verify::Full);
-    let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
+    let add = Add { metainfo, save_path, verify, fetch: true, peers, past: Past::default() };
     engine.add(add).map_err(|error| error.to_string())?;
     let mut fetch = Fetch {
         engine,

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::fmt::writer::MakeWriterExt as _;
 
-use crate::config::{Error, LogLevel};
+use crate::config::{self, Error, LogLevel};
 use crate::server::engine::StartError;
 
 /// How a command ended; the numbers are part of the contract with scripts.
@@ -117,7 +117,7 @@ pub struct DiscoveryArgs {
 
 impl DiscoveryArgs {
     /// Flags over settings.
-    fn apply(&self, net: &mut crate::config::Net) {
+    fn apply(&self, net: &mut config::Net) {
         net.pex &= !self.no_pex;
         net.dht &= !self.no_dht;
         run::replace_list(&mut net.dht_bootstrap, self.dht_bootstrap.clone());
@@ -205,6 +205,7 @@ pub enum LogStops {
 }
 
 /// Sends logs of `level` and above to stderr, in colour only on a terminal and without `NO_COLOR`.
+/// Says then which variables of the environment were meant as settings and are none.
 pub fn start_logging(level: LogLevel, stops: LogStops) {
     let level = match level {
         LogLevel::Error => tracing::Level::ERROR,
@@ -224,6 +225,9 @@ pub fn start_logging(level: LogLevel, stops: LogStops) {
         .try_init();
     // A second start within one process (tests) keeps the first.
     drop(logs);
+    for variable in config::misspelt(std::env::vars_os().map(|(name, _)| name)) {
+        tracing::warn!("{variable}");
+    }
 }
 
 /// <https://no-color.org>: present and not empty.

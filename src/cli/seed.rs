@@ -10,7 +10,7 @@ use super::get::for_one_torrent;
 use super::run::replace_list;
 use super::{Exit, session, source};
 use crate::config::{Config, Error};
-use crate::server::engine::{Add, Engine, Event, Verify};
+use crate::server::engine::{Add, Engine, Event, Past, Verify};
 use crate::server::run as server;
 use crate::server::settings::settings;
 
@@ -75,7 +75,7 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
     let save_path = config.paths.downloads;
     let peers = Vec::new();
     server::tell_trackers(&metainfo);
-    let add = Add { metainfo, save_path, verify, fetch: false, peers, had_data: false };
+    let add = Add { metainfo, save_path, verify, fetch: false, peers, past: Past::default() };
     engine.add(add).map_err(|error| error.to_string())?;
     let result = loop {
         let event = tokio::select! {

@@ -8,11 +8,13 @@
 //! nothing here opens a socket or touches a directory. The doc of a field is its manual entry.
 
 mod values;
+mod variables;
 
 pub use crate::mse::Policy as Encryption;
 pub use crate::storage::Mode as StorageMode;
 
 pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, SeedChoker, Size};
+pub use self::variables::{Misspelt, misspelt};
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -275,8 +277,8 @@ pub enum Error {
         error: toml::de::Error,
     },
     /// A variable that names no setting.
-    #[error("the variable {0} names no setting")]
-    UnknownVariable(String),
+    #[error("{0}")]
+    UnknownVariable(Misspelt),
     /// A variable whose value does not fit its setting.
     #[error("the variable {name} is wrong: {reason}")]
     Variable {
@@ -345,7 +347,7 @@ impl Config {
 
     /// The kind of the present value decides how the text of a variable is read.
     fn with_variable(&self, name: &str, text: &str) -> Result<Self, Error> {
-        let unknown = || Error::UnknownVariable(name.to_owned());
+        let unknown = || Error::UnknownVariable(Misspelt::new(name));
         let wrong = |reason: &dyn std::fmt::Display| Error::Variable {
             name: name.to_owned(),
             reason: first_line(reason),
@@ -506,7 +508,8 @@ mod tests {
             ("[engine]\nchoker = \"x\"\n", &[], "seedring.toml"),
             ("", &[("SEEDRING__ENGINE__CHOKER", "x")], "SEEDRING__ENGINE__CHOKER is wrong: \"x\""),
             ("", &[("SEEDRING__LIMITS__SLOTZ", "1")], "SEEDRING__LIMITS__SLOTZ"),
-            ("", &[("SEEDRING__LIMITS", "1")], "SEEDRING__LIMITS"),
+            ("", &[("SEEDRING__LIMITS", "1")], "SEEDRING__LIMITS names no setting"),
+            ("", &[("SEEDRING__LIMITS_UP", "1")], "it is SEEDRING__LIMITS__UP"),
             ("", &[("SEEDRING__LIMITS__SLOTS", "many")], "SEEDRING__LIMITS__SLOTS"),
             ("", &[("SEEDRING__NET__LISTEN", "here")], "SEEDRING__NET__LISTEN"),
         ];

@@ -140,9 +140,20 @@ pub struct Add {
     pub fetch: bool,
     /// Peers to connect to at once.
     pub peers: Vec<SocketAddr>,
-    /// Whether some of it was on disk in an earlier run: if none of its files is there now, they
-    /// are waited for and not made anew.
+    /// What is known of it from earlier runs.
+    pub past: Past,
+}
+
+/// What is known of a torrent from earlier runs; nothing, by default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Past {
+    /// Some of it was on disk: if none of its files is there now, they are waited for and not made
+    /// anew.
     pub had_data: bool,
+    /// Some of it was fetched.
+    pub has_fetched: bool,
+    /// It was whole, and its trackers heard so if it was fetched.
+    pub was_whole: bool,
 }
 
 /// A torrent as the engine knows it.
@@ -160,6 +171,8 @@ pub struct Torrent {
     pub(super) is_leaving: bool,
     pub(super) fetch: bool,
     peers: Vec<SocketAddr>,
+    /// Some of it was fetched in an earlier run.
+    has_fetched: bool,
     /// It had data in an earlier run, and nothing of it was found in this one yet.
     pub(super) awaits_files: bool,
     /// Another torrent has its files: it has none of them.
@@ -334,15 +347,21 @@ impl Engine {
         self.torrents.iter()
     }
 
+    /// Whether too many torrents wait for their check for another one to be added.
+    pub fn is_busy(&self) -> bool {
+        self.checker.is_full()
+    }
+
     /// Adds a torrent: its data is checked, then it goes to its worker.
     pub fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
-        let Add { metainfo, save_path, verify, fetch, peers, had_data } = add;
+        let Add { metainfo, save_path, verify, fetch, peers, past } = add;
         let info_hash = metainfo.info_hash;
         if self.torrents.contains_key(&info_hash) {
             return Err(AddError::Duplicate(info_hash));
         }
         let geometry = metainfo.geometry;
         let totals = Arc::new(Totals::new(geometry.total_len()));
+        totals.was_whole.store(past.was_whole, Relaxed);
         let content = Arc::new(Content { metainfo, save_path });
         let torrent = Torrent {
             content: Arc::clone(&content),
@@ -353,7 +372,8 @@ impl Engine {
             is_leaving: false,
             fetch,
             peers,
-            awaits_files: had_data,
+            has_fetched: past.has_fetched,
+            awaits_files: past.had_data,
             stands_back: false,
             trial: Trial::new(),
         };
@@ -513,14 +533,28 @@ impl Engine {
             let name = self.shown_name(&info_hash);
             tracing::warn!(torrent = %info_hash, %name, %error, "not announced");
         }
+        if is_complete {
+            self.note_whole(&info_hash);
+        }
         self.add_peers(&info_hash, Source::Operator, peers);
         Some(event)
+    }
+
+    /// A torrent is whole. If it was fetched its trackers hear so, once for all runs: it may have
+    /// become whole while the server ended, and one that loses a piece becomes whole again.
+    fn note_whole(&self, info_hash: &InfoHash) {
+        let Some(torrent) = self.torrents.get(info_hash) else { return };
+        let was_whole = torrent.totals.was_whole.swap(true, Relaxed);
+        let is_fetched = torrent.has_fetched || torrent.totals.downloaded.load(Relaxed) > 0;
+        if !was_whole && is_fetched {
+            self.trackers.completed(*info_hash);
+        }
     }
 
     fn on_report(&mut self, report: Report) -> Option<Event> {
         Some(match report {
             Report::Finished(info_hash) => {
-                self.trackers.completed(info_hash);
+                self.note_whole(&info_hash);
                 if let (Some(finder), Some(torrent)) = (&self.finder, self.torrents.get(&info_hash))
                 {
                     finder.add(&torrent.content.metainfo, true);

@@ -21,6 +21,8 @@ pub(super) struct Counted {
     pub(super) downloaded: u64,
     /// The most that was ever found right on the disk.
     pub(super) had: u64,
+    /// Whether it was whole, and its trackers heard so if it was fetched.
+    pub(super) was_whole: bool,
 }
 
 /// See the module.
@@ -61,11 +63,12 @@ impl Ledger {
                 uploaded: before.uploaded + now.uploaded.load(Relaxed),
                 downloaded: before.downloaded + now.downloaded.load(Relaxed),
                 had: written.had.max(total_len.saturating_sub(now.left.load(Relaxed))),
+                was_whole: now.was_whole.load(Relaxed),
             };
             if std::mem::replace(written, counted) != counted {
-                let Counted { uploaded, downloaded, had } = counted;
+                let Counted { uploaded, downloaded, had: had_bytes, was_whole } = counted;
                 let info_hash = *info_hash;
-                changed.push(Totals { info_hash, uploaded, downloaded, had_bytes: had });
+                changed.push(Totals { info_hash, uploaded, downloaded, had_bytes, was_whole });
             }
         }
         changed
@@ -86,7 +89,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let totals: [Arc<mailbox::Totals>; 3] =
             std::array::from_fn(|_| Arc::new(mailbox::Totals::new(9)));
-        let counted = |uploaded, downloaded| Counted { uploaded, downloaded, had: 0 };
+        let counted = |uploaded, downloaded| Counted { uploaded, downloaded, ..Counted::default() };
         ledger.remember(InfoHash([0; 20]), counted(100, 10));
         ledger.remember(InfoHash([2; 20]), counted(300, 30));
         for (number, totals) in (0u8..).zip(&totals) {
@@ -106,7 +109,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let totals = Arc::new(mailbox::Totals::new(100));
         let info_hash = InfoHash([0; 20]);
-        ledger.remember(info_hash, Counted { uploaded: 0, downloaded: 0, had: 40 });
+        ledger.remember(info_hash, Counted { had: 40, ..Counted::default() });
         ledger.open(info_hash, Arc::clone(&totals), 100);
         let mut had_at = |left| {
             totals.left.store(left, Relaxed);
@@ -118,5 +121,15 @@ mod tests {
         assert_eq!(had_at(80), None);
         assert_eq!(had_at(0), Some(100));
         assert_eq!(had_at(100), None);
+    }
+    #[test]
+    fn that_a_torrent_was_whole_is_a_change_of_its_own() {
+        let mut ledger = Ledger::default();
+        let totals = Arc::new(mailbox::Totals::new(0));
+        ledger.open(InfoHash([0; 20]), Arc::clone(&totals), 0);
+        assert_eq!(take(&mut ledger), []);
+        totals.was_whole.store(true, Relaxed);
+        assert!(ledger.take_changed()[0].was_whole);
+        assert_eq!(take(&mut ledger), []);
     }
 }

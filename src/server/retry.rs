@@ -7,6 +7,7 @@
 
 use std::io::ErrorKind::NotFound;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::engine::{Engine, Event};
@@ -150,6 +151,7 @@ impl Engine {
         torrent.check = Arc::default();
         let (fetch, had) = (torrent.fetch, torrent.trial.had.clone());
         let awaits_files = torrent.awaits_files;
+        let was_whole = torrent.totals.was_whole.load(Relaxed);
         let (content, progress) = (Arc::clone(&torrent.content), Arc::clone(&torrent.check));
         let (info_hash, root) = (*info_hash, content.save_path.clone());
         let (results, data) = (self.checked.0.clone(), Arc::clone(&content));
@@ -164,6 +166,9 @@ impl Engine {
             let absence = || recovery::judge_absence(&data, &checked).filter(|_| awaits_files);
             let judged = judged.or_else(absence);
             let is_there = checked.is_complete();
+            let mut missing = recovery::missing(&data, &checked).peekable();
+            let first_missing = missing.peek().map(|file| data.save_path.join(file.path()));
+            let missing_count = missing.count();
             let known = checked.files.iter().map(|file| file.identity).collect();
             let (have, cancelled) = (checked.have, checked.cancelled);
             let (bytes_hashed, hash_time) = (checked.bytes_hashed, checked.hash_time);
@@ -172,6 +177,13 @@ impl Engine {
             let error =
                 judged.or_else(|| lacks_empty.then(|| files::make_empty(&data).err()).flatten());
             let is_whole = is_there || (lacks_empty && error.is_none());
+            if let Some(path) = first_missing.filter(|_| was_whole && fetch && error.is_none()) {
+                let (name, path) = (data.metainfo.shown_name(), path.display());
+                tracing::warn!(
+                    torrent = %info_hash, %name, missing_count, first = %path,
+                    "files of a torrent that was complete are missing: they are fetched anew"
+                );
+            }
             // What stops the torrent is said by whoever stops it; a file has one line, not one for
             // each of its pieces.
             bad.sort_by_key(|it| it.file);
@@ -316,7 +328,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::metainfo::{CreateOptions, Metainfo, create};
-    use crate::server::engine::{Add, Settings, Verify};
+    use crate::server::engine::{Add, Past, Settings, Verify};
     use crate::server::settings::settings;
 
     #[tokio::test]
@@ -339,7 +351,7 @@ mod tests {
             verify: Verify::Full,
             fetch: true,
             peers: Vec::new(),
-            had_data: false,
+            past: Past::default(),
         };
         let info_hash = engine.add(add).unwrap();
         let checked = engine.event().await;

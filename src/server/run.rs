@@ -4,6 +4,7 @@
 //! directory at start and from watch folders later. Invariant: a torrent is remembered on disk
 //! before its file in the watch folder is renamed, so that none is lost between the two.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,18 +16,18 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::engine::{Add, AddError, Engine, Event, StartError, Verify};
+use super::engine::{Add, AddError, Engine, Event, Past, StartError, Verify};
 use super::folders;
 use super::ledger::{Counted, Ledger};
 use super::settings::settings;
 use crate::config::Config;
 use crate::control::http::{Http, Service};
 use crate::control::state::{LoadError, NewTorrent, OpenError, State, StoredTorrent};
-use crate::control::watch::{Found, Watch};
+use crate::control::watch::{Found, Shape, TORRENT_LEN_MAX, Watch};
 use crate::metainfo::{self, Metainfo};
 use crate::metrics::{DatagramFault, Registry, TorrentState, WatchResult};
 use crate::sys::clock;
-use crate::units::InfoHash;
+use crate::units::{InfoHash, to_usize};
 use crate::worker::mailbox;
 
 /// How often totals go to the database.
@@ -35,8 +36,11 @@ const TOTALS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the end waits for HTTP connections, after everything else.
 const HTTP_STOP: Duration = Duration::from_millis(300);
 
-/// How long the end waits for the state, before and after the engine has ended.
-const STATE_STOP: Duration = Duration::from_millis(900);
+/// How long the end waits for the watch folders, while the engine ends.
+const WATCH_STOP: Duration = Duration::from_secs(5);
+
+/// How long the end waits for the state, after the engine has ended.
+const STATE_STOP: Duration = Duration::from_millis(1_500);
 
 /// How often the gauges of this thread are brought up to date.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,7 +48,7 @@ const GAUGES_INTERVAL: Duration = Duration::from_secs(1);
 /// Torrents that were read from the state and wait to be added.
 const LOADED_MAX: usize = 64;
 
-/// Files of watch folders that are being remembered at a time.
+/// Files of watch folders that are being remembered, or wait to be added, at a time.
 const REMEMBERING_MAX: usize = 32;
 
 /// Why the server ends with an error.
@@ -78,8 +82,8 @@ pub enum Error {
     Died(String),
 }
 
-/// What a task of remembering came to.
-type Remembered = (Found, Result<Metainfo, String>);
+/// What a task of remembering a file came to.
+type Remembered = (PathBuf, Result<Metainfo, String>);
 
 struct Server {
     engine: Engine,
@@ -88,6 +92,8 @@ struct Server {
     registry: Registry,
     watch: Option<Watch>,
     remembering: JoinSet<Remembered>,
+    /// What is remembered and finds no room in the engine yet, with its file.
+    waiting: VecDeque<(PathBuf, Metainfo)>,
     ledger: Ledger,
     /// A torrent was checked since totals were last written: what it has is to outlast a crash.
     has_news: bool,
@@ -133,9 +139,8 @@ pub async fn run(
     let (watch, mut found) = if config.paths.watch.is_empty() {
         (None, None)
     } else {
-        let is_whole = |bytes: &[u8]| Metainfo::parse(bytes).is_ok();
         let (watch, found) =
-            Watch::start(config.paths.watch.clone(), is_whole).map_err(Error::Watch)?;
+            Watch::start(config.paths.watch.clone(), shape_of).map_err(Error::Watch)?;
         (Some(watch), Some(found))
     };
     let peer_addr = engine.peer_addrs().first().copied();
@@ -148,13 +153,14 @@ pub async fn run(
         registry,
         watch,
         remembering: JoinSet::new(),
+        waiting: VecDeque::new(),
         ledger: Ledger::default(),
         has_news: false,
     };
-    for StoredTorrent { info_hash, uploaded, downloaded, had_bytes: had, .. } in &stored {
+    for &StoredTorrent { info_hash, uploaded, downloaded, had_bytes: had, was_whole, .. } in &stored
+    {
         // Of those too whose file is bad: they may come back.
-        let counted = Counted { uploaded: *uploaded, downloaded: *downloaded, had: *had };
-        server.ledger.remember(*info_hash, counted);
+        server.ledger.remember(info_hash, Counted { uploaded, downloaded, had, was_whole });
     }
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
@@ -169,6 +175,20 @@ pub async fn run(
         let _ = tokio::time::timeout(HTTP_STOP, task).await;
     }
     result
+}
+
+/// What the bytes of a `.torrent` look like: whether it is worth waiting for more of them.
+fn shape_of(bytes: &[u8]) -> Shape {
+    let len_max = to_usize(TORRENT_LEN_MAX);
+    match Metainfo::parse(bytes) {
+        Ok(_) => Shape::Whole,
+        Err(metainfo::Error::Bencode(error))
+            if bytes.starts_with(b"d") && error.is_cut(len_max) =>
+        {
+            Shape::Cut
+        }
+        Err(_) => Shape::Broken,
+    }
 }
 
 /// Does what may block, at the start; nothing comes of it if the end is nearer than the disk.
@@ -236,6 +256,7 @@ fn load(
 }
 
 impl Server {
+    /// Serves until `stop` is done. Nothing in here waits for a disk.
     async fn serve(
         &mut self,
         loaded: &mut mpsc::Receiver<(StoredTorrent, Metainfo)>,
@@ -246,25 +267,27 @@ impl Server {
         let mut totals = tokio::time::interval(TOTALS_INTERVAL);
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
-            let room = self.remembering.len() < REMEMBERING_MAX;
+            let room = self.remembering.len() + self.waiting.len() < REMEMBERING_MAX;
+            let loads = !is_ready.load(Relaxed) && !self.engine.is_busy();
             tokio::select! {
                 () = &mut stop => return Ok(()),
                 event = self.engine.event() => self.handle_event(event)?,
-                next = loaded.recv(), if !is_ready.load(Relaxed) => match next {
+                next = loaded.recv(), if loads => match next {
                     Some((stored, metainfo)) => self.restore(stored, metainfo),
                     None => is_ready.store(true, Relaxed),
                 },
                 Some(found) = next_found(found), if room && is_ready.load(Relaxed) => self.take(found),
                 Some(remembered) = self.remembering.join_next() => {
-                    if let Ok((found, result)) = remembered {
-                        self.answer(found, result).await;
+                    if let Ok((path, result)) = remembered {
+                        self.answer(path, result);
                     }
                 }
-                _ = totals.tick() => self.write_totals().await,
+                _ = totals.tick() => self.write_totals(),
                 _ = gauges.tick() => {
                     self.set_gauges();
+                    self.answer_waiting();
                     if self.has_news {
-                        self.write_totals().await;
+                        self.write_totals();
                     }
                 }
             }
@@ -292,8 +315,13 @@ impl Server {
     /// Adds a torrent of an earlier run.
     fn restore(&mut self, stored: StoredTorrent, metainfo: Metainfo) {
         let save_path = stored.save_path.unwrap_or_else(|| self.downloads.clone());
-        let (verify, peers, had_data) = (Verify::Full, Vec::new(), stored.had_bytes > 0);
-        let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data };
+        let (verify, peers) = (Verify::Full, Vec::new());
+        let past = Past {
+            had_data: stored.had_bytes > 0,
+            has_fetched: stored.downloaded > 0,
+            was_whole: stored.was_whole,
+        };
+        let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
         let name = add.metainfo.shown_name();
         if let Err(error) = self.add(add) {
             tracing::warn!(torrent = %stored.info_hash, %name, %error, "not added again");
@@ -315,12 +343,11 @@ impl Server {
     fn take(&mut self, found: Found) {
         let (state, save_path) = (Arc::clone(&self.state), self.downloads.clone());
         let known = |info_hash: &InfoHash| self.engine.torrent(info_hash).is_some();
-        let judged = match &found.contents {
-            Err(sentence) => Err(sentence.clone()),
-            Ok(bytes) => Metainfo::parse(bytes).map_err(|error| error.to_string()),
-        };
+        let Found { path, contents } = found;
+        let judged =
+            contents.and_then(|bytes| Metainfo::parse(&bytes).map_err(|error| error.to_string()));
         if judged.as_ref().is_ok_and(|metainfo| known(&metainfo.info_hash)) {
-            self.remembering.spawn(async { (found, judged) });
+            self.remembering.spawn(async { (path, judged) });
             return;
         }
         self.remembering.spawn(async move {
@@ -340,28 +367,44 @@ impl Server {
                         .map_err(|error| format!("it cannot be remembered: {error}"))
                 }
             };
-            (found, result)
+            (path, result)
         });
     }
 
-    /// Adds a torrent that was remembered, and answers in the watch folder.
-    async fn answer(&mut self, found: Found, result: Result<Metainfo, String>) {
+    /// Answers the files that waited, as far as there is room now.
+    fn answer_waiting(&mut self) {
+        while !self.engine.is_busy()
+            && let Some((path, metainfo)) = self.waiting.pop_front()
+        {
+            self.answer(path, Ok(metainfo));
+        }
+    }
+
+    /// Adds a torrent that was remembered, as soon as there is room, and answers in the watch
+    /// folder.
+    fn answer(&mut self, path: PathBuf, result: Result<Metainfo, String>) {
+        let result = match result {
+            // Rejected it would come back at the next start, for it is remembered.
+            Ok(metainfo) if self.engine.is_busy() => {
+                return self.waiting.push_back((path, metainfo));
+            }
+            other => other,
+        };
+        let file = path.display();
         let result = result.and_then(|metainfo| {
             let name = metainfo.shown_name();
             for warning in &metainfo.warnings {
                 tracing::info!(torrent = %metainfo.info_hash, %name, warning, "in the torrent");
             }
             let save_path = self.downloads.clone();
-            let (verify, peers) = (Verify::Full, Vec::new());
-            let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
+            let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
+            let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
             match self.add(add) {
                 Ok(info_hash) => {
-                    let file = found.path.display();
                     tracing::info!(torrent = %info_hash, %name, %file, "added");
                     Ok(WatchResult::Added)
                 }
                 Err(AddError::Duplicate(info_hash)) => {
-                    let file = found.path.display();
                     tracing::info!(
                         torrent = %info_hash, %name, %file,
                         "it is here already: nothing to add"
@@ -374,32 +417,32 @@ impl Server {
         let Some(watch) = &self.watch else { return };
         let counted = match result {
             Ok(counted) => {
-                watch.accept(found.path).await;
+                watch.accept(path);
                 counted
             }
             Err(sentence) => {
-                tracing::warn!(file = %found.path.display(), sentence, "rejected");
-                watch.reject(found.path, sentence).await;
+                tracing::warn!(%file, sentence, "rejected");
+                watch.reject(path, sentence);
                 WatchResult::Rejected
             }
         };
         self.registry.process().watch_files[counted].add(1);
     }
 
-    /// Writes the totals that have changed since they were last written, and new bans.
-    async fn write_totals(&mut self) {
+    /// Has new bans written, and the totals that have changed since, unless those before still wait:
+    /// then these have changed the next time, too.
+    fn write_totals(&mut self) {
+        let Some(place) = self.state.place_for_totals() else { return };
         self.has_news = false;
         let bans = self.engine.take_fresh_bans();
         if !bans.is_empty()
-            && let Err(error) = self.state.add_bans(bans).await
+            && let Err(error) = self.state.add_bans(bans)
         {
             tracing::warn!(%error, "bans are not written");
         }
         let changed = self.ledger.take_changed();
-        if !changed.is_empty()
-            && let Err(error) = self.state.update_totals(changed).await
-        {
-            tracing::warn!(%error, "totals are not written");
+        if !changed.is_empty() {
+            place.put(changed);
         }
     }
 
@@ -434,22 +477,29 @@ impl Server {
         }
     }
 
-    async fn end(mut self) {
+    async fn end(self) {
+        let Self { engine, state, watch, mut ledger, .. } = self;
         // A disk that hangs must not hold up what does not need it.
-        let begun = async {
-            if let Some(watch) = self.watch.take() {
+        let close = async {
+            if let Some(watch) = watch {
                 watch.close().await;
             }
-            while self.remembering.join_next().await.is_some() {}
-            self.write_totals().await;
         };
-        if tokio::time::timeout(STATE_STOP, begun).await.is_err() {
-            tracing::warn!("the state or a watch folder does not answer: totals may be lost");
+        let close = tokio::time::timeout(WATCH_STOP, close);
+        let (closed, ()) = tokio::join!(close, engine.shutdown());
+        if closed.is_err() {
+            tracing::warn!(
+                "a watch folder does not answer: its files are looked at at the next start"
+            );
         }
-        let Self { engine, state, .. } = self;
-        engine.shutdown().await;
-        if tokio::time::timeout(STATE_STOP, state.close()).await.is_err() {
-            tracing::warn!("the state could not be closed in time");
+        // By now the workers have counted their last bytes.
+        let last = async {
+            // One that is closed already has ended by itself, and said why.
+            let _ = state.update_totals(ledger.take_changed()).await;
+            state.close().await;
+        };
+        if tokio::time::timeout(STATE_STOP, last).await.is_err() {
+            tracing::warn!("the state does not answer: totals may be lost");
         }
     }
 }
@@ -481,3 +531,6 @@ fn label(state: mailbox::TorrentState) -> TorrentState {
         mailbox::TorrentState::Error => TorrentState::Error,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,13 +157,10 @@ pub(super) fn start_workers(
             if let Some(end) = datagrams {
                 worker = worker.with_datagrams(end);
             }
-            let work = std::panic::AssertUnwindSafe(|| worker.run());
-            let died = match std::panic::catch_unwind(work) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "it panicked, see above".to_owned(),
-            };
-            let _ = reports.blocking_send(Report::Died(number, died));
+            // A panic aborts the process by itself, as the release profile says.
+            if let Err(error) = worker.run() {
+                let _ = reports.blocking_send(Report::Died(number, error.to_string()));
+            }
         };
         std::thread::Builder::new()
             .name(format!("worker-{number}"))

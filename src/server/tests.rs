@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use super::engine::{Add, Engine, Event, Settings, Verify};
+use super::engine::{Add, Engine, Event, Past, Settings, Verify};
 use super::retry::Patience;
 use super::settings::settings;
 use crate::config::Config;
@@ -50,7 +50,7 @@ fn torrent(dir: &Path, name: &str, seed: u64) -> (Metainfo, PathBuf) {
 async fn seed(engine: &mut Engine, metainfo: Metainfo, dir: &Path) -> InfoHash {
     let save_path = dir.to_owned();
     let (verify, peers) = (Verify::Full, Vec::new());
-    let add = Add { metainfo, save_path, verify, fetch: false, peers, had_data: false };
+    let add = Add { metainfo, save_path, verify, fetch: false, peers, past: Past::default() };
     let info_hash = engine.add(add).unwrap();
     assert!(matches!(next(engine).await, Event::Checked { is_complete: true, .. }));
     info_hash
@@ -190,7 +190,7 @@ fn a_file_of_another_torrent_is_neither_written_nor_touched() {
         let owner = seed(&mut engine, owner, dir.path()).await;
         let (save_path, verify, peers) = (dir.path().to_owned(), Verify::Full, Vec::new());
         let metainfo = other.clone();
-        let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };
+        let add = Add { metainfo, save_path, verify, fetch: true, peers, past: Past::default() };
         engine.add(add).unwrap();
         let is_refused = |event: &Event| matches!(event, Event::Failed(hash, Error::Refused { .. }) if *hash == other.info_hash);
         let event = next(&mut engine).await;

@@ -120,12 +120,18 @@ pub fn find_any(content: &Content) -> Result<(), Error> {
 
 /// [`find_any`], answered by a check.
 pub fn judge_absence(content: &Content, checked: &Checked) -> Option<Error> {
-    let is_missing = |entry: File<'_>| {
-        checked.files.get(entry.index).is_some_and(|report| report.state == FileState::Missing)
-    };
-    let mut entries = files_with_bytes(content).peekable();
-    let is_gone = !checked.cancelled && entries.peek().is_some() && entries.all(is_missing);
+    let missing_count = missing(content, checked).count();
+    let is_gone = missing_count > 0 && missing_count == files_with_bytes(content).count();
     is_gone.then(|| gone(content))
+}
+
+/// The files with bytes that a check did not find.
+pub fn missing<'c>(content: &'c Content, checked: &Checked) -> impl Iterator<Item = File<'c>> {
+    let is_missing = move |entry: &File<'_>| {
+        let report = checked.files.get(entry.index).filter(|_| !checked.cancelled);
+        report.is_some_and(|report| report.state == FileState::Missing)
+    };
+    files_with_bytes(content).filter(is_missing)
 }
 
 fn files_with_bytes(content: &Content) -> impl Iterator<Item = File<'_>> {

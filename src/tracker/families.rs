@@ -1,8 +1,8 @@
 //! IPv4 and IPv6 of one tracker, which learns of each only by itself (BEP 7, BEP 15).
 //!
-//! An exchange per family enters, one reply leaves: the peers of both, merged. Invariant: the
-//! answer of one family never waits long for the other, and a family that failed while the other
-//! one worked is left out for a while.
+//! An exchange per family enters, one reply leaves: the peers of both, merged. Invariant: what the
+//! tracker says over one family, be it a refusal, never waits long for the other, and a family that
+//! failed or was silent while the other one worked is left out for a while.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -44,9 +44,15 @@ impl Family {
 }
 
 /// Which families fail at which hosts.
-#[derive(Default)]
 pub(super) struct Families {
     rests: Mutex<BTreeMap<(Arc<str>, Family), Instant>>,
+    grace: Duration,
+}
+
+impl Default for Families {
+    fn default() -> Self {
+        Self { rests: Mutex::default(), grace: FAMILY_GRACE }
+    }
 }
 
 impl Families {
@@ -72,7 +78,7 @@ impl Families {
         }
     }
 
-    /// Both families at once: the first success waits a little for the other one.
+    /// Both families at once: the first word of the tracker waits a little for the other one.
     async fn race(
         &self,
         host: &Arc<str>,
@@ -80,27 +86,46 @@ impl Families {
         (second, two): (Family, impl Future<Output = Result<Reply, Failure>>),
     ) -> Result<Reply, Failure> {
         tokio::pin!(one, two);
-        let (answer, late_family, late) = tokio::select! {
-            answer = &mut one => match answer {
-                Ok(_) => (answer, second, tokio::time::timeout(FAMILY_GRACE, two).await.ok()),
-                Err(_) => (two.await, first, Some(answer)),
-            },
-            answer = &mut two => match answer {
-                Ok(_) => (answer, first, tokio::time::timeout(FAMILY_GRACE, one).await.ok()),
-                Err(_) => (one.await, second, Some(answer)),
-            },
+        let (early, early_family, late, late_family) = tokio::select! {
+            early = &mut one => {
+                let late = self.wait(&early, two).await;
+                (early, first, late, second)
+            }
+            early = &mut two => {
+                let late = self.wait(&early, one).await;
+                (early, second, late, first)
+            }
         };
-        match (answer, late) {
-            (Ok(answer), Some(Ok(late))) => Ok(merge(answer, late)),
-            (Ok(answer), _) => {
+        match (early, late) {
+            (Ok(early), Some(Ok(late))) => Ok(merge(early, late)),
+            (Err(_), Some(Ok(late))) => {
+                self.rest(host, early_family);
+                Ok(late)
+            }
+            (Ok(early), _) => {
                 self.rest(host, late_family);
-                Ok(answer)
+                Ok(early)
+            }
+            (Err(early), None) => {
+                self.rest(host, late_family);
+                Err(early)
             }
             // Of two failures, the one that the tracker itself gave says more.
-            (Err(_), Some(Err(said @ (Failure::Reason { .. } | Failure::Status { .. })))) => {
-                Err(said)
-            }
-            (failure, _) => failure,
+            (Err(early), Some(Err(late))) => Err(if is_said(&early) { early } else { late }),
+        }
+    }
+
+    /// The other family's outcome: as long as the tracker has said nothing over the first one it is
+    /// all that there is to wait for.
+    async fn wait(
+        &self,
+        early: &Result<Reply, Failure>,
+        late: impl Future<Output = Result<Reply, Failure>>,
+    ) -> Option<Result<Reply, Failure>> {
+        if early.as_ref().err().is_none_or(is_said) {
+            tokio::time::timeout(self.grace, late).await.ok()
+        } else {
+            Some(late.await)
         }
     }
 
@@ -119,6 +144,11 @@ impl Families {
             rests.insert((Arc::clone(host), family), now + FAMILY_REST);
         }
     }
+}
+
+/// Whether a failure is the tracker's own word, and not the network's.
+fn is_said(failure: &Failure) -> bool {
+    matches!(failure, Failure::Reason { .. } | Failure::Status { .. })
 }
 
 /// The peers of both families in turn, so that the limit cuts neither off; all else is `one`'s.
@@ -148,5 +178,59 @@ mod tests {
         let two = Reply { peers: peers(&["[2a00::1]:1", "1.1.1.1:1"]), ..Reply::default() };
         let merged: Vec<_> = merge(one, two).peers.iter().map(ToString::to_string).collect();
         assert_eq!(merged, ["1.1.1.1:1", "[2a00::1]:1", "1.1.1.2:1"]);
+    }
+    const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    /// What an announce comes to where IPv4 answers and IPv6 takes connections and says nothing.
+    async fn beside_silence(
+        families: &Families,
+        answer: Result<Reply, Failure>,
+    ) -> Result<Reply, Failure> {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = silent.local_addr().unwrap();
+        let exchange = |family| {
+            let answer = answer.clone();
+            async move {
+                if family == Family::V6 {
+                    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+                    let read = tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 1]).await;
+                    unreachable!("the silent one said {read:?}");
+                }
+                answer
+            }
+        };
+        let host = "t.example".into();
+        let announce = families.announce(&host, &BOTH, exchange);
+        let answer = tokio::time::timeout(Duration::from_secs(10), announce).await;
+        answer.expect("it waits for the silent family")
+    }
+
+    #[tokio::test]
+    async fn the_word_of_a_tracker_does_not_wait_for_a_silent_family() {
+        let reason = Failure::Reason { reason: "not registered".into(), retry: None };
+        let status = Failure::Status { status: 503, retry_after: None };
+        for answer in [Ok(Reply::default()), Err(reason), Err(status)] {
+            let families = Families { grace: Duration::from_millis(20), ..Families::default() };
+            assert_eq!(beside_silence(&families, answer.clone()).await, answer);
+            let is_resting = |family| families.is_resting(&"t.example".into(), family);
+            assert!(is_resting(Family::V6) && !is_resting(Family::V4), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_family_that_the_network_failed_is_no_word_of_the_tracker() {
+        let families = Families { grace: Duration::ZERO, ..Families::default() };
+        let exchange = |family| async move {
+            if family == Family::V4 {
+                return Err(Failure::Connect("refused".into()));
+            }
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            Ok(Reply::default())
+        };
+        let answer = families.announce(&"t.example".into(), &BOTH, exchange).await;
+        assert_eq!(answer, Ok(Reply::default()));
+        assert!(families.is_resting(&"t.example".into(), Family::V4));
     }
 }

@@ -12,6 +12,7 @@ use std::str::FromStr;
 /// Addresses at which clouds hand credentials to whoever asks from inside the machine.
 const METADATA: &[IpAddr] = &[
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 0, 23)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
@@ -20,6 +21,7 @@ const METADATA: &[IpAddr] = &[
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x23)),
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
 ];
 
 /// Why an address is refused.
@@ -193,6 +195,14 @@ fn plain(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// The IPv4 addresses that an address of 64:ff9b:1::/48 (RFC 8215) may stand for. Each network that
+/// uses these for its own NAT64 chooses how much of them is its prefix, and so where the IPv4
+/// address begins; bits 64 to 71 never belong to it (RFC 6052, 2.2).
+fn local_nat64(ip: Ipv6Addr) -> [Ipv4Addr; 4] {
+    let [.., a, b, _, c, d, e, f, g, h, i] = ip.octets();
+    [[a, b, c, d], [b, c, d, e], [c, d, e, f], [f, g, h, i]].map(Ipv4Addr::from)
+}
+
 /// The range an address lies in; `Ok` for the public Internet.
 fn classify(ip: IpAddr) -> Result<(), Reason> {
     if METADATA.contains(&ip) {
@@ -225,7 +235,14 @@ fn classify_v6(ip: Ipv6Addr) -> Result<(), Reason> {
         [0xff00..=0xffff, ..] => Reason::Multicast,
         [0xfe80..=0xfebf, ..] => Reason::LinkLocal,
         [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => Reason::Private,
-        [0x64, 0xff9b, 1, ..] => Reason::Private,
+        // Even a public IPv4 address is reached through a gateway of the local network; of those
+        // that it may be, the worst counts.
+        [0x64, 0xff9b, 1, ..] => {
+            let found = local_nat64(ip).map(|inner| classify(inner.into()));
+            let worst = [Reason::Metadata, Reason::Loopback, Reason::LinkLocal];
+            let worst = worst.into_iter().find(|reason| found.contains(&Err(*reason)));
+            worst.unwrap_or(Reason::Private)
+        }
         [0x100, 0, 0, 0, ..] | [0x2001, 0, ..] => Reason::Reserved,
         _ => return Ok(()),
     };
@@ -273,6 +290,9 @@ mod tests {
             ("fd12:3456::1", Err(Reason::Private)),
             ("fec0::1", Err(Reason::Private)),
             ("64:ff9b:1::1", Err(Reason::Private)),
+            ("64:ff9b:1:808:8:800::", Err(Reason::Private)),
+            ("64:ff9b:1:7f00:0:100::", Err(Reason::Loopback)),
+            ("64:ff9b:1:a9fe:1:100::", Err(Reason::LinkLocal)),
             ("169.254.1.1", Err(Reason::LinkLocal)),
             ("fe80::1", Err(Reason::LinkLocal)),
             ("febf::1", Err(Reason::LinkLocal)),
@@ -290,6 +310,13 @@ mod tests {
             ("2002:a9fe:a9fe::", Err(Reason::Metadata)),
             ("100.100.100.200", Err(Reason::Metadata)),
             ("fd00:ec2::254", Err(Reason::Metadata)),
+            ("169.254.0.23", Err(Reason::Metadata)),
+            ("fe80::a9fe:a9fe", Err(Reason::Metadata)),
+            // 169.254.169.254 behind prefixes of 48, 56, 64 and 96 bits.
+            ("64:ff9b:1:a9fe:a9:fe00::", Err(Reason::Metadata)),
+            ("64:ff9b:1:aaa9:fe:a9fe::", Err(Reason::Metadata)),
+            ("64:ff9b:1:aaaa:a9:fea9:fe00:0", Err(Reason::Metadata)),
+            ("64:ff9b:1:aaaa:bb:cccc:a9fe:a9fe", Err(Reason::Metadata)),
         ];
         for (ip, expected) in table {
             assert_eq!(judge(&policy, ip), expected, "{ip}");
@@ -307,7 +334,10 @@ mod tests {
             assert_eq!(everything.permits(*ip), Err(Reason::Metadata));
             assert_eq!(permits_operator(*ip), Err(Reason::Metadata));
         }
-        assert_eq!(judge(&everything, "::ffff:169.254.169.254"), Err(Reason::Metadata));
+        for ip in ["::ffff:169.254.169.254", "64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1::a9fe:a9fe"] {
+            assert_eq!(judge(&everything, ip), Err(Reason::Metadata), "{ip}");
+            assert_eq!(permits_operator(ip.parse().unwrap()), Err(Reason::Metadata), "{ip}");
+        }
         assert_eq!(judge(&everything, "224.0.0.1"), Err(Reason::Multicast));
         assert_eq!(judge(&everything, "0.0.0.0"), Err(Reason::Unspecified));
         for ip in ["127.0.0.1", "169.254.1.1", "fe80::1", "10.0.0.1", "240.0.0.1", "::1"] {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
@@ -132,7 +132,7 @@ pub enum TorrentState {
     Error = 3,
 }
 
-/// Totals of a torrent, written by its home worker and read by everyone else.
+/// Totals of a torrent, written by its home worker, but for the last, and read by everyone else.
 #[derive(Debug)]
 pub struct Totals {
     /// Payload bytes sent.
@@ -148,6 +148,9 @@ pub struct Totals {
     /// Download rate in bytes per second.
     pub down_rate: AtomicU64,
     state: AtomicU8,
+    /// Whether it was whole once, and its trackers heard so if it was fetched; written by the control
+    /// thread.
+    pub was_whole: AtomicBool,
 }
 
 impl Totals {
@@ -162,6 +165,7 @@ impl Totals {
             up_rate: zero(),
             down_rate: zero(),
             state: AtomicU8::new(TorrentState::Checking as u8),
+            was_whole: AtomicBool::new(false),
         }
     }
 

@@ -289,6 +289,11 @@ impl<D: Driver> Worker<D> {
         self.count_ring();
         self.count_swarms();
         self.count_datagrams();
+        for key in self.torrents.keys() {
+            if let Some(torrent) = self.torrents.get_mut(key) {
+                torrent.publish(self.now);
+            }
+        }
         // The control thread may be busy; it must hear of this one, and nothing else runs here.
         let _ = self.shared.reports.blocking_send(Report::Stopped(self.options.number));
         Ok(())

@@ -47,6 +47,7 @@ impl<D: Driver> Worker<D> {
         self.drop_pieces(key);
         if let Some(mut torrent) = self.torrents.remove(key) {
             self.drop_files(&mut torrent);
+            torrent.publish(self.now);
             for gauge in [&torrent.totals.peers, &torrent.totals.up_rate, &torrent.totals.down_rate]
             {
                 gauge.store(0, Relaxed);

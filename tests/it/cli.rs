@@ -424,6 +424,8 @@ fn a_configuration_that_is_not_there_ends_with_3_and_a_wrong_one_with_2() {
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("nonsense"), "{stderr}");
     std::fs::write(&config, "").unwrap();
+    let sentence = sentence_of(run().env("SEEDRING__LIMITS_UP", "1MiB"), 2);
+    assert!(sentence.contains("it is SEEDRING__LIMITS__UP"), "{sentence}");
     let sentence = sentence_of(run().env("SEEDRING__NET__NONSENSE", "1"), 2);
     assert!(sentence.contains("SEEDRING__NET__NONSENSE"), "{sentence}");
 }
@@ -447,6 +449,21 @@ fn without_a_home_the_state_has_to_be_named() {
     run.env("XDG_STATE_HOME", dir.path().join("xdg"));
     Server::wait_ready(Process::start("xdg", dir.path(), &mut run)).stop();
     assert!(dir.path().join("xdg/seedring/torrents").is_dir());
+}
+
+#[test]
+fn a_variable_that_was_meant_as_a_setting_is_told() {
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let mut command = home.command("127.0.0.1:0", &[]);
+    command.env("SEEDRING_LIMITS_UP", "1234567").env("SEEDRING_VENV", "x");
+    let server = Server::wait_ready(Process::start("run", dir.path(), &mut command));
+    let log = server.process.stderr();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("names no setting")).collect();
+    assert!(told.len() == 1 && told[0].contains("WARN"), "{log}");
+    assert!(told[0].contains("SEEDRING_LIMITS_UP") && !told[0].contains("1234567"), "{log}");
+    assert!(told[0].contains("it is SEEDRING__LIMITS__UP"), "{log}");
+    server.stop();
 }
 
 #[test]

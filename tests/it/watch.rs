@@ -140,6 +140,40 @@ fn a_half_written_torrent_is_waited_for() {
 }
 
 #[test]
+fn an_upload_that_pauses_is_waited_for() {
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let slow = content(dir.path(), &home, "slow", 66);
+    let mut server = home.run(&[]);
+    let bytes = fs::read(&slow.torrent).unwrap();
+    let mut file = fs::File::create(home.watch.join("slow.torrent")).unwrap();
+    file.write_all(&bytes[..bytes.len() / 2]).unwrap();
+    // One that is wrong and came later has had its answer.
+    fs::write(home.watch.join("wrong.torrent"), b"d4:infox").unwrap();
+    wait_answer(&mut server, &home, "wrong.torrent", "rejected");
+    file.write_all(&bytes[bytes.len() / 2..]).unwrap();
+    drop(file);
+    wait_answer(&mut server, &home, "slow.torrent", "added");
+    server.stop();
+}
+
+#[test]
+fn only_files_of_the_folder_itself_are_taken() {
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let one = content(dir.path(), &home, "one", 67);
+    fs::create_dir(home.watch.join("folder.torrent")).unwrap();
+    fs::copy(&one.torrent, home.watch.join("folder.torrent/inside.torrent")).unwrap();
+    std::os::unix::fs::symlink(&one.torrent, home.watch.join("link.torrent")).unwrap();
+    let mut server = home.run(&[]);
+    wait_answer(&mut server, &home, "link.torrent", "rejected");
+    assert!(one.torrent.exists());
+    assert!(home.watch.join("folder.torrent/inside.torrent").exists());
+    server.wait_torrents("seeding", 0, TAKEN);
+    server.stop();
+}
+
+#[test]
 fn a_watch_folder_that_becomes_a_file_is_said_once() {
     let dir = dir();
     let home = Home::new(dir.path(), "home");

@@ -29,7 +29,8 @@ const TABLES: &str = "
         name TEXT NOT NULL,
         uploaded INTEGER NOT NULL DEFAULT 0,
         downloaded INTEGER NOT NULL DEFAULT 0,
-        had_bytes INTEGER NOT NULL DEFAULT 0
+        had_bytes INTEGER NOT NULL DEFAULT 0,
+        was_whole INTEGER NOT NULL DEFAULT 0
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE settings (
         key TEXT PRIMARY KEY,
@@ -44,6 +45,9 @@ const BANS_TABLE: &str = "
         until INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ";
+
+/// Columns that this version of the tables did not have from the beginning.
+pub(super) const LATE_COLUMNS: [&str; 2] = ["had_bytes", "was_whole"];
 
 /// The open database; only the writer thread has one.
 pub(super) struct Database {
@@ -109,18 +113,21 @@ impl Database {
         transaction.commit()
     }
 
-    /// Tables that were made before `had_bytes` was among the columns of this version get it.
+    /// Tables that were made before the latest columns of this version get them.
     fn complete(&self) -> rusqlite::Result<()> {
-        let has_column: bool = self.connection.query_row(
-            "SELECT EXISTS (SELECT 1 FROM pragma_table_info('torrents') WHERE name = 'had_bytes')",
-            [],
-            |row| row.get(0),
-        )?;
-        if has_column {
-            return Ok(());
+        for name in LATE_COLUMNS {
+            let has_column: bool = self.connection.query_row(
+                "SELECT EXISTS (SELECT 1 FROM pragma_table_info('torrents') WHERE name = ?1)",
+                [name],
+                |row| row.get(0),
+            )?;
+            if !has_column {
+                let add =
+                    format!("ALTER TABLE torrents ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0");
+                self.connection.execute_batch(&add)?;
+            }
         }
-        self.connection
-            .execute_batch("ALTER TABLE torrents ADD COLUMN had_bytes INTEGER NOT NULL DEFAULT 0")
+        Ok(())
     }
 
     /// SQLite looks at every page only if asked.
@@ -137,7 +144,7 @@ impl Database {
     /// All torrents in the order of adding, and all settings.
     pub(super) fn read(&self) -> rusqlite::Result<(Vec<StoredTorrent>, BTreeMap<String, String>)> {
         let mut torrents = self.connection.prepare(
-            "SELECT info_hash, save_path, added_at, name, uploaded, downloaded, had_bytes
+            "SELECT info_hash, save_path, added_at, name, uploaded, downloaded, had_bytes, was_whole
              FROM torrents ORDER BY added_at, info_hash",
         )?;
         let torrents = torrents.query_map([], |row| {
@@ -150,6 +157,7 @@ impl Database {
                 uploaded: row.get::<_, i64>(4)?.unsigned_abs(),
                 downloaded: row.get::<_, i64>(5)?.unsigned_abs(),
                 had_bytes: row.get::<_, i64>(6)?.unsigned_abs(),
+                was_whole: row.get(7)?,
             })
         })?;
         let torrents = torrents.collect::<rusqlite::Result<_>>()?;
@@ -183,7 +191,8 @@ impl Group<'_> {
     pub(super) fn add(&self, torrent: &NewTorrent) -> rusqlite::Result<()> {
         let mut add = self.transaction.prepare_cached(
             "INSERT INTO torrents (info_hash, save_path, added_at, name) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (info_hash) DO UPDATE SET save_path = ?2, name = ?4, had_bytes = 0",
+             ON CONFLICT (info_hash) DO UPDATE SET
+                save_path = ?2, name = ?4, had_bytes = 0, was_whole = 0",
         )?;
         let save_path = torrent.save_path.as_os_str().as_bytes();
         add.execute(params![torrent.info_hash.0, save_path, torrent.added_at, torrent.name])?;
@@ -199,7 +208,8 @@ impl Group<'_> {
 
     pub(super) fn total(&self, totals: &Totals) -> rusqlite::Result<()> {
         let mut update = self.transaction.prepare_cached(
-            "UPDATE torrents SET uploaded = ?2, downloaded = ?3, had_bytes = max(had_bytes, ?4)
+            "UPDATE torrents SET uploaded = ?2, downloaded = ?3, had_bytes = max(had_bytes, ?4),
+                was_whole = max(was_whole, ?5)
              WHERE info_hash = ?1",
         )?;
         let capped = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -207,7 +217,8 @@ impl Group<'_> {
             totals.info_hash.0,
             capped(totals.uploaded),
             capped(totals.downloaded),
-            capped(totals.had_bytes)
+            capped(totals.had_bytes),
+            totals.was_whole
         ])?;
         Ok(())
     }

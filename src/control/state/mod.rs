@@ -3,7 +3,8 @@
 //! Orders enter through a bounded queue, answers leave when what was ordered is on the device.
 //! `STATE/torrents/<info-hash>.torrent` holds each torrent as it came, `STATE/seedring.db` (SQLite)
 //! all else. One writer thread takes whatever waits in the queue as one group: torrent files are
-//! written and flushed, then one transaction commits, then files of removed torrents go.
+//! written and flushed, then one transaction commits, then files of removed torrents go. Totals of a
+//! group that failed go with the next one.
 //!
 //! The database runs with `synchronous = FULL`: with `NORMAL` a commit in WAL mode may be undone
 //! by a power cut, so that a removed torrent could come back. A group pays for one flush, however
@@ -21,6 +22,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
@@ -54,6 +57,8 @@ pub struct StoredTorrent {
     pub downloaded: u64,
     /// The most bytes of it that were ever found right on the disk, in all runs since it was added.
     pub had_bytes: u64,
+    /// Whether it was whole since it was added, and its trackers heard so if it was fetched.
+    pub was_whole: bool,
 }
 
 /// A torrent to remember.
@@ -83,6 +88,8 @@ pub struct Totals {
     /// Bytes of it that were found right on the disk. The most that was ever written counts: who
     /// has nothing because the disk is not mounted does not erase it.
     pub had_bytes: u64,
+    /// Whether it was whole, and its trackers heard so if it was fetched; once written it stays.
+    pub was_whole: bool,
 }
 
 /// One ban of an earlier run.
@@ -155,11 +162,31 @@ pub enum OrderError {
     /// [`State::close`] was called.
     #[error("the state is closed")]
     Closed,
+    /// Too much waits to be written already.
+    #[error("the state's disk does not keep up")]
+    Full,
+}
+
+/// A place in the queue for totals; see [`State::place_for_totals`].
+#[derive(Debug)]
+pub struct TotalsPlace<'a> {
+    permit: mpsc::Permit<'a, Order>,
+    is_waiting: &'a AtomicBool,
+}
+
+impl TotalsPlace<'_> {
+    /// Has these totals written soon. A failure is logged, and they go with whatever is written
+    /// next.
+    pub fn put(self, totals: Vec<Totals>) {
+        self.is_waiting.store(true, Relaxed);
+        self.permit.send(Order::Totals(totals));
+    }
 }
 
 type Answer = oneshot::Sender<Result<(), OrderError>>;
 
 /// What the writer is asked to do.
+#[derive(Debug)]
 enum Order {
     Add(NewTorrent, Answer),
     Remove(InfoHash, Answer),
@@ -173,6 +200,8 @@ enum Order {
 #[derive(Debug)]
 pub struct State {
     orders: mpsc::Sender<Order>,
+    /// Totals are in the queue, and the writer has not taken them yet.
+    totals_wait: Arc<AtomicBool>,
     files: TorrentFiles,
     settings: BTreeMap<String, String>,
     bans: Vec<StoredBan>,
@@ -217,12 +246,20 @@ impl State {
             tracing::warn!(torrent = %torrent.info_hash, %name, "its file is missing");
         }
         let (orders, queue) = mpsc::channel(QUEUE_LEN_MAX);
-        let writer = Writer { database, files: files.clone(), queue, _lock: lock };
+        let totals_wait = Arc::default();
+        let writer = Writer {
+            database,
+            files: files.clone(),
+            queue,
+            totals_wait: Arc::clone(&totals_wait),
+            unwritten: BTreeMap::new(),
+            _lock: lock,
+        };
         thread::Builder::new()
             .name("state".to_owned())
             .spawn(move || writer.run())
             .map_err(failed(dir))?;
-        Ok((Self { orders, files, settings, bans }, kept))
+        Ok((Self { orders, totals_wait, files, settings, bans }, kept))
     }
 
     /// The metainfo of a torrent, unchanged since it was added. Blocks on the disk.
@@ -270,10 +307,20 @@ impl State {
         self.order(|answer| Order::Remove(info_hash, answer)).await
     }
 
-    /// Writes the totals of some torrents soon, without waiting for the device.
+    /// A place in the queue for totals, which waits for nobody. There is none while those before
+    /// are still in the queue: a device that hangs piles up no more.
+    pub fn place_for_totals(&self) -> Option<TotalsPlace<'_>> {
+        if self.totals_wait.load(Relaxed) {
+            return None;
+        }
+        let permit = self.orders.try_reserve().ok()?;
+        Some(TotalsPlace { permit, is_waiting: &self.totals_wait })
+    }
+
+    /// Writes the totals of some torrents; waits for a place in the queue.
     ///
     /// # Errors
-    /// [`OrderError::Closed`] only; a failure to write is logged and repaired by the next update.
+    /// [`OrderError::Closed`] only; a failure to write is logged, as by [`TotalsPlace::put`].
     pub async fn update_totals(&self, totals: Vec<Totals>) -> Result<(), OrderError> {
         self.orders.send(Order::Totals(totals)).await.map_err(|_| OrderError::Closed)
     }
@@ -282,9 +329,12 @@ impl State {
     /// [`crate::swarm::BANS_MAX`] those that end first go too.
     ///
     /// # Errors
-    /// [`OrderError::Closed`] only; a failure to write is logged.
-    pub async fn add_bans(&self, bans: Vec<StoredBan>) -> Result<(), OrderError> {
-        self.orders.send(Order::Bans(bans)).await.map_err(|_| OrderError::Closed)
+    /// If the queue is full or the state is closed; a failure to write is logged.
+    pub fn add_bans(&self, bans: Vec<StoredBan>) -> Result<(), OrderError> {
+        self.orders.try_send(Order::Bans(bans)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => OrderError::Full,
+            mpsc::error::TrySendError::Closed(_) => OrderError::Closed,
+        })
     }
 
     /// Remembers a setting for the next run.
@@ -329,6 +379,9 @@ struct Writer {
     database: Database,
     files: TorrentFiles,
     queue: mpsc::Receiver<Order>,
+    totals_wait: Arc<AtomicBool>,
+    /// Totals of groups that failed: nobody gives them a second time.
+    unwritten: BTreeMap<InfoHash, Totals>,
     _lock: File,
 }
 
@@ -345,6 +398,7 @@ impl Writer {
             {
                 group.push(order);
             }
+            self.totals_wait.store(false, Relaxed);
             closing = self.write(group);
         }
         // The lock goes before the answer, so that whoever closed may open again at once.
@@ -367,9 +421,15 @@ impl Writer {
                     // Nobody listens any more if the caller was cancelled; the work is done.
                     let _ = answer.send(result.clone());
                 }
+                Order::Totals(totals) if result.is_err() => {
+                    self.unwritten.extend(totals.into_iter().map(|it| (it.info_hash, it)));
+                }
                 Order::Totals(_) | Order::Bans(_) => {}
                 Order::Close(done) => closing = Some(done),
             }
+        }
+        if result.is_ok() {
+            self.unwritten.clear();
         }
         closing
     }
@@ -407,6 +467,8 @@ impl Writer {
     fn commit(&mut self, group: &[Order]) -> Result<(), OrderError> {
         let write = |error: rusqlite::Error| OrderError::Write(error.to_string());
         let transaction = self.database.begin().map_err(write)?;
+        // They are older than all orders of the group.
+        self.unwritten.values().try_for_each(|each| transaction.total(each)).map_err(write)?;
         for order in group {
             match order {
                 Order::Add(torrent, _) => transaction.add(torrent),

@@ -3,6 +3,17 @@
 use super::*;
 use crate::swarm::BANS_MAX;
 
+impl State {
+    /// A state whose writer hangs and whose queue is full; and what keeps the queue open.
+    pub(crate) fn hanging(dir: &Path) -> (Self, impl Sized) {
+        let (orders, queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let files = TorrentFiles::new(dir.to_owned());
+        let (totals_wait, settings) = (Arc::default(), BTreeMap::new());
+        while orders.try_send(Order::Totals(Vec::new())).is_ok() {}
+        (Self { orders, totals_wait, files, settings, bans: Vec::new() }, queue)
+    }
+}
+
 fn torrent(seed: u8) -> NewTorrent {
     NewTorrent {
         info_hash: InfoHash([seed; 20]),
@@ -50,12 +61,7 @@ fn what_was_added_is_there_after_a_kill_and_what_was_removed_is_not() {
         for seed in [3, 1, 2] {
             state.add(torrent(seed)).await.unwrap();
         }
-        let totals = Totals {
-            info_hash: InfoHash([1; 20]),
-            uploaded: 5,
-            downloaded: u64::MAX,
-            had_bytes: 0,
-        };
+        let totals = Totals { downloaded: u64::MAX, ..totals(1, 5) };
         state.update_totals(vec![totals]).await.unwrap();
         state.set("up".to_owned(), "10MiB".to_owned()).await.unwrap();
         state.remove(InfoHash([2; 20])).await.unwrap();
@@ -80,8 +86,8 @@ fn bans_are_remembered_until_they_are_over_and_their_number_is_bounded() {
     assert_eq!(state.bans(), []);
     block_on(async {
         let bans = vec![ban("1.2.3.4", 100), ban("2001:db8:0:1::", 900), ban("1.2.3.5", -1)];
-        state.add_bans(bans).await.unwrap();
-        state.add_bans(vec![ban("1.2.3.4", 50)]).await.unwrap();
+        state.add_bans(bans).unwrap();
+        state.add_bans(vec![ban("1.2.3.4", 50)]).unwrap();
         state.close().await;
     });
     let (state, _) = open(dir.path());
@@ -94,7 +100,7 @@ fn bans_are_remembered_until_they_are_over_and_their_number_is_bounded() {
         })
         .collect();
     block_on(async {
-        state.add_bans(many).await.unwrap();
+        state.add_bans(many).unwrap();
         state.close().await;
     });
     let (state, _) = open(dir.path());
@@ -108,8 +114,7 @@ fn closing_writes_all_and_lets_go() {
     let (state, _) = open(dir.path());
     block_on(async {
         state.add(torrent(1)).await.unwrap();
-        let totals =
-            Totals { info_hash: InfoHash([1; 20]), uploaded: 9, downloaded: 8, had_bytes: 0 };
+        let totals = Totals { downloaded: 8, ..totals(1, 9) };
         state.update_totals(vec![totals]).await.unwrap();
         state.close().await;
         assert_eq!(state.add(torrent(2)).await, Err(OrderError::Closed));
@@ -121,8 +126,7 @@ fn closing_writes_all_and_lets_go() {
 #[test]
 fn the_most_that_a_torrent_had_is_kept_until_it_is_added_again() {
     let dir = tempfile::tempdir().unwrap();
-    let had =
-        |had_bytes| Totals { info_hash: InfoHash([1; 20]), uploaded: 0, downloaded: 0, had_bytes };
+    let had = |had_bytes| Totals { had_bytes, was_whole: had_bytes == 700, ..totals(1, 0) };
     let stored = |orders: &[Option<u64>]| {
         let (state, _) = open(dir.path());
         block_on(async {
@@ -136,17 +140,17 @@ fn the_most_that_a_torrent_had_is_kept_until_it_is_added_again() {
         });
         let (state, stored) = open(dir.path());
         block_on(state.close());
-        stored[0].had_bytes
+        (stored[0].had_bytes, stored[0].was_whole)
     };
-    assert_eq!(stored(&[None]), 0);
-    assert_eq!(stored(&[Some(700)]), 700);
-    assert_eq!(stored(&[Some(0)]), 700);
-    assert_eq!(stored(&[Some(900)]), 900);
-    assert_eq!(stored(&[None]), 0);
+    assert_eq!(stored(&[None]), (0, false));
+    assert_eq!(stored(&[Some(700)]), (700, true));
+    assert_eq!(stored(&[Some(0)]), (700, true));
+    assert_eq!(stored(&[Some(900)]), (900, true));
+    assert_eq!(stored(&[None]), (0, false));
 }
 
 #[test]
-fn a_database_of_this_version_without_the_newest_column_gets_it() {
+fn a_database_of_this_version_without_the_latest_columns_gets_them() {
     let dir = tempfile::tempdir().unwrap();
     let (state, _) = open(dir.path());
     block_on(async {
@@ -154,17 +158,21 @@ fn a_database_of_this_version_without_the_newest_column_gets_it() {
         state.close().await;
     });
     let connection = rusqlite::Connection::open(dir.path().join(database::FILE_NAME)).unwrap();
-    connection.execute_batch("ALTER TABLE torrents DROP COLUMN had_bytes").unwrap();
+    for name in database::LATE_COLUMNS {
+        connection.execute_batch(&format!("ALTER TABLE torrents DROP COLUMN {name}")).unwrap();
+    }
     connection.close().unwrap();
     let (state, stored) = open(dir.path());
     assert_eq!((hashes(&stored), stored[0].had_bytes), (vec![1], 0));
     let info_hash = InfoHash([1; 20]);
     block_on(async {
-        let totals = Totals { info_hash, uploaded: 1, downloaded: 2, had_bytes: 3 };
+        let totals =
+            Totals { info_hash, uploaded: 1, downloaded: 2, had_bytes: 3, was_whole: true };
         state.update_totals(vec![totals]).await.unwrap();
         state.close().await;
     });
-    assert_eq!(open(dir.path()).1[0].had_bytes, 3);
+    let stored = open(dir.path()).1;
+    assert_eq!((stored[0].had_bytes, stored[0].was_whole), (3, true));
     assert!(!dir.path().join("seedring.db.corrupt").exists());
 }
 
@@ -311,4 +319,56 @@ fn a_device_that_refuses_fails_the_order_and_nothing_else() {
         state.close().await;
     });
     assert_eq!(hashes(&open(dir.path()).1), [1, 2]);
+}
+
+fn totals(seed: u8, uploaded: u64) -> Totals {
+    let info_hash = InfoHash([seed; 20]);
+    Totals { info_hash, uploaded, downloaded: 0, had_bytes: 0, was_whole: false }
+}
+
+#[test]
+fn totals_of_a_group_that_failed_go_with_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let torrents_dir = dir.path().join("torrents");
+    std::fs::create_dir(&torrents_dir).unwrap();
+    let (_orders, queue) = mpsc::channel(1);
+    let mut writer = Writer {
+        database: Database::open(dir.path(), &BTreeSet::new()).unwrap(),
+        files: TorrentFiles::new(torrents_dir.clone()),
+        queue,
+        totals_wait: Arc::default(),
+        unwritten: BTreeMap::new(),
+        _lock: lock(dir.path()).unwrap(),
+    };
+    let add = |seed| Order::Add(torrent(seed), oneshot::channel().0);
+    assert!(writer.write(vec![add(1), add(2)]).is_none());
+    let refused = torrents_dir.join(format!("{}.torrent", InfoHash([3; 20])));
+    std::fs::create_dir(&refused).unwrap();
+    writer.write(vec![Order::Totals(vec![totals(1, 10), totals(2, 20)]), add(3)]);
+    writer.write(vec![Order::Totals(vec![totals(1, 11)]), add(3)]);
+    let uploaded = |writer: &Writer| {
+        let (stored, _) = writer.database.read().unwrap();
+        stored.iter().map(|it| it.uploaded).collect::<Vec<_>>()
+    };
+    assert_eq!(uploaded(&writer), [0, 0], "the group was written after all");
+    writer.write(vec![Order::Setting("a".into(), "b".into(), oneshot::channel().0)]);
+    assert_eq!(uploaded(&writer), [11, 20]);
+    // What was written is not written again over something newer.
+    writer.write(vec![Order::Totals(vec![totals(2, 30)])]);
+    writer.write(vec![Order::Setting("a".into(), "c".into(), oneshot::channel().0)]);
+    assert_eq!(uploaded(&writer), [11, 30]);
+}
+
+#[test]
+fn totals_wait_in_the_queue_once_and_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, _queue) = State::hanging(dir.path());
+    assert!(state.place_for_totals().is_none(), "the queue is full");
+    let (orders, mut queue) = mpsc::channel(QUEUE_LEN_MAX);
+    let state = State { orders, ..state };
+    state.place_for_totals().unwrap().put(vec![totals(1, 1)]);
+    assert!(state.place_for_totals().is_none(), "the first ones still wait");
+    assert!(matches!(queue.try_recv(), Ok(Order::Totals(_))));
+    state.totals_wait.store(false, Relaxed);
+    assert!(state.place_for_totals().is_some());
 }

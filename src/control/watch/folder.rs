@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Found;
+use super::{Found, Rules, Shape};
 
 /// A `.torrent` may have this many bytes.
 pub const TORRENT_LEN_MAX: u64 = 10 * 1024 * 1024;
@@ -47,8 +47,8 @@ impl Stamp {
 enum Progress {
     /// It may be looked at.
     Queued,
-    /// It was not complete; it is looked at again when it changes or settles.
-    Incomplete,
+    /// It was not whole; it is looked at again when it changes, or has not changed for this long.
+    Partial(Duration),
     /// It was given out and has no verdict yet.
     Given,
     /// It had a verdict but could not be renamed.
@@ -65,8 +65,7 @@ struct Candidate {
 /// One watch folder.
 pub(super) struct Folder {
     path: PathBuf,
-    complete: fn(&[u8]) -> bool,
-    settle: Duration,
+    rules: Rules,
     stamp: Option<Stamp>,
     warm_since: Option<Instant>,
     touched: bool,
@@ -91,11 +90,10 @@ fn has_extension(path: &Path, wanted: &str) -> bool {
 }
 
 impl Folder {
-    pub(super) fn new(path: PathBuf, complete: fn(&[u8]) -> bool, settle: Duration) -> Self {
+    pub(super) fn new(path: PathBuf, rules: Rules) -> Self {
         Self {
             path,
-            complete,
-            settle,
+            rules,
             stamp: None,
             warm_since: None,
             touched: false,
@@ -117,8 +115,15 @@ impl Folder {
 
     /// Whether it should be looked at again soon.
     pub(super) fn is_busy(&self) -> bool {
-        let waiting = |candidate: &Candidate| candidate.progress == Progress::Incomplete;
-        self.touched || self.overfull || self.candidates.values().any(waiting)
+        let settles_soon = Progress::Partial(self.rules.settle);
+        let is_near = |candidate: &Candidate| candidate.progress == settles_soon;
+        self.touched || self.overfull || self.candidates.values().any(is_near)
+    }
+
+    /// Whether a file may change or settle, which leaves no trace in the folder.
+    fn is_waiting(&self) -> bool {
+        let is_partial = |progress| matches!(progress, Progress::Partial(_));
+        self.candidates.values().any(|candidate| is_partial(candidate.progress))
     }
 
     /// Looks whether anything changed, and if so into the folder; `queue` gets what may be taken.
@@ -152,7 +157,7 @@ impl Folder {
             self.warm_since = Some(now);
         }
         let warm = self.warm_since.is_some_and(|since| now.duration_since(since) < WARM);
-        if warm || self.is_busy() {
+        if warm || self.is_busy() || self.is_waiting() {
             self.stamp = Some(stamp);
             self.touched = false;
             match self.look_into(now, queue) {
@@ -196,8 +201,8 @@ impl Folder {
                     Candidate { stamp, since: now, progress: Progress::Queued }
                 }
             };
-            let settled = now.duration_since(candidate.since) >= self.settle;
-            if candidate.progress == Progress::Incomplete && settled {
+            let unchanged = now.duration_since(candidate.since);
+            if matches!(candidate.progress, Progress::Partial(wait) if unchanged >= wait) {
                 queue(self.path.join(&name));
                 candidate.progress = Progress::Queued;
             }
@@ -209,7 +214,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Takes a queued file, unless it has gone or is not complete yet.
+    /// Takes a queued file, unless it has gone or is worth waiting for.
     pub(super) fn take(&mut self, path: &Path, now: Instant) -> Option<Found> {
         let candidate = self.candidates.get_mut(path.file_name()?)?;
         if candidate.progress != Progress::Queued {
@@ -226,10 +231,20 @@ impl Folder {
         if stamp != candidate.stamp {
             *candidate = Candidate { stamp, since: now, ..*candidate };
         }
-        let whole = contents.as_ref().is_ok_and(|bytes| is_magnet(path) || (self.complete)(bytes));
-        let special = contents.is_err() && stamp.len <= TORRENT_LEN_MAX;
-        if !whole && !special && now.duration_since(candidate.since) < self.settle {
-            candidate.progress = Progress::Incomplete;
+        let shape = match &contents {
+            Ok(_) if is_magnet(path) => Shape::Whole,
+            Ok(bytes) => (self.rules.shape)(bytes),
+            // It may still be growing; what is refused for what it is does not.
+            Err(_) if stamp.len > TORRENT_LEN_MAX => Shape::Broken,
+            Err(_) => Shape::Whole,
+        };
+        let wait = match shape {
+            Shape::Whole => Duration::ZERO,
+            Shape::Cut => self.rules.settle_cut,
+            Shape::Broken => self.rules.settle,
+        };
+        if now.duration_since(candidate.since) < wait {
+            candidate.progress = Progress::Partial(wait);
             return None;
         }
         candidate.progress = Progress::Given;

@@ -7,9 +7,9 @@
 //!
 //! inotify tells at once what local programs do; a look at each folder's own time stamp every
 //! second finds the rest, as on network file systems, where inotify is silent. A file is given out
-//! as soon as it is complete (a torrent that ends where its encoding says), or, if it never is,
-//! once it has not changed for [`SETTLE`], so that half-written files are waited for and broken
-//! ones still get an answer within five seconds.
+//! as soon as it is whole (a torrent that ends where its encoding says), or once it has not changed
+//! for a while: one that only ends too early for [`SETTLE_CUT`], in case its upload goes on, and one
+//! that is wrong for [`SETTLE`], so that it still gets an answer within five seconds.
 //!
 //! Invariant: only regular files are opened, never through a symbolic link, never more than
 //! [`TORRENT_LEN_MAX`] bytes; a file that changed after it was given out is not renamed but given
@@ -33,16 +33,18 @@ use tokio::time::sleep;
 use self::folder::Folder;
 use crate::sys::clock;
 
-/// A file that is not complete is given out when it has not changed for this long.
+/// A file that is wrong is given out when it has not changed for this long.
 pub const SETTLE: Duration = Duration::from_secs(3);
+/// A file that is right as far as it goes is given out when it has not changed for this long.
+pub const SETTLE_CUT: Duration = Duration::from_secs(60);
 /// How often a folder's own time stamp is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Looks into a folder that is changing are at least this far apart.
 const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 /// Files that wait in the channel, each with its bytes.
 const FOUND_LEN_MAX: usize = 16;
-/// Verdicts that wait for the thread.
-const VERDICT_LEN_MAX: usize = 256;
+/// Files that are given out and have no verdict yet, and so verdicts that may wait for the thread.
+const GIVEN_MAX: usize = 256;
 
 /// A file in a watch folder. It is not given out again until there is a verdict.
 #[derive(Debug)]
@@ -51,6 +53,25 @@ pub struct Found {
     pub path: PathBuf,
     /// Its bytes, or a sentence that says why it can only be rejected.
     pub contents: Result<Vec<u8>, String>,
+}
+
+/// What the bytes of a `.torrent` look like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// They can be judged.
+    Whole,
+    /// Each of them is right, and more have to follow.
+    Cut,
+    /// One that is there is wrong.
+    Broken,
+}
+
+/// How a folder judges its files, and how long it waits for those that are not whole.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    shape: fn(&[u8]) -> Shape,
+    settle: Duration,
+    settle_cut: Duration,
 }
 
 enum Verdict {
@@ -66,32 +87,33 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches `folders`, those too that do not exist yet. `complete` says whether the bytes of a
-    /// `.torrent` are a whole one.
+    /// Watches `folders`, those too that do not exist yet. `shape` says what the bytes of a
+    /// `.torrent` look like.
     ///
     /// # Errors
     /// If no thread can be had.
     pub fn start(
         folders: Vec<PathBuf>,
-        complete: fn(&[u8]) -> bool,
+        shape: fn(&[u8]) -> Shape,
     ) -> io::Result<(Self, mpsc::Receiver<Found>)> {
-        Self::start_with(folders, complete, SETTLE, true)
+        let rules = Rules { shape, settle: SETTLE, settle_cut: SETTLE_CUT };
+        Self::start_with(folders, rules, true)
     }
 
     fn start_with(
         folders: Vec<PathBuf>,
-        complete: fn(&[u8]) -> bool,
-        settle: Duration,
+        rules: Rules,
         notify: bool,
     ) -> io::Result<(Self, mpsc::Receiver<Found>)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (found, receiver) = mpsc::channel(FOUND_LEN_MAX);
-        let (verdicts, verdict_queue) = mpsc::channel(VERDICT_LEN_MAX);
+        let (verdicts, verdict_queue) = mpsc::channel(GIVEN_MAX);
         let (ending, ended) = oneshot::channel();
-        let folders = folders.into_iter().map(|path| Folder::new(path, complete, settle));
+        let folders = folders.into_iter().map(|path| Folder::new(path, rules));
         let watcher = Watcher {
             folders: folders.collect(),
             ready: VecDeque::new(),
+            given_count: 0,
             found,
             verdicts: verdict_queue,
         };
@@ -103,15 +125,20 @@ impl Watch {
         Ok((Self { verdicts, ended }, receiver))
     }
 
-    /// Renames the file to `NAME.added`, soon.
-    pub async fn accept(&self, path: PathBuf) {
-        // The thread ends before its door only by a panic, which ends the process.
-        let _ = self.verdicts.send(Verdict::Accept(path)).await;
+    /// Renames the file to `NAME.added`, soon. At most one verdict counts for each file that was
+    /// found.
+    pub fn accept(&self, path: PathBuf) {
+        self.decide(Verdict::Accept(path));
     }
 
     /// Renames the file to `NAME.rejected`, soon, and puts `sentence` beside it.
-    pub async fn reject(&self, path: PathBuf, sentence: String) {
-        let _ = self.verdicts.send(Verdict::Reject(path, sentence)).await;
+    pub fn reject(&self, path: PathBuf, sentence: String) {
+        self.decide(Verdict::Reject(path, sentence));
+    }
+
+    fn decide(&self, verdict: Verdict) {
+        // There is a place for each file that was given out, and the thread ends after its door.
+        let _ = self.verdicts.try_send(verdict);
     }
 
     /// Carries out the verdicts that were given and ends the thread.
@@ -133,6 +160,8 @@ struct Watcher {
     folders: Vec<Folder>,
     /// Folder and name of files that may be given out.
     ready: VecDeque<(usize, PathBuf)>,
+    /// Files that were given out and have no verdict.
+    given_count: usize,
     found: mpsc::Sender<Found>,
     verdicts: mpsc::Receiver<Verdict>,
 }
@@ -147,12 +176,13 @@ impl Watcher {
                 looked = Some(now);
                 self.look(&mut notify);
             }
+            let has_ready = !self.ready.is_empty() && self.given_count < GIVEN_MAX;
             let busy = self.folders.iter().any(Folder::is_busy);
             let pause = if busy { BUSY_INTERVAL } else { LOOK_INTERVAL };
             let next = tokio::select! {
                 biased;
                 verdict = self.verdicts.recv() => Next::Verdict(verdict),
-                place = self.found.reserve(), if !self.ready.is_empty() => {
+                place = self.found.reserve(), if has_ready => {
                     Next::Place(place.is_ok())
                 }
                 () = wait(&mut notify) => Next::Event,
@@ -175,6 +205,7 @@ impl Watcher {
         let Some((index, path)) = self.ready.pop_front() else { return };
         let folder = self.folders.get_mut(index);
         if let Some(found) = folder.and_then(|folder| folder.take(&path, clock::now())) {
+            self.given_count += 1;
             // A receiver that has just gone takes nothing; the file stays where it is.
             let _ = self.found.try_send(found);
         }
@@ -192,6 +223,7 @@ impl Watcher {
     }
 
     fn decide(&mut self, verdict: Verdict) {
+        self.given_count = self.given_count.saturating_sub(1);
         let (path, sentence) = match &verdict {
             Verdict::Accept(path) => (path, None),
             Verdict::Reject(path, sentence) => (path, Some(sentence.as_str())),

@@ -9,8 +9,15 @@ use super::*;
 /// Short enough for a test, long enough to tell "at once" from "settled".
 const TEST_SETTLE: Duration = Duration::from_millis(600);
 
-fn complete(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"d") && bytes.ends_with(b"e")
+/// What is cut is waited for for ever, unless a test says otherwise.
+const RULES: Rules = Rules { shape, settle: TEST_SETTLE, settle_cut: Duration::from_secs(3600) };
+
+fn shape(bytes: &[u8]) -> Shape {
+    match bytes {
+        [b'd', .., b'e'] => Shape::Whole,
+        [] | [b'd', b'x', ..] => Shape::Broken,
+        _ => Shape::Cut,
+    }
 }
 
 struct Bench {
@@ -21,10 +28,14 @@ struct Bench {
 
 impl Bench {
     fn new(notify: bool, prepare: impl FnOnce(&Path)) -> Self {
+        Self::with(RULES, notify, prepare)
+    }
+
+    fn with(rules: Rules, notify: bool, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         prepare(dir.path());
         let folders = vec![dir.path().to_owned()];
-        let (watch, found) = Watch::start_with(folders, complete, TEST_SETTLE, notify).unwrap();
+        let (watch, found) = Watch::start_with(folders, rules, notify).unwrap();
         Self { dir, watch, found }
     }
 
@@ -73,7 +84,7 @@ fn files_arrive_in_every_way() {
             assert_eq!(last.contents.unwrap(), b"d1:de");
             seen.insert(last.path);
             for path in seen {
-                bench.watch.accept(path).await;
+                bench.watch.accept(path);
             }
             let expected = [
                 "linked.torrent.added",
@@ -111,7 +122,7 @@ fn a_file_that_is_never_complete_gets_an_answer() {
         fs::write(bench.path("empty.torrent"), "").unwrap();
         for _ in 0..2 {
             let found = bench.next().await;
-            bench.watch.reject(found.path, "It is not a torrent.".to_owned()).await;
+            bench.watch.reject(found.path, "It is not a torrent.".to_owned());
         }
         let dir = bench.dir.path().to_owned();
         bench.watch.close().await;
@@ -120,6 +131,41 @@ fn a_file_that_is_never_complete_gets_an_answer() {
             let note = fs::read_to_string(dir.join(format!("{name}.torrent.rejected.txt")));
             assert_eq!(note.unwrap(), "It is not a torrent.\n");
         }
+    });
+}
+
+#[test]
+fn a_file_that_only_ends_too_early_is_waited_for_longer() {
+    for notify in [true, false] {
+        run(async {
+            let mut bench = Bench::new(notify, |dir| {
+                fs::write(dir.join("cut.torrent"), "d1:a").unwrap();
+                fs::write(dir.join("bad.torrent"), "dx").unwrap();
+            });
+            // Both were there at the same time: the cut one has had the time of the bad one.
+            let bad = bench.next().await;
+            assert_eq!(bad.path, bench.path("bad.torrent"));
+            fs::write(bench.path("late.torrent"), "dx").unwrap();
+            assert_eq!(bench.next().await.path, bench.path("late.torrent"));
+            let mut file =
+                fs::File::options().append(true).open(bench.path("cut.torrent")).unwrap();
+            file.write_all(b"1:be").unwrap();
+            let whole = bench.next().await;
+            assert_eq!(whole.path, bench.path("cut.torrent"));
+            assert_eq!(whole.contents.unwrap(), b"d1:a1:be");
+        });
+    }
+}
+
+#[test]
+fn a_file_that_is_never_continued_gets_an_answer() {
+    run(async {
+        let rules = Rules { settle_cut: TEST_SETTLE * 2, ..RULES };
+        let cut = |dir: &Path| fs::write(dir.join("cut.torrent"), "d1:a").unwrap();
+        let begun = clock::now();
+        let mut bench = Bench::with(rules, true, cut);
+        assert_eq!(bench.next().await.contents.unwrap(), b"d1:a");
+        assert!(clock::now() - begun >= TEST_SETTLE * 2);
     });
 }
 
@@ -144,7 +190,7 @@ fn what_is_not_a_plain_small_file_is_refused_unread() {
             let found = bench.next().await;
             let sentence = found.contents.expect_err("it is refused");
             reasons.insert(sentence.clone());
-            bench.watch.reject(found.path, sentence).await;
+            bench.watch.reject(found.path, sentence);
         }
         assert_eq!(reasons.len(), 4, "{reasons:?}");
         assert_eq!(fs::read(bench.path("secret")).unwrap(), b"d6:secrete");
@@ -177,7 +223,7 @@ fn a_thousand_at_once_are_all_found_once() {
         for _ in 0..1000 {
             let found = bench.next().await;
             assert!(seen.insert(found.path.clone()), "{:?} came twice", found.path);
-            bench.watch.accept(found.path).await;
+            bench.watch.accept(found.path);
         }
         let names = bench.names().await;
         assert_eq!(names.len(), 1000);
@@ -193,7 +239,7 @@ fn names_that_are_taken_get_a_number() {
             fs::write(dir.join("a.torrent"), "d1:ae").unwrap();
         });
         let found = bench.next().await;
-        bench.watch.accept(found.path).await;
+        bench.watch.accept(found.path);
         let old = fs::read(bench.path("a.torrent.added")).unwrap();
         assert_eq!(old, b"old");
         assert_eq!(bench.names().await, set(&["a.torrent.added", "a.torrent.added.1"]));
@@ -207,10 +253,10 @@ fn a_file_that_changed_after_it_was_given_out_is_given_out_again() {
         let first = bench.next().await;
         fs::write(bench.path("new"), "d1:bbbbe").unwrap();
         fs::rename(bench.path("new"), bench.path("a.torrent")).unwrap();
-        bench.watch.accept(first.path).await;
+        bench.watch.accept(first.path);
         let second = bench.next().await;
         assert_eq!(second.contents.unwrap(), b"d1:bbbbe");
-        bench.watch.accept(second.path).await;
+        bench.watch.accept(second.path);
         assert_eq!(bench.names().await, set(&["a.torrent.added"]));
     });
 }
@@ -220,8 +266,7 @@ fn a_folder_that_comes_later_is_watched() {
     run(async {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("later");
-        let (watch, mut found) =
-            Watch::start_with(vec![folder.clone()], complete, TEST_SETTLE, true).unwrap();
+        let (watch, mut found) = Watch::start_with(vec![folder.clone()], RULES, true).unwrap();
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("a.torrent"), "d1:ae").unwrap();
         let next = tokio::time::timeout(Duration::from_secs(5), found.recv()).await;

@@ -100,8 +100,10 @@ impl Content {
         let mut paths_len = 0u64;
         while let Some((directory, below, depth)) = directories.pop() {
             let io = |source| CreateError::Io { path: directory.clone(), source };
+            let mut is_empty = true;
             for entry in fs::read_dir(&directory).map_err(io)? {
                 let entry = entry.map_err(io)?;
+                is_empty = false;
                 let path = entry.path();
                 let stat = entry.metadata();
                 let stat = stat.map_err(|source| CreateError::Io { path: path.clone(), source })?;
@@ -112,23 +114,27 @@ impl Content {
                     paths_len += entry.file_name().len() as u64;
                     self.files.push(Source { path, below, stat: Stat::from(&stat) });
                 } else {
-                    self.skip(&below, &stat);
+                    let what = match stat.file_type() {
+                        kind if kind.is_symlink() => "a symbolic link",
+                        kind if kind.is_dir() => "a directory too deep for a torrent",
+                        _ => "not a regular file",
+                    };
+                    self.skip(&below, what);
                 }
                 let max = Limits::TORRENT.bytes;
                 if paths_len > max as u64 {
                     return Err(CreateError::TooLong { len: paths_len, max });
                 }
             }
+            if is_empty && !below.is_empty() {
+                self.skip(&below, "an empty directory, which no torrent can hold");
+            }
         }
         Ok(())
     }
 
-    fn skip(&mut self, below: &[u8], stat: &Metadata) {
-        let what = match stat.file_type() {
-            kind if kind.is_symlink() => "a symbolic link",
-            kind if kind.is_dir() => "a directory too deep for a torrent",
-            _ => "not a regular file",
-        };
+    /// Notes what is left out.
+    fn skip(&mut self, below: &[u8], what: &str) {
         match self.warnings.len() + 1 {
             ..WARNINGS_MAX => {
                 self.warnings.push(format!("{} left out: it is {what}", excerpt(below)));

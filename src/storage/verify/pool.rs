@@ -64,6 +64,12 @@ struct State {
     is_closed: bool,
 }
 
+impl State {
+    fn is_full(&self) -> bool {
+        self.is_closed || self.waiting.len() >= JOBS_MAX
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
@@ -97,10 +103,15 @@ impl Checker {
         Ok(checker)
     }
 
+    /// Whether [`Checker::submit`] would refuse a job now.
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().is_full()
+    }
+
     /// Queues `job` behind the others.
     pub fn submit(&self, job: Job) -> Result<(), QueueFull> {
         let mut state = self.shared.lock();
-        if state.is_closed || state.waiting.len() >= JOBS_MAX {
+        if state.is_full() {
             return Err(QueueFull(job));
         }
         state.waiting.push_back(job);
