@@ -158,7 +158,7 @@ impl Session {
             down: is(6).then_some(40_000),
             fetch: !is(7),
             connections_max: CONNECTIONS_MAX,
-            connections_per_ip_max: 2,
+            connections_per_host_max: 2,
             partial_pieces_max: if may(0) { 2 } else { 64 },
             local: may(1).then(AddressPolicy::default),
             idle_min: Duration::from_secs(if may(2) { 1 } else { 60 }),
@@ -400,7 +400,7 @@ impl Session {
                     self.buffers.remove(&piece);
                     self.jobs.retain(|job| job.piece() != piece);
                 }
-                Action::Ban(who) => assert!(self.liars.contains(&who), "{who:?} never lied"),
+                Action::Ban(who, _) => assert!(self.liars.contains(&who), "{who:?} never lied"),
                 Action::Finished => assert!(self.disk.is_complete()),
             }
         }
