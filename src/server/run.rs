@@ -350,6 +350,9 @@ impl Server {
             for warning in &metainfo.warnings {
                 tracing::info!(torrent = %metainfo.info_hash, %name, warning, "in the torrent");
             }
+            if let Some(renames) = metainfo.renames_told() {
+                tracing::warn!(torrent = %metainfo.info_hash, %name, "{renames}");
+            }
             let save_path = self.downloads.clone();
             let (verify, peers) = (Verify::Full, Vec::new());
             let add = Add { metainfo, save_path, verify, fetch: true, peers, had_data: false };

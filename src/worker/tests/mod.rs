@@ -6,6 +6,7 @@
 
 mod data;
 mod datagrams;
+mod files;
 mod fleet;
 mod handover;
 mod hostile;
