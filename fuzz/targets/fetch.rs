@@ -248,7 +248,9 @@ impl Session {
                     self.trying.push_back(addr);
                     assert!(self.trying.len() <= HALF_OPEN_MAX);
                 }
-                MagnetAction::Ban(who, _) => assert!(self.liars.contains(&who), "{who:?} never lied"),
+                MagnetAction::Ban(who, _) => {
+                    assert!(self.liars.contains(&who), "{who:?} never lied")
+                }
                 MagnetAction::Metadata(info) => {
                     assert_eq!(info, self.info, "wrong metadata");
                     assert_eq!(self.metadata.replace(info), None, "it comes once");

@@ -113,7 +113,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         Ok(found) => found,
         Err(unusable) => return Ok(unusable.tell()),
     };
-    for warning in &metainfo.warnings {
+    for warning in metainfo.warnings.iter().chain(&metainfo.renames_told()) {
         eprintln!("seedring: {warning}");
     }
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());

@@ -18,7 +18,7 @@ use super::budgets::Budgets;
 use super::dht::Finder;
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
-use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
+use super::retry::{CheckResult, PROBE_THREADS_MAX, Probed, Trial};
 pub use super::start::StartError;
 use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
 use super::udp::{Hub, Machine};
@@ -32,14 +32,17 @@ use crate::sys::clock;
 use crate::sys::net::Bind;
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash};
+use crate::worker::blocking::Blocking;
 use crate::worker::datagrams::{self, Udp};
-use crate::worker::mailbox::{Blocking, Directory, Letter, NewTorrent, Report, Shared, Totals};
+use crate::worker::keys::Keys;
+use crate::worker::mailbox::{Directory, Letter, NewTorrent, Report, Shared, Totals};
 
 /// Reports that may wait for the control thread.
 const REPORTS_MAX: usize = 4096;
 
-/// Threads for opening, reserving and comparing the files of torrents that are well.
-pub(super) const FILE_THREADS: usize = 2;
+/// Threads for opening, reserving and comparing the files of torrents that are well: so many only
+/// while many disks hang.
+pub(super) const FILE_THREADS_MAX: usize = 64;
 
 /// How often letters that found no room are posted again.
 pub(super) const UNSENT_RETRY: Duration = Duration::from_millis(100);
@@ -233,8 +236,8 @@ impl Engine {
             directory: Arc::new(Directory::default()),
             mailboxes: Arc::new(OnceLock::new()),
             reports: reports_in,
-            blocking: Blocking::start("files", FILE_THREADS).map_err(StartError::Thread)?,
-            keys: Blocking::start("keys", 1).map_err(StartError::Thread)?,
+            blocking: Blocking::start("files", FILE_THREADS_MAX).map_err(StartError::Thread)?,
+            keys: Keys::start().map_err(StartError::Thread)?,
         };
         let listeners = std::mem::take(&mut ports.listeners);
         let sockets = std::mem::take(&mut ports.datagram_sockets);
@@ -273,7 +276,7 @@ impl Engine {
             checker,
             checked: mpsc::channel(REPORTS_MAX),
             probed: mpsc::channel(REPORTS_MAX),
-            probes: Blocking::start("probe", PROBE_THREADS).map_err(StartError::Thread)?,
+            probes: Blocking::start("probe", PROBE_THREADS_MAX).map_err(StartError::Thread)?,
             trials: BTreeMap::new(),
             trackers,
             found,

@@ -396,6 +396,9 @@ impl Server {
             for warning in &metainfo.warnings {
                 tracing::info!(torrent = %metainfo.info_hash, %name, warning, "in the torrent");
             }
+            if let Some(renames) = metainfo.renames_told() {
+                tracing::warn!(torrent = %metainfo.info_hash, %name, "{renames}");
+            }
             let save_path = self.downloads.clone();
             let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
             let add = Add { metainfo, save_path, verify, fetch: true, peers, past };

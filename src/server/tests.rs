@@ -18,6 +18,7 @@ use crate::storage::recovery::Had;
 use crate::swarm::Offender;
 use crate::sys::{clock, process};
 use crate::units::{Bitfield, InfoHash};
+use crate::worker::blocking::Lane;
 
 /// How long anything may take here before it counts as never.
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -80,10 +81,10 @@ fn looks_at_failed_files_do_not_take_the_threads_of_others() {
         // Were there a thread for both, it would be one of these.
         let (until, hang) = sync_channel::<()>(0);
         let hang = std::sync::Arc::new(std::sync::Mutex::new(hang));
-        for _ in 0..super::engine::FILE_THREADS {
+        for device in 0..super::engine::FILE_THREADS_MAX {
             let hang = std::sync::Arc::clone(&hang);
             let job = Box::new(move || assert!(hang.lock().unwrap().recv().is_err()));
-            assert!(engine.shared.blocking.run(job).is_ok());
+            assert!(engine.shared.blocking.run(Lane::Device(device as u64), job).is_ok());
         }
         fail(&mut engine, &info_hash, error());
         assert!(matches!(next(&mut engine).await, Event::Checked { is_complete: true, .. }));

@@ -8,6 +8,8 @@
 
 mod accept;
 mod admission;
+pub mod blocking;
+mod closing;
 mod connection;
 pub mod datagrams;
 mod exchange;
@@ -15,6 +17,7 @@ mod fetch;
 mod hash;
 mod health;
 mod in_place;
+pub mod keys;
 pub mod mailbox;
 mod read_back;
 mod removal;
@@ -35,6 +38,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use self::admission::{Admission, Pause};
+use self::closing::Remains;
 use self::connection::{Conn, Phase};
 use self::datagrams::Datagrams;
 use self::fetch::{PieceWrite, WriteOp};
@@ -152,6 +156,7 @@ pub struct Worker<D: Driver> {
     /// Pieces for which there was no memory.
     in_place: InPlace,
     removals: Removals,
+    remains: Remains,
     engine: Engine,
     syncs_in_flight: usize,
     spares: Spares,
@@ -247,6 +252,7 @@ impl<D: Driver> Worker<D> {
             fresh: VecDeque::new(),
             in_place: InPlace::default(),
             removals: Removals::default(),
+            remains: Remains::new(),
             engine: Engine::best(),
             syncs_in_flight: 0,
             options,
@@ -378,9 +384,9 @@ impl<D: Driver> Worker<D> {
                 self.add_contacts(&info_hash, source, &addrs);
             }
             Letter::Adopt(adopted) => self.adopt(*adopted),
-            Letter::Opened { torrent, result } => self.on_opened(torrent, result),
+            Letter::Opened { torrent, lane, result } => self.on_opened(torrent, lane, result),
             Letter::Confirmed { torrent, result } => self.on_confirmed(torrent, result),
-            Letter::Lost { torrent, error } => self.fail_torrent(torrent, error),
+            Letter::Compared { torrent, result } => self.on_compared(torrent, result),
             Letter::Computed { conn, answer } => self.on_computed(conn, *answer),
             Letter::Budget { slots, up, down } => {
                 self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
@@ -454,6 +460,7 @@ impl<D: Driver> Worker<D> {
 
     fn housekeep(&mut self) {
         self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
+        self.close_remains();
         self.count_ring();
         self.count_swarms();
         self.count_datagrams();

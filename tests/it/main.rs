@@ -23,6 +23,7 @@ mod interop_aria2;
 mod interop_libtorrent;
 mod interop_qbittorrent;
 mod interop_transmission;
+mod names;
 mod refusals;
 mod restart;
 mod seccomp;

@@ -21,9 +21,11 @@ use crate::storage::Mode;
 use crate::swarm::{self, Offender, Source};
 use crate::sys::net;
 use crate::units::{Bitfield, PeerId};
+use crate::worker::blocking::{Blocking, Lane};
 use crate::worker::datagrams::WorkerEnd;
+use crate::worker::keys::Keys;
 use crate::worker::mailbox::{
-    self, Blocking, Directory, Letter, Mailbox, NewTorrent, Report, Shared, Totals,
+    self, Directory, Letter, Mailbox, NewTorrent, Report, Shared, Totals,
 };
 use crate::worker::{Options, Worker};
 
@@ -69,7 +71,7 @@ fn new_shared(name: u8) -> (Shared, mpsc::Receiver<Report>) {
         mailboxes: Arc::new(OnceLock::new()),
         reports: reports_in,
         blocking: Blocking::start("files", 1).unwrap(),
-        keys: Blocking::start("keys", 1).unwrap(),
+        keys: Keys::start().unwrap(),
     };
     (shared, reports)
 }
@@ -249,7 +251,7 @@ impl Fleet {
     pub(super) fn block_files(&self, until: std::sync::mpsc::Receiver<()>) {
         // The end is that the other end is gone.
         let job = Box::new(move || assert!(until.recv().is_err()));
-        assert!(self.shared.blocking.run(job).is_ok());
+        assert!(self.shared.blocking.run(Lane::Device(0), job).is_ok());
     }
 
     /// The same where disks fail: what a torrent in error has written is nobody's.
