@@ -330,7 +330,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::metainfo::{CreateOptions, Metainfo, create};
-    use crate::server::engine::{Add, Past, Settings, Verify};
+    use crate::server::engine::{Add, Past, Verify};
+    use crate::server::settings::Settings;
     use crate::server::settings::settings;
 
     #[tokio::test]

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use super::engine::{Add, Engine, Event, Past, Settings, Verify};
+use super::engine::{Add, Engine, Event, Past, Verify};
 use super::retry::Patience;
+use super::settings::Settings;
 use super::settings::settings;
 use crate::config::Config;
 use crate::control::state::StoredBan;
