@@ -309,8 +309,10 @@ mod tests {
         assert!(pool.run(Lane::Device(1), Box::new(|| panic!("on purpose"))).is_ok());
         assert_eq!(ran(&pool, Lane::Device(1)).recv_timeout(WAIT_MAX), Ok(()));
         let inner = Arc::downgrade(&pool.door.0);
-        let last = ran(&pool.clone(), Lane::Device(2));
+        let second_door = pool.clone();
         drop(pool);
+        let last = ran(&second_door, Lane::Device(2));
+        drop(second_door);
         // What was handed over is still done.
         assert_eq!(last.recv_timeout(WAIT_MAX), Ok(()));
         let begun = crate::sys::clock::now();
