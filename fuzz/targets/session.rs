@@ -400,7 +400,10 @@ impl Session {
                     self.buffers.remove(&piece);
                     self.jobs.retain(|job| job.piece() != piece);
                 }
-                Action::Ban(who, _) => assert!(self.liars.contains(&who), "{who:?} never lied"),
+                Action::Ban(who, _) => {
+                    assert!(self.liars.contains(&who), "{who:?} never lied");
+                    self.trying.retain(|addr| Offender::of(*addr) != who);
+                }
                 Action::Finished => assert!(self.disk.is_complete()),
             }
         }

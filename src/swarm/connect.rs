@@ -179,7 +179,9 @@ impl Swarm {
         if lasted || peer.uploaded + peer.downloaded > 0 {
             self.contacts.worthwhile(addr);
         }
-        if self.is_complete() && peer.is_seed() {
+        if self.contacts.is_trying(addr) {
+            // What comes of that attempt is told when it ends.
+        } else if self.is_complete() && peer.is_seed() {
             self.contacts.is_seed(addr);
         } else {
             self.contacts.failed(now, addr);

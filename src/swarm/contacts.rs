@@ -121,6 +121,11 @@ impl Contacts {
         self.trying
     }
 
+    /// Whether an attempt at `addr` is on its way: only its own end ends it.
+    pub(super) fn is_trying(&self, addr: SocketAddr) -> bool {
+        self.known.get(&addr).is_some_and(|contact| contact.state == State::Trying)
+    }
+
     /// How many addresses each source has named that are known now, in the order of
     /// [`Source::ALL`]; one that several have named counts for each.
     pub(super) fn by_source(&self) -> [usize; SOURCE_COUNT] {
@@ -202,7 +207,9 @@ impl Contacts {
     /// A peer that connected to us can be met at `addr`.
     pub(super) fn met(&mut self, now: Instant, addr: SocketAddr, tie: u32, shared: &Shared) {
         self.insert(now, Source::Incoming, addr, tie, shared);
-        self.connected(addr);
+        if !self.is_trying(addr) {
+            self.connected(addr);
+        }
     }
 
     /// The next address to connect to now, within all budgets; it counts as being tried.

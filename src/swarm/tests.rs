@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::units::{BLOCK_LEN, InfoHash};
-use crate::wire::{Decoder, Incoming, Message};
+use crate::wire::{Decoder, ExtensionHandshake, Incoming, Message};
 use std::time::Duration;
 
 pub(super) const PIECES: u32 = 8;
@@ -221,6 +221,22 @@ fn requests_while_choked_are_rejected_then_close() {
     let counted = pair.swarm.shared.counted();
     assert_eq!(counted.requests_choked, u64::from(INVALID_REQUESTS_MAX) + 1);
     assert_eq!(Counted { requests_choked: 0, ..counted }, Counted::default());
+}
+
+#[test]
+fn an_attempt_counts_until_it_ends() {
+    let mut pair = pair(Bitfield::none(PIECES), Options::default());
+    let addr = SocketAddr::from(([20, 0, 0, 2], 7000));
+    pair.swarm.handle_contacts(pair.now, Source::Tracker, &[addr]);
+    assert_eq!(pair.swarm.contacts.trying_count(), 1);
+    // Somebody who came from there says meanwhile that this is where it listens, and leaves.
+    let theirs = ExtensionHandshake { p: Some(7000), ..ExtensionHandshake::default() };
+    pair.say(Message::Extended { id: 0, payload: &theirs.encode() }).unwrap();
+    assert_eq!(pair.swarm.contacts.trying_count(), 1);
+    pair.swarm.handle_disconnected(pair.now, pair.key);
+    assert_eq!(pair.swarm.contacts.trying_count(), 1);
+    pair.swarm.handle_connect_failed(pair.now, addr);
+    assert_eq!(pair.swarm.contacts.trying_count(), 0);
 }
 
 #[test]

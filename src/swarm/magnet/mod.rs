@@ -260,7 +260,9 @@ impl MagnetSwarm {
             !matches!(action, MagnetAction::Transmit(other) | MagnetAction::Close(other, _)
                 if *other == key)
         });
-        self.contacts.failed(now, peer.init.addr);
+        if !self.contacts.is_trying(peer.init.addr) {
+            self.contacts.failed(now, peer.init.addr);
+        }
         self.go_on(now);
     }
 
