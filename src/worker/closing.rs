@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use super::Worker;
 use super::blocking::Lane;
+use super::table::Key;
 use super::torrent::{ServedFile, Store};
 use crate::ring::{Driver, Lease};
+use crate::sys::file::Identity;
 use crate::sys::map::Mapping;
 
 /// Files that were let go of while operations in flight still held on to them, by their disk. They
@@ -19,6 +21,18 @@ use crate::sys::map::Mapping;
 pub(super) type Remains = Vec<(Lane, Vec<ServedFile>)>;
 
 impl<D: Driver> Worker<D> {
+    /// Closes the files of a torrent; `known` is who they are.
+    pub(super) fn close_files(&mut self, key: Key, known: Vec<Option<Identity>>) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if torrent.unsynced || !matches!(torrent.store, Store::Open(_)) {
+            return;
+        }
+        let lane = torrent.lane();
+        torrent.known = known;
+        let store = std::mem::replace(&mut torrent.store, Store::Closed);
+        self.release_store(lane, store);
+    }
+
     /// Lets go of open files.
     pub(super) fn release_store(&mut self, lane: Lane, store: Store) {
         let Store::Open(open) = store else { return };

@@ -528,18 +528,6 @@ impl<D: Driver> Worker<D> {
         self.close_files(key, known);
     }
 
-    /// Closes the files of a torrent; `known` is who they are.
-    fn close_files(&mut self, key: Key, known: Vec<Option<Identity>>) {
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        if torrent.unsynced || !matches!(torrent.store, Store::Open(_)) {
-            return;
-        }
-        let lane = torrent.lane();
-        torrent.known = known;
-        let store = std::mem::replace(&mut torrent.store, Store::Closed);
-        self.release_store(lane, store);
-    }
-
     pub(super) fn close_peers(&mut self, key: Key, reason: DisconnectReason) {
         let Some(torrent) = self.torrents.get(key) else { return };
         for conn in torrent.conns.clone().into_iter().flatten() {
