@@ -2,6 +2,7 @@
 //! long they are, and under which licences the dependencies come.
 #![allow(clippy::unwrap_used, reason = "a test that cannot read its own tree fails")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -261,6 +262,24 @@ fn the_licences_of_all_dependencies_go_together_with_ours() {
         let (name, licence) = (&package["name"], package["license"].as_str().unwrap_or("none"));
         assert!(is_compatible(licence), "{name} comes under {licence}");
     }
+}
+
+/// What only the program for libFuzzer depends on. It is linked into nothing that is given away:
+/// (MIT OR Apache-2.0) AND NCSA, and MIT OR Apache-2.0.
+const FUZZ_ONLY: &[&str] = &["arbitrary", "jobserver", "libfuzzer-sys", "seedring-fuzz"];
+
+#[test]
+fn the_fuzzer_depends_on_nothing_else_than_we_do() {
+    let names = |lock: &str| -> BTreeSet<String> {
+        let text = fs::read_to_string(root().join(lock)).unwrap();
+        let name = |line: &str| Some(line.strip_prefix("name = \"")?.strip_suffix('"')?.to_owned());
+        text.lines().filter_map(name).collect()
+    };
+    let (ours, theirs) = (names("Cargo.lock"), names("fuzz/Cargo.lock"));
+    assert!(theirs.len() > 20 && theirs.contains("libfuzzer-sys"), "only {theirs:?}");
+    let is_new = |name: &&String| !ours.contains(*name) && !FUZZ_ONLY.contains(&name.as_str());
+    let new: Vec<_> = theirs.iter().filter(is_new).collect();
+    assert!(new.is_empty(), "the licences of {new:?} are not looked at");
 }
 
 /// Whether an SPDX expression can be met with [`LICENCES`]. Good for the shapes that occur: lists

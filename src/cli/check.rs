@@ -44,6 +44,8 @@ does not exist, with 2 if DIR is a file.
   bytes      {total, have}: of all pieces, of those that are right
   files      [{path, length, state}]: path beneath DIR; state is whole, damaged (of the right size,
              but pieces that it lies in are wrong), missing, short, long, unusable or padding
+  renamed    [{original, path}]: names of the torrent that were made safe, escaped, and the path
+             beneath DIR that is used instead
   errors     [sentence]: what could not be read";
 
 /// The object of `--json`: [`SCHEMA`] says what is in it.
@@ -55,6 +57,7 @@ struct Report {
     pieces: Share,
     bytes: Share,
     files: Vec<FileLine>,
+    renamed: Vec<Renamed>,
     errors: Vec<String>,
 }
 
@@ -62,6 +65,12 @@ struct Report {
 struct Share {
     total: u64,
     have: u64,
+}
+
+#[derive(Serialize, Debug)]
+struct Renamed {
+    original: String,
+    path: String,
 }
 
 #[derive(Serialize, Debug)]
@@ -88,6 +97,9 @@ pub fn execute(args: &CheckArgs) -> Exit {
     let content = Arc::new(Content { metainfo, save_path: args.data.clone() });
     let checked = check_with_bar(&content);
     let report = Report::new(&content.metainfo, &checked);
+    if let Some(renames) = content.metainfo.renames_told() {
+        eprintln!("seedring: {renames}");
+    }
     if args.json {
         match serde_json::to_string(&report) {
             Ok(text) => println!("{text}"),
@@ -156,6 +168,13 @@ impl Report {
             },
             bytes: Share { total: geometry.total_len(), have },
             files: files.collect(),
+            renamed: metainfo
+                .renames()
+                .map(|(original, path)| Renamed {
+                    original,
+                    path: path.to_string_lossy().into_owned(),
+                })
+                .collect(),
             errors: checked.errors.iter().map(sentence).collect(),
         }
     }

@@ -129,7 +129,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         return Ok(unusable.tell());
     }
     let metainfo = match origin {
-        Origin::Torrent(metainfo) => metainfo,
+        Origin::Torrent(metainfo) => *metainfo,
         Origin::Link(link) => {
             let info_hash = link.info_hash;
             match learn(&mut engine, link, &peers, &args, &mut signals).await {
@@ -145,7 +145,7 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
             }
         }
     };
-    for warning in &metainfo.warnings {
+    for warning in metainfo.warnings.iter().chain(&metainfo.renames_told()) {
         eprintln!("seedring: {warning}");
     }
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());

@@ -66,6 +66,9 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
     if let Some(wrong) = source::wrong_data(&metainfo, &args.data) {
         return Ok(wrong.tell());
     }
+    if let Some(renames) = metainfo.renames_told() {
+        eprintln!("seedring: {renames}");
+    }
     let mut signals = session::Signals::new()?;
     let mut engine = match Engine::start(settings(&config)) {
         Ok(engine) => engine,

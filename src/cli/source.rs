@@ -54,7 +54,7 @@ pub(super) async fn on_disk<T: Send + 'static>(
 #[derive(Debug)]
 pub(super) enum Origin {
     /// All of it.
-    Torrent(Metainfo),
+    Torrent(Box<Metainfo>),
     /// Where to ask for it.
     Link(Magnet),
 }
@@ -67,7 +67,7 @@ pub(super) async fn read(source: &str, bind: Option<&Bind>) -> Result<Origin, Un
         let link = link.map_err(|error| Unusable::new(Exit::Usage, error.to_string()))?;
         return Ok(Origin::Link(link));
     }
-    read_whole(source, bind).await.map(Origin::Torrent)
+    read_whole(source, bind).await.map(|metainfo| Origin::Torrent(Box::new(metainfo)))
 }
 
 async fn read_whole(source: &str, bind: Option<&Bind>) -> Result<Metainfo, Unusable> {

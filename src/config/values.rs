@@ -140,11 +140,19 @@ impl FromStr for Cidr {
         };
         let addr: IpAddr = addr.trim().parse().map_err(|_| wrong())?;
         let (_, len) = bits(addr);
-        let prefix_len = match prefix {
+        let prefix_len: u8 = match prefix {
             Some(prefix) => prefix.trim().parse().map_err(|_| wrong())?,
             None => len,
         };
-        if prefix_len > len { Err(wrong()) } else { Ok(Self { addr, prefix_len }) }
+        if prefix_len > len {
+            return Err(wrong());
+        }
+        Ok(match (addr.to_canonical(), prefix_len.checked_sub(96)) {
+            (v4 @ IpAddr::V4(_), Some(prefix_len)) if addr.is_ipv6() => {
+                Self { addr: v4, prefix_len }
+            }
+            _ => Self { addr, prefix_len },
+        })
     }
 }
 
@@ -409,6 +417,9 @@ mod tests {
             |net: &str, addr: &str| net.parse::<Cidr>().unwrap().contains(addr.parse().unwrap());
         assert!(inside("10.0.0.0/8", "10.255.0.1"));
         assert!(inside("10.0.0.0/8", "::ffff:10.1.2.3"));
+        for addr in ["10.1.2.3", "::ffff:10.1.2.3"] {
+            assert!(inside("::ffff:10.0.0.0/104", addr) && !inside("::ffff:11.0.0.0/104", addr));
+        }
         assert!(!inside("10.0.0.0/8", "11.0.0.1"));
         assert!(inside("0.0.0.0/0", "8.8.8.8") && !inside("0.0.0.0/0", "::1"));
         assert!(inside("::/0", "fd00::1") && inside("::1", "::1") && !inside("::1", "::2"));

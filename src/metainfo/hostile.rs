@@ -435,6 +435,11 @@ fn changed_names_are_told() {
         ]
     );
     assert_eq!(metainfo.original_path(3), None);
+    let told = metainfo.renames_told().unwrap();
+    let first =
+        "names were made safe: \"top\\u{202e}/d\\u{7}/a\\u{1b}.txt\" -> \"top_/d_/a_.txt\", ";
+    assert!(told.starts_with(first), "{told}");
+    assert!(told.ends_with("\"top\\u{202e}/same\" -> \"top_/same.2\" and 2 more"), "{told}");
     check_paths(&metainfo);
 }
 

@@ -33,6 +33,7 @@ mod hostile;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use url::Url;
@@ -42,6 +43,7 @@ pub use error::Error;
 pub use layout::{Extent, Extents, File, FileKind, Layout};
 pub use names::{COLLISIONS_MAX, NAME_LEN_MAX, PATH_DEPTH_MAX, PATH_LEN_MAX};
 
+use crate::bencode::escape;
 use crate::units::{Geometry, InfoHash, PieceIndex};
 
 /// Longest piece in bytes.
@@ -70,6 +72,12 @@ pub const WARNINGS_MAX: usize = 64;
 
 /// Characters of a name that logs show.
 pub const NAME_SHOWN_MAX: usize = 80;
+
+/// Paths that were made safe and are told one by one.
+const RENAMES_TOLD_MAX: usize = 3;
+
+/// Characters of such a path that are shown.
+const PATH_SHOWN_MAX: usize = 200;
 
 /// Longest comment, or name of a program, that is kept, in bytes.
 pub const TEXT_LEN_MAX: usize = 4096;
@@ -134,7 +142,11 @@ impl From<Vec<u8>> for RawInfo {
 /// The name of a torrent for logs: in quotes, cut to [`NAME_SHOWN_MAX`] characters, with whatever is
 /// not printable escaped.
 pub fn shown_name(name: &str) -> String {
-    match name.char_indices().nth(NAME_SHOWN_MAX) {
+    cut_and_quoted(name, NAME_SHOWN_MAX)
+}
+
+fn cut_and_quoted(name: &str, shown_max: usize) -> String {
+    match name.char_indices().nth(shown_max) {
         Some((end, _)) => format!("{:?}", format!("{}…", name.get(..end).unwrap_or(""))),
         None => format!("{name:?}"),
     }
@@ -187,6 +199,49 @@ impl Metainfo {
         self.originals
             .iter()
             .filter_map(|(&index, path)| Some((self.layout.file(index)?, path.as_str())))
+    }
+
+    /// Every path that was made safe, as the torrent has it (escaped for display) and as it is on disk.
+    pub fn renames(&self) -> impl Iterator<Item = (String, PathBuf)> + '_ {
+        let top = self.original_name.as_deref();
+        // A torrent of one file has no path but its name.
+        let single = top.filter(|_| self.layout.is_single_file());
+        let single = single.map(|top| (top.to_owned(), PathBuf::from(&self.name)));
+        let is_changed =
+            move |file: &File<'_>| top.is_some() || self.originals.contains_key(&file.index);
+        let files = self.layout.files().filter(move |file| {
+            !self.layout.is_single_file() && file.is_on_disk() && is_changed(file)
+        });
+        single.into_iter().chain(files.map(move |file| {
+            let below = self
+                .original_path(file.index)
+                .map_or_else(|| escape(file.below.as_bytes()), str::to_owned);
+            let top = top.map_or_else(|| escape(self.name.as_bytes()), str::to_owned);
+            (format!("{top}/{below}"), file.path())
+        }))
+    }
+
+    /// One sentence with the first few of [`Metainfo::renames`]; `None` if every name is as the
+    /// torrent has it.
+    pub fn renames_told(&self) -> Option<String> {
+        let mut renames = self.renames();
+        let told: Vec<_> = renames
+            .by_ref()
+            .take(RENAMES_TOLD_MAX)
+            .map(|(original, safe)| {
+                let original = match original.char_indices().nth(PATH_SHOWN_MAX) {
+                    Some((end, _)) => format!("{}…", original.get(..end).unwrap_or("")),
+                    None => original,
+                };
+                let safe = cut_and_quoted(&safe.to_string_lossy(), PATH_SHOWN_MAX);
+                format!("\"{original}\" -> {safe}")
+            })
+            .collect();
+        let more = match renames.count() {
+            0 => String::new(),
+            count => format!(" and {count} more"),
+        };
+        (!told.is_empty()).then(|| format!("names were made safe: {}{more}", told.join(", ")))
     }
 
     /// The magnet link (BEP 9).

@@ -53,6 +53,10 @@ pub(super) fn usable_url(raw: &[u8], purpose: Purpose) -> Result<Url, &'static s
         return Err("it holds control characters");
     }
     let url = Url::parse(text).map_err(|_| "it is not a URL")?;
+    // What is not ASCII takes three times as many bytes from here on.
+    if url.as_str().len() > URL_LEN_MAX {
+        return Err("it is too long");
+    }
     match (url.scheme(), purpose) {
         ("http" | "https", _) | ("udp", Purpose::Tracker) => {}
         (_, Purpose::Tracker) => return Err("its scheme is not http, https or udp"),
@@ -206,6 +210,10 @@ mod tests {
         }
         assert!(usable_url(b"http://t/\xff", Purpose::Tracker).is_err());
         assert!(usable_url("http://t/".repeat(300).as_bytes(), Purpose::Tracker).is_err());
+        let stretched = |count| format!("http://t/{}", "é".repeat(count));
+        assert!(usable_url(stretched(339).as_bytes(), Purpose::Tracker).is_ok());
+        let longer = usable_url(stretched(340).as_bytes(), Purpose::Tracker);
+        assert_eq!(longer, Err("it is too long"), "as it would be sent");
         assert!(usable_url(b"udp://t:80", Purpose::WebSeed).is_err());
     }
 

@@ -102,6 +102,8 @@ catalogue! {
         sent_payload_bytes: counter [SendPath] per core;
         /// Payload bytes of blocks that arrived, wanted or not.
         received_payload_bytes: counter per core;
+        /// Payload bytes of blocks that were dropped: they came twice, too late, or unasked.
+        discarded_payload_bytes: counter per core;
         /// Bytes of the peer protocol that are not payload.
         protocol_bytes: counter [Direction];
         /// Requests for blocks, by what became of them.
@@ -178,8 +180,6 @@ catalogue! {
         core_messages_sent: counter per core;
         /// Decisions about who is unchoked.
         choker_rounds: counter;
-        /// Addresses that are banned for bad data.
-        banned_peers: gauge;
         /// Metadata of magnet links that came from peers, by what it was good for.
         metadata_fetches: counter [MetadataResult];
         /// Torrents, by state.
@@ -196,6 +196,8 @@ catalogue! {
 catalogue! {
     /// What is counted once per process, by the control thread alone.
     Process {
+        /// Addresses that are banned for bad data.
+        banned_peers: gauge;
         /// Announces to trackers, by what became of them.
         announces: counter [AnnounceResult];
         /// Announces that wait for their tracker's answer.

@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::bans::BanList;
 use super::budgets::Budgets;
 use super::dht::Finder;
 use super::magnets::{Names, Pending};
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
-use super::retry::{CheckResult, PROBE_THREADS, Probed, Trial};
+use super::retry::{CheckResult, PROBE_THREADS_MAX, Probed, Trial};
+use super::settings::Settings;
 pub use super::start::StartError;
 use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
 use super::udp::{Hub, Machine};
@@ -26,64 +28,25 @@ use crate::metainfo::Metainfo;
 use crate::metrics::{Core, DatagramKind, HashReason, Registry};
 use crate::storage::recovery::Had;
 use crate::storage::verify::{self, Checker, Progress};
-use crate::storage::{self, Content, Mode};
-use crate::swarm::{self, Source};
+use crate::storage::{self, Content};
+use crate::swarm::Source;
 use crate::sys::clock;
-use crate::sys::net::Bind;
 use crate::tracker;
 use crate::units::{Bitfield, InfoHash};
+use crate::worker::blocking::Blocking;
 use crate::worker::datagrams::{self, Udp};
-use crate::worker::mailbox::{Blocking, Directory, Letter, NewTorrent, Report, Shared, Totals};
+use crate::worker::keys::Keys;
+use crate::worker::mailbox::{Directory, Letter, NewTorrent, Report, Shared, Totals};
 
 /// Reports that may wait for the control thread.
 const REPORTS_MAX: usize = 4096;
 
-/// Threads for opening, reserving and comparing the files of torrents that are well.
-pub(super) const FILE_THREADS: usize = 2;
+/// Threads for opening, reserving and comparing the files of torrents that are well: so many only
+/// while many disks hang.
+pub(super) const FILE_THREADS_MAX: usize = 64;
 
 /// How often letters that found no room are posted again.
 pub(super) const UNSENT_RETRY: Duration = Duration::from_millis(100);
-
-/// How the engine is to be.
-#[derive(Clone)]
-pub struct Settings {
-    /// Addresses for peers to connect to.
-    pub listen: Vec<SocketAddr>,
-    /// Cores to run workers on; empty means all that the affinity mask allows.
-    pub cores: Vec<usize>,
-    /// Address or interface that outgoing connections leave from.
-    pub bind: Option<Bind>,
-    /// Connections in all.
-    pub connections_max: usize,
-    /// Memory for what is read from cold files, in bytes.
-    pub read_bytes_max: usize,
-    /// Memory for pieces that are being fetched, in bytes.
-    pub piece_bytes_max: u64,
-    /// How blocks reach the socket.
-    pub mode: Mode,
-    /// Whether sends may do without a copy.
-    pub zero_copy: bool,
-    /// Whether connections are encrypted.
-    pub encryption: crate::mse::Policy,
-    /// How torrents are served and fetched.
-    pub torrent: swarm::Options,
-    /// Upload slots in all; `None` is unlimited.
-    pub slots: Option<u32>,
-    /// Upload rate in all, in bytes per second; `None` is unlimited.
-    pub up: Option<u64>,
-    /// Download rate in all, in bytes per second; `None` is unlimited.
-    pub down: Option<u64>,
-    /// Hash threads give way to everything else.
-    pub quiet_checks: bool,
-    /// How long a torrent that its files failed stands still before it is tried again.
-    pub retry: Duration,
-    /// Whether all tiers of trackers are announced to at once.
-    pub parallel_tiers: bool,
-    /// Names of nodes, `HOST:PORT`, to enter the DHT by; `None` if it is not used.
-    pub dht: Option<Vec<String>>,
-    /// Which addresses may be talked to.
-    pub policy: tracker::AddressPolicy,
-}
 
 /// What happened to a torrent, or to the engine.
 #[derive(Debug)]
@@ -215,6 +178,7 @@ pub struct Engine {
     pub(super) hub: Hub,
     pub(super) finder: Option<Finder>,
     pub(super) budgets: Budgets,
+    pub(super) bans: BanList,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -240,8 +204,8 @@ impl Engine {
             directory: Arc::new(Directory::default()),
             mailboxes: Arc::new(OnceLock::new()),
             reports: reports_in,
-            blocking: Blocking::start("files", FILE_THREADS).map_err(StartError::Thread)?,
-            keys: Blocking::start("keys", 1).map_err(StartError::Thread)?,
+            blocking: Blocking::start("files", FILE_THREADS_MAX).map_err(StartError::Thread)?,
+            keys: Keys::start().map_err(StartError::Thread)?,
         };
         let listeners = std::mem::take(&mut ports.listeners);
         let sockets = std::mem::take(&mut ports.datagram_sockets);
@@ -282,7 +246,7 @@ impl Engine {
             checker,
             checked: mpsc::channel(REPORTS_MAX),
             probed: mpsc::channel(REPORTS_MAX),
-            probes: Blocking::start("probe", PROBE_THREADS).map_err(StartError::Thread)?,
+            probes: Blocking::start("probe", PROBE_THREADS_MAX).map_err(StartError::Thread)?,
             trials: BTreeMap::new(),
             trackers,
             found,
@@ -291,6 +255,7 @@ impl Engine {
             hub,
             finder,
             budgets: Budgets::new(cores.len()),
+            bans: BanList::default(),
             retry,
             gone_count: 0,
         };

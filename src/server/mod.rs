@@ -5,6 +5,7 @@
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
 //! - [`magnets`]: links on their way to torrents.
+//! - `bans`: who is banned, in every torrent of every worker.
 //! - `ledger`: totals of torrents over all runs.
 //! - `outbox`: letters on their way to workers, one queue for each.
 //! - `retry`: torrents that their files failed, until they can go on.
@@ -14,6 +15,7 @@
 //!
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
+mod bans;
 mod budgets;
 mod dht;
 pub mod engine;

@@ -23,6 +23,10 @@ impl Engine {
                 self.torrents.get(&info_hash).filter(|torrent| torrent.home.is_some())?;
                 return self.fail(&info_hash, error, Some(*had));
             }
+            Report::Banned(offender, until) => {
+                self.on_ban(offender, until);
+                return None;
+            }
             Report::Removed(info_hash) => {
                 self.torrents.get_mut(&info_hash)?.is_leaving = false;
                 return None;

@@ -15,6 +15,7 @@ use crate::storage::recovery::{self, Had};
 use crate::storage::{Error, files, verify};
 use crate::sys::{clock, file::Identity};
 use crate::units::{Bitfield, InfoHash};
+use crate::worker::blocking::Lane;
 use crate::worker::mailbox::{Letter, TorrentState};
 
 /// The longest wait that failures in a row lead to, unless the first wait or the checks are longer.
@@ -31,9 +32,9 @@ const CHECK_SHARE_LATE: u32 = 100;
 /// the disks a few at a time.
 const TRIALS_PER_TICK: usize = 16;
 
-/// Threads for looking at the files of torrents in error. A mount that does not answer may hold all
-/// of them: then the others in error wait too, but nobody who is well.
-pub(super) const PROBE_THREADS: usize = 2;
+/// Threads for looking at the files of torrents in error: so many only while many disks hang. Those
+/// who are well have threads of their own.
+pub(super) const PROBE_THREADS_MAX: usize = 32;
 
 /// What a check found.
 pub(super) struct CheckResult {
@@ -295,6 +296,7 @@ impl Engine {
         if let Some(error) = shared {
             return drop(self.fail(&info_hash, error, None));
         }
+        let lane = Lane::of(&had.known, &content.save_path);
         let results = self.probed.0.clone();
         let job = Box::new(move || {
             // What was never found in this run is unknown to the probe, which would make it.
@@ -303,7 +305,7 @@ impl Engine {
             // If the engine has gone nobody wants the answer.
             let _ = results.blocking_send((info_hash, result));
         });
-        if self.probes.run(job).is_err() {
+        if self.probes.run(lane, job).is_err() {
             self.try_later(info_hash);
         }
     }
@@ -333,7 +335,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::metainfo::{CreateOptions, Metainfo, create};
-    use crate::server::engine::{Add, Past, Settings, Verify};
+    use crate::server::engine::{Add, Past, Verify};
+    use crate::server::settings::Settings;
     use crate::server::settings::settings;
 
     #[tokio::test]

@@ -118,7 +118,8 @@ pub async fn run(
         Ok(State::open(&paths.state)?)
     };
     let Some((state, stored)) = on_disk(open, stop.as_mut()).await? else { return Ok(()) };
-    let engine = Engine::start(settings)?;
+    let mut engine = Engine::start(settings)?;
+    engine.restore_bans(state.bans());
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
         Some(addr) => Some(Http::bind(addr).await.map_err(|reason| Error::Http { addr, reason })?),
@@ -409,6 +410,9 @@ impl Server {
             for warning in &metainfo.warnings {
                 tracing::info!(torrent = %metainfo.info_hash, %name, warning, "in the torrent");
             }
+            if let Some(renames) = metainfo.renames_told() {
+                tracing::warn!(torrent = %metainfo.info_hash, %name, "{renames}");
+            }
             let save_path = self.downloads.clone();
             let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
             let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
@@ -447,18 +451,24 @@ impl Server {
         self.registry.process().watch_files[counted].add(1);
     }
 
-    /// Has the totals written that have changed since, unless those before still wait: then these
-    /// have changed the next time, too.
+    /// Has new bans written, and the totals that have changed since, unless those before still wait:
+    /// then these have changed the next time, too.
     fn write_totals(&mut self) {
         let Some(place) = self.state.place_for_totals() else { return };
         self.has_news = false;
+        let bans = self.engine.take_fresh_bans();
+        if !bans.is_empty()
+            && let Err(error) = self.state.add_bans(bans)
+        {
+            tracing::warn!(%error, "bans are not written");
+        }
         let changed = self.ledger.take_changed();
         if !changed.is_empty() {
             place.put(changed);
         }
     }
 
-    fn set_gauges(&self) {
+    fn set_gauges(&mut self) {
         let mut counts = [0; TorrentState::ALL.len()];
         for (_, torrent) in self.engine.torrents() {
             counts[label(torrent.totals.state()) as usize] += 1;
@@ -468,7 +478,9 @@ impl Server {
         for &state in TorrentState::ALL {
             cells.torrents[state].set(counts[state as usize]);
         }
+        let banned_count = self.engine.banned_count(clock::now());
         let process = self.registry.process();
+        process.banned_peers.set(banned_count as u64);
         let trackers = self.engine.trackers();
         let counters = trackers.counters();
         process.announces_in_flight.set(counters.in_flight.load(Relaxed));

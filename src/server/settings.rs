@@ -3,19 +3,61 @@
 //! A checked [`Config`] enters, [`Settings`] leave. Invariant: every limit of the configuration has
 //! its effect here and nowhere else.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::engine::Settings;
 use crate::config::{self, Config, StorageMode};
+use crate::mse;
 use crate::storage::Mode;
 use crate::swarm::{self, choker::Slots};
 use crate::sys::net::Bind;
 use crate::tracker::{AddressPolicy, Cidr};
 
+/// How the engine is to be.
+#[derive(Clone)]
+pub struct Settings {
+    /// Addresses for peers to connect to.
+    pub listen: Vec<SocketAddr>,
+    /// Cores to run workers on; empty means all that the affinity mask allows.
+    pub cores: Vec<usize>,
+    /// Address or interface that outgoing connections leave from.
+    pub bind: Option<Bind>,
+    /// Connections in all.
+    pub connections_max: usize,
+    /// Memory for what is read from cold files, in bytes.
+    pub read_bytes_max: usize,
+    /// Memory for pieces that are being fetched, in bytes.
+    pub piece_bytes_max: u64,
+    /// How blocks reach the socket.
+    pub mode: Mode,
+    /// Whether sends may do without a copy.
+    pub zero_copy: bool,
+    /// Whether connections are encrypted.
+    pub encryption: mse::Policy,
+    /// How torrents are served and fetched.
+    pub torrent: swarm::Options,
+    /// Upload slots in all; `None` is unlimited.
+    pub slots: Option<u32>,
+    /// Upload rate in all, in bytes per second; `None` is unlimited.
+    pub up: Option<u64>,
+    /// Download rate in all, in bytes per second; `None` is unlimited.
+    pub down: Option<u64>,
+    /// Hash threads give way to everything else.
+    pub quiet_checks: bool,
+    /// How long a torrent that its files failed stands still before it is tried again.
+    pub retry: Duration,
+    /// Whether all tiers of trackers are announced to at once.
+    pub parallel_tiers: bool,
+    /// Names of nodes, `HOST:PORT`, to enter the DHT by; `None` if it is not used.
+    pub dht: Option<Vec<String>>,
+    /// Which addresses may be talked to.
+    pub policy: AddressPolicy,
+}
+
 /// Translates a configuration.
 pub fn settings(config: &Config) -> Settings {
     let limit = |value: u32| (value > 0).then_some(value);
-    let listen: Vec<_> = config.net.listen.iter().map(std::net::SocketAddr::ip).collect();
+    let listen: Vec<_> = config.net.listen.iter().map(SocketAddr::ip).collect();
     let allow: Vec<Cidr> =
         config.net.allow_local.iter().filter_map(|range| range.to_string().parse().ok()).collect();
     let policy = AddressPolicy::for_listen(&listen, &allow);

@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::engine::Settings;
 use super::ports;
+use super::settings::Settings;
 use crate::metrics::Registry;
 use crate::ring::{self, Driver, Uring};
 use crate::sys::net::{self, Bind};

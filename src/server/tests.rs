@@ -7,15 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use super::engine::{Add, Engine, Event, Past, Settings, Verify};
+use super::engine::{Add, Engine, Event, Past, Verify};
 use super::retry::Patience;
+use super::settings::Settings;
 use super::settings::settings;
 use crate::config::Config;
+use crate::control::state::StoredBan;
 use crate::metainfo::{CreateOptions, Metainfo, create};
 use crate::storage::Error;
 use crate::storage::recovery::Had;
+use crate::swarm::Offender;
 use crate::sys::{clock, process};
 use crate::units::{Bitfield, InfoHash};
+use crate::worker::blocking::Lane;
 
 /// How long anything may take here before it counts as never.
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -78,10 +82,10 @@ fn looks_at_failed_files_do_not_take_the_threads_of_others() {
         // Were there a thread for both, it would be one of these.
         let (until, hang) = sync_channel::<()>(0);
         let hang = std::sync::Arc::new(std::sync::Mutex::new(hang));
-        for _ in 0..super::engine::FILE_THREADS {
+        for device in 0..super::engine::FILE_THREADS_MAX {
             let hang = std::sync::Arc::clone(&hang);
             let job = Box::new(move || assert!(hang.lock().unwrap().recv().is_err()));
-            assert!(engine.shared.blocking.run(job).is_ok());
+            assert!(engine.shared.blocking.run(Lane::Device(device as u64), job).is_ok());
         }
         fail(&mut engine, &info_hash, error());
         assert!(matches!(next(&mut engine).await, Event::Checked { is_complete: true, .. }));
@@ -205,6 +209,31 @@ fn a_file_of_another_torrent_is_neither_written_nor_touched() {
         assert!(trials.is_err(), "{trials:?}");
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before, "it was touched");
         assert!(fs::read(&path).unwrap() == bytes, "it was written to");
+        engine.shutdown().await;
+    });
+}
+
+#[test]
+fn bans_of_an_earlier_run_go_on_for_as_long_as_they_have_left() {
+    block_on(async {
+        let mut engine = Engine::start(impatient()).unwrap();
+        let now = clock::wall_seconds();
+        let ban = |host: u8, until| StoredBan { ip: [20, 0, 0, host].into(), until };
+        // One that is over, and one that a clock set back has made endless.
+        engine.restore_bans(&[ban(1, now + 1000), ban(2, now - 1), ban(3, i64::MAX)]);
+        let at = |seconds| clock::now() + Duration::from_secs(seconds);
+        assert_eq!(engine.banned_count(at(0)), 2);
+        assert_eq!(engine.banned_count(at(1001)), 1);
+        assert_eq!(engine.banned_count(at(24 * 3600)), 0);
+        assert_eq!(engine.take_fresh_bans(), [], "the state knows them");
+        engine.on_ban(Offender::of("20.0.0.4:5".parse().unwrap()), at(100));
+        engine.on_ban(Offender::of("10.0.0.4:5".parse().unwrap()), at(100));
+        let fresh = engine.take_fresh_bans();
+        assert_eq!(fresh.len(), 1, "{fresh:?}");
+        assert!(
+            fresh[0].ip.to_string() == "20.0.0.4"
+                && (now + 98..=now + 101).contains(&fresh[0].until)
+        );
         engine.shutdown().await;
     });
 }

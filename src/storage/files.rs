@@ -4,14 +4,17 @@
 //! to stop. Everything here may block: it runs on the threads for files, never on a worker.
 //! Invariant: nothing is opened outside the save path, and no existing byte is changed.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::recovery::is_within;
 use super::{Content, Error, Mode};
 use crate::sys::file::{self, Access, Identity};
 use crate::sys::map::Mapping;
+use crate::units::Bitfield;
 
 /// Files below this length are read instead of mapped: a mapping would cost more than it saves.
 pub const MAP_LEN_MIN: u64 = 640 * 1024;
@@ -43,15 +46,17 @@ pub struct OpenFile {
 
 /// Opens all files of `content`, for serving or, with `fetch`, for writing too: then missing
 /// files are made and their space is reserved. Where `known` names a file (in the order of the
-/// layout), it has to be that one still, unchanged since it was verified.
+/// layout), it has to be that one still, unchanged since it was verified. Two names of one file are
+/// refused where pieces that are not in `have` would be written to either.
 pub fn open(
     content: &Content,
     fetch: bool,
     mode: Mode,
     known: &[Option<Identity>],
+    have: &Bitfield,
 ) -> Result<Opened, Error> {
     let mut grown = Vec::new();
-    let result = open_all(content, fetch, mode, known, &mut grown);
+    let result = open_all(content, fetch, mode, known, have, &mut grown);
     if result.is_err() {
         // What was reserved for a torrent that cannot be fetched is free again.
         for (file, len) in &grown {
@@ -67,6 +72,7 @@ fn open_all(
     fetch: bool,
     mode: Mode,
     known: &[Option<Identity>],
+    have: &Bitfield,
     grown: &mut Vec<(OwnedFd, u64)>,
 ) -> Result<Opened, Error> {
     let save_path = &content.save_path;
@@ -80,6 +86,7 @@ fn open_all(
     let root = file::open_root(save_path).map_err(failed("open", save_path))?;
     let mut opened = Opened { files: Vec::new(), is_writable: fetch, mapped_bytes: 0 };
     let mut mapping_count = 0;
+    let mut by_inode = HashMap::new();
     for (index, entry) in content.metainfo.layout.files().enumerate() {
         if !entry.is_on_disk() || (entry.len == 0 && !fetch) {
             opened.files.push(None);
@@ -94,6 +101,12 @@ fn open_all(
             same_file(entry.len.min(known.size), &path, &identity, known)?;
         }
         if fetch {
+            let lacks = !is_within(&entry, content.metainfo.geometry, have);
+            let one = by_inode.insert((identity.dev, identity.ino), (index, lacks));
+            if let Some((other, _)) = one.filter(|(_, lacked)| lacks || *lacked) {
+                let other = content.metainfo.layout.file(other).map(|it| it.path());
+                return Err(one_file(&path, &other.unwrap_or_default()));
+            }
             reserve(&fd, entry.len, &path)?;
             if identity.size < entry.len
                 && let Ok(file) = fd.try_clone()
@@ -129,6 +142,15 @@ fn open_all(
     Ok(opened)
 }
 
+/// Two names of a torrent that lead to one file.
+fn one_file(path: &Path, other: &Path) -> Error {
+    let reason = format!(
+        "it is the same file as {other:?} here (names that differ only in case, or a hard link), \
+         and both would be written to"
+    );
+    Error::Refused { path: path.display().to_string(), reason }
+}
+
 /// Makes sure that `len` bytes of the file have their place on the disk before any is written.
 fn reserve(fd: &OwnedFd, len: u64, path: &Path) -> Result<(), Error> {
     match file::reserve(fd.as_fd(), len) {
@@ -143,16 +165,20 @@ fn reserve(fd: &OwnedFd, len: u64, path: &Path) -> Result<(), Error> {
 
 /// Checks that the files by the torrent's names are still those that were opened. `identities` is
 /// what [`open`] found, in the order of the layout; with `only_names` their content may change, but
-/// not their length, which was set when they were opened.
+/// not their length, which was set when they were opened. Who they are now is given, in that order.
 pub fn still_there(
     content: &Content,
     identities: &[Option<Identity>],
     only_names: bool,
-) -> Result<(), Error> {
+) -> Result<Vec<Option<Identity>>, Error> {
     let root = file::open_root(&content.save_path)
         .map_err(|error| Error::from_io("open", &content.save_path, &error))?;
+    let mut now = Vec::with_capacity(identities.len());
     for (entry, known) in content.metainfo.layout.files().zip(identities) {
-        let Some(known) = known else { continue };
+        let Some(known) = known else {
+            now.push(None);
+            continue;
+        };
         let path = content.save_path.join(entry.path());
         let found = file::identity_at(root.as_fd(), &entry.path())
             .map_err(|error| Error::from_io("stat", &path, &error))?;
@@ -161,14 +187,19 @@ pub fn still_there(
             known.mtime_ns = found.mtime_ns;
         }
         same_file(entry.len, &path, &found, &known)?;
+        now.push(Some(found));
     }
-    Ok(())
+    Ok(now)
 }
 
 /// Checks, once the last piece is written, that every file is there by its name, the empty ones
-/// too, and is still the one that was opened (device, inode and length).
-pub fn all_there(content: &Content, identities: &[Option<Identity>]) -> Result<(), Error> {
-    still_there(content, identities, true)?;
+/// too, and is still the one that was opened (device, inode and length). Who they are now is given
+/// as by [`still_there`].
+pub fn all_there(
+    content: &Content,
+    identities: &[Option<Identity>],
+) -> Result<Vec<Option<Identity>>, Error> {
+    let now = still_there(content, identities, true)?;
     let empty = |entry: &crate::metainfo::File<'_>| entry.is_on_disk() && entry.len == 0;
     for entry in content.metainfo.layout.files().filter(empty) {
         let path = content.save_path.join(entry.path());
@@ -176,7 +207,7 @@ pub fn all_there(content: &Content, identities: &[Option<Identity>]) -> Result<(
             .and_then(|root| file::identity_at(root.as_fd(), &entry.path()))
             .map_err(|error| Error::from_io("stat", &path, &error))?;
     }
-    Ok(())
+    Ok(now)
 }
 
 /// Whether `found` is the file that was `known`, of at least `len` bytes.
@@ -228,19 +259,41 @@ mod tests {
         (dir, Content { metainfo, save_path })
     }
 
+    fn none(content: &Content) -> Bitfield {
+        Bitfield::none(content.metainfo.geometry.piece_count())
+    }
+
+    #[test]
+    fn two_names_of_one_file_are_refused_where_either_would_be_written_to() {
+        let (dir, content) = content_of(&[("a", 40_000), ("b", 40_000), ("c", 40_000)]);
+        let top = dir.path().join("top");
+        fs::remove_file(top.join("b")).unwrap();
+        fs::hard_link(top.join("a"), top.join("b")).unwrap();
+        let before = fs::read(top.join("a")).unwrap();
+        let refused = open(&content, true, Mode::Read, &[], &none(&content)).unwrap_err();
+        let sentence = refused.to_string();
+        assert!(matches!(refused, Error::Refused { .. }), "{sentence}");
+        assert!(sentence.contains("top/b") && sentence.contains("top/a"), "{sentence}");
+        assert!(fs::read(top.join("b")).unwrap() == before, "it was written to");
+        // Copies that are whole are served as they are, also while another file is fetched.
+        let all = Bitfield::all(content.metainfo.geometry.piece_count());
+        assert!(open(&content, true, Mode::Read, &[], &all).is_ok());
+        assert!(open(&content, false, Mode::Read, &[], &none(&content)).is_ok());
+    }
+
     #[test]
     fn only_the_files_that_were_checked_are_opened() {
         let (dir, content) = content_of(&[("a", 1000), ("b", 2000)]);
-        let opened = open(&content, false, Mode::Auto, &[]).unwrap();
+        let opened = open(&content, false, Mode::Auto, &[], &none(&content)).unwrap();
         let known: Vec<_> =
             opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
-        assert!(open(&content, false, Mode::Auto, &known).is_ok());
-        assert_eq!(still_there(&content, &known, false), Ok(()));
+        assert!(open(&content, false, Mode::Auto, &known, &none(&content)).is_ok());
+        assert!(still_there(&content, &known, false).is_ok());
         let path = dir.path().join("top/b");
         fs::rename(&path, dir.path().join("old")).unwrap();
         fs::write(&path, vec![8; 2000]).unwrap();
         for fetch in [false, true] {
-            let refused = open(&content, fetch, Mode::Auto, &known).unwrap_err();
+            let refused = open(&content, fetch, Mode::Auto, &known, &none(&content)).unwrap_err();
             assert!(matches!(refused, Error::Replaced { .. }), "{refused}");
         }
         for only_names in [false, true] {
@@ -251,7 +304,7 @@ mod tests {
     #[test]
     fn a_file_that_is_written_keeps_its_name_and_may_change_otherwise() {
         let (dir, content) = content_of(&[("a", 1000)]);
-        let opened = open(&content, true, Mode::Auto, &[]).unwrap();
+        let opened = open(&content, true, Mode::Auto, &[], &none(&content)).unwrap();
         let known: Vec<_> =
             opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
         let path = dir.path().join("top/a");
@@ -259,7 +312,7 @@ mod tests {
         let later = fs::metadata(&path).unwrap().modified().unwrap() + Duration::from_secs(2);
         fs::write(&path, vec![9; 1000]).unwrap();
         fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
-        assert_eq!(still_there(&content, &known, true), Ok(()));
+        assert!(still_there(&content, &known, true).is_ok());
         assert!(still_there(&content, &known, false).is_err());
         fs::write(&path, vec![9; 1500]).unwrap();
         assert!(still_there(&content, &known, true).is_err());
@@ -268,17 +321,17 @@ mod tests {
     #[test]
     fn before_a_torrent_is_complete_every_name_is_looked_at() {
         let (dir, content) = content_of(&[("a", 1000), ("empty", 0)]);
-        let opened = open(&content, true, Mode::Auto, &[]).unwrap();
+        let opened = open(&content, true, Mode::Auto, &[], &none(&content)).unwrap();
         let known: Vec<_> =
             opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
-        assert_eq!(all_there(&content, &known), Ok(()));
+        assert!(all_there(&content, &known).is_ok());
         for name in ["empty", "a"] {
             let (path, aside) = (dir.path().join("top").join(name), dir.path().join("aside"));
             fs::rename(&path, &aside).unwrap();
             assert!(matches!(all_there(&content, &known), Err(Error::Missing { .. })), "{name}");
             fs::rename(&aside, &path).unwrap();
         }
-        assert_eq!(all_there(&content, &known), Ok(()));
+        assert!(all_there(&content, &known).is_ok());
     }
 
     #[test]
@@ -288,7 +341,7 @@ mod tests {
         fs::write(top.join("a"), b"begun").unwrap();
         fs::remove_file(top.join("b")).unwrap();
         fs::create_dir(top.join("b")).unwrap();
-        assert!(open(&content, true, Mode::Auto, &[]).is_err());
+        assert!(open(&content, true, Mode::Auto, &[], &none(&content)).is_err());
         assert_eq!(fs::read(top.join("a")).unwrap(), b"begun");
     }
 

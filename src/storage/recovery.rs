@@ -40,7 +40,7 @@ pub struct Had {
 pub fn probe(content: &Content, had: &Had, fetch: bool) -> Result<(), Error> {
     look(content, had)?;
     let fetch = fetch && !had.have.is_complete();
-    let opened = files::open(content, fetch, Mode::Read, &[])?;
+    let opened = files::open(content, fetch, Mode::Read, &[], &had.have)?;
     let fds = || opened.files.iter().flatten().map(|file| &file.fd);
     // The page cache may hold what the disk refused to take: the check is to see the disk.
     for (fd, entry) in opened.files.iter().zip(content.metainfo.layout.files()) {
@@ -205,7 +205,7 @@ fn pieces_of(entry: &File<'_>, geometry: Geometry) -> impl Iterator<Item = Piece
 }
 
 /// Whether all of a file lies in pieces of `have`.
-fn is_within(entry: &File<'_>, geometry: Geometry, have: &Bitfield) -> bool {
+pub(super) fn is_within(entry: &File<'_>, geometry: Geometry, have: &Bitfield) -> bool {
     pieces_of(entry, geometry).all(|piece| have.has(piece))
 }
 

@@ -2,12 +2,13 @@
 //!
 //! Addresses enter with a moment, "is it banned?" leaves. A public IPv4 address is banned as it
 //! is, an IPv6 address with its /64, an address of local scope only together with its port (many
-//! peers can share one there). Invariant: at most [`BANS_MAX`] entries; nothing is banned longer
-//! than it was asked for.
+//! peers can share one there). A ban holds for every torrent: the swarms of a worker share one list,
+//! and the server has every worker's list hold what one of them found out. Invariant: at most
+//! [`BANS_MAX`] entries; nothing is banned longer than it was asked for.
 #![forbid(unsafe_code)]
 
 use super::options::BANS_MAX;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
@@ -39,34 +40,59 @@ pub fn is_local(ip: IpAddr) -> bool {
     }
 }
 
-#[derive(Default)]
-pub(super) struct Bans(BTreeMap<Offender, Instant>);
+/// Offenders, and until when they are banned.
+#[derive(Debug, Default)]
+pub struct Bans {
+    by_offender: BTreeMap<Offender, Instant>,
+    /// The same by when they end.
+    by_end: BTreeSet<(Instant, Offender)>,
+}
 
 impl Bans {
-    /// Bans an offender; false if it was banned already, and is for longer now.
-    pub(super) fn insert(&mut self, offender: Offender, until: Instant) -> bool {
-        if self.0.len() >= BANS_MAX && !self.0.contains_key(&offender) {
-            let first = self.0.iter().min_by_key(|&(_, &until)| until).map(|(&who, _)| who);
-            first.and_then(|who| self.0.remove(&who));
+    /// Bans an offender; a full list lets the ban go that would end first. False if it was banned
+    /// already: the longer time counts.
+    pub fn insert(&mut self, offender: Offender, until: Instant) -> bool {
+        let before = self.by_offender.get(&offender).copied();
+        if before.is_some_and(|before| before >= until) {
+            return false;
         }
-        self.0.insert(offender, until).is_none()
+        match before {
+            Some(before) => {
+                self.by_end.remove(&(before, offender));
+            }
+            None if self.by_offender.len() >= BANS_MAX => {
+                let first = self.by_end.pop_first();
+                first.and_then(|(_, who)| self.by_offender.remove(&who));
+            }
+            None => {}
+        }
+        self.by_offender.insert(offender, until);
+        self.by_end.insert((until, offender));
+        before.is_none()
     }
 
     /// Number of offenders.
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    pub fn len(&self) -> usize {
+        self.by_offender.len()
     }
 
-    pub(super) fn holds(&self, now: Instant, addr: SocketAddr) -> bool {
-        !self.0.is_empty() && self.0.get(&Offender::of(addr)).is_some_and(|&until| now < until)
+    /// Whether nobody is banned.
+    pub fn is_empty(&self) -> bool {
+        self.by_offender.is_empty()
     }
 
-    pub(super) fn expire(&mut self, now: Instant) {
-        self.0.retain(|_, until| now < *until);
+    /// Whether the peer at `addr` is banned.
+    pub fn holds(&self, now: Instant, addr: SocketAddr) -> bool {
+        !self.is_empty()
+            && self.by_offender.get(&Offender::of(addr)).is_some_and(|&until| now < until)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Offender, Instant)> + '_ {
-        self.0.iter().map(|(&who, &until)| (who, until))
+    /// Forgets bans that are over.
+    pub fn expire(&mut self, now: Instant) {
+        while self.by_end.first().is_some_and(|&(until, _)| until <= now) {
+            let over = self.by_end.pop_first();
+            over.and_then(|(_, who)| self.by_offender.remove(&who));
+        }
     }
 }
 
@@ -106,9 +132,27 @@ mod tests {
             let who = Offender::Host(IpAddr::V4((0x0100_0000 + number).into()));
             bans.insert(who, now + Duration::from_secs(u64::from(number) + 1));
         }
-        assert_eq!(bans.iter().count(), BANS_MAX);
+        assert_eq!(bans.len(), BANS_MAX);
         assert!(!bans.holds(now, "1.0.0.0:1".parse().unwrap()));
+        assert!(bans.holds(now, "1.0.0.1:1".parse().unwrap()));
+        bans.expire(now + Duration::from_secs(3));
+        assert_eq!(bans.len(), BANS_MAX - 2);
         bans.expire(now + BAN_TTL);
-        assert_eq!(bans.iter().count(), 0);
+        assert!(bans.is_empty() && bans.by_end.is_empty());
+    }
+
+    #[test]
+    fn of_two_bans_the_longer_one_counts() {
+        #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+        let now = Instant::now();
+        let (mut bans, addr) = (Bans::default(), "1.2.3.4:5".parse().unwrap());
+        let until = |seconds| now + Duration::from_secs(seconds);
+        assert!(bans.insert(Offender::of(addr), until(5)));
+        assert!(!bans.insert(Offender::of(addr), until(9)));
+        assert!(!bans.insert(Offender::of(addr), until(7)));
+        bans.expire(until(8));
+        assert!(bans.holds(until(8), addr));
+        assert!(!bans.holds(until(9), addr));
+        assert_eq!((bans.len(), bans.by_end.len()), (1, 1));
     }
 }

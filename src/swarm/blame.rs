@@ -14,6 +14,7 @@ use super::peer::Error;
 use super::{Action, BlockDigest, Offender, Swarm};
 use crate::units::PieceIndex;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// The blocks of one failed attempt, each with the number of who sent it.
@@ -107,16 +108,27 @@ impl Swarm {
 
     /// Bans, closes what is open, and forgets what was sent.
     pub fn ban_offender(&mut self, now: Instant, offender: Offender) {
-        let before = self.bans.len();
+        let until = now + BAN_TTL;
         // Several pieces may prove the same guilt.
-        if self.bans.insert(offender, now + BAN_TTL) {
+        if self.shared.ban(offender, until) {
             self.totals.banned += 1;
-            self.actions.push_back(Action::Ban(offender));
+            self.actions.push_back(Action::Ban(offender, until));
         }
-        self.shared.set_banned(before, self.bans.len());
-        self.contacts.forget_if(|addr| Offender::of(addr) == offender);
+        self.shun_banned(now);
+    }
+
+    /// Somebody was banned for what it sent to another swarm: it is done with here too.
+    pub fn handle_bans(&mut self, now: Instant) {
+        self.shun_banned(now);
+        self.settle(now);
+    }
+
+    /// Closes on whoever is banned, and forgets its addresses and blocks.
+    fn shun_banned(&mut self, now: Instant) {
+        let shared = Rc::clone(&self.shared);
+        self.contacts.forget_if(|addr| shared.is_banned(now, addr));
         for key in self.keys() {
-            if self.peer(key).is_some_and(|peer| Offender::of(peer.addr) == offender) {
+            if self.peer(key).is_some_and(|peer| shared.is_banned(now, peer.addr)) {
                 self.close(key, Error::Banned);
             }
         }
@@ -128,7 +140,7 @@ impl Swarm {
             for (index, slot) in (0u32..).zip(&partial.blocks) {
                 if let Slot::Stored(source) = slot
                     && let Some(origin) = partial.origins.get(usize::from(*source))
-                    && Offender::of(origin.addr) == offender
+                    && shared.is_banned(now, origin.addr)
                 {
                     tainted.push((piece, index));
                 }

@@ -70,7 +70,7 @@ impl Blocklist {
                 return Err(wrong());
             }
             let (first, last) = match range(&String::from_utf8_lossy(bytes)).ok_or_else(wrong)? {
-                Line::Range(first, last) => (first, last),
+                Line::Range(first, last) => canonical(first, last),
                 Line::Passed => continue,
             };
             let is_full = match (first, last) {
@@ -107,6 +107,14 @@ impl Blocklist {
     /// Ranges, once those that touch are one.
     pub fn range_count(&self) -> usize {
         self.v4.len() + self.v6.len()
+    }
+}
+
+/// A range of IPv4 addresses that are mapped into IPv6 is one of IPv4.
+fn canonical(first: IpAddr, last: IpAddr) -> (IpAddr, IpAddr) {
+    match (first.to_canonical(), last.to_canonical()) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (first.into(), last.into()),
+        _ => (first, last),
     }
 }
 
@@ -234,6 +242,10 @@ mod tests {
         }
         assert!(blocked("0.0.0.0/0", "255.255.255.255") && !blocked("0.0.0.0/0", "::1"));
         assert!(blocked("::/0", "::1") && !blocked("", "1.1.1.1"));
+        for list in ["::ffff:1.2.3.4", "::ffff:1.2.0.0/112", "x:::ffff:1.2.3.0-::ffff:1.2.3.9"] {
+            assert!(blocked(list, "1.2.3.4") && blocked(list, "::ffff:1.2.3.4"), "{list}");
+        }
+        assert!(!blocked("::ffff:1.2.0.0/112", "1.3.0.0") && !blocked("::/0", "1.1.1.1"));
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Swarm {
         if self.shared.blocks(init.addr.ip()) {
             return Err(Refused::Blocked);
         }
-        if self.bans.holds(now, init.addr) {
+        if self.shared.is_banned(now, init.addr) {
             return Err(Refused::Banned);
         }
         if local && !init.outgoing && !self.options.welcomes(init.addr.ip()) {
@@ -109,8 +109,10 @@ impl Swarm {
             }
             self.close(old, Error::Replaced);
         }
-        let from_there = || self.by_addr.keys().filter(|addr| addr.ip() == init.addr.ip()).count();
-        if !local && from_there() >= self.options.connections_per_ip_max {
+        let host = Offender::of(init.addr);
+        let is_of_host = |addr: &&SocketAddr| Offender::of(**addr) == host;
+        let from_there = || self.by_addr.keys().filter(is_of_host).count();
+        if !local && from_there() >= self.options.connections_per_host_max {
             return Err(Refused::FullForAddress);
         }
         // Those that give way are there until the turn ends.
@@ -177,7 +179,9 @@ impl Swarm {
         if lasted || peer.uploaded + peer.downloaded > 0 {
             self.contacts.worthwhile(addr);
         }
-        if self.is_complete() && peer.is_seed() {
+        if self.contacts.is_trying(addr) {
+            // What comes of that attempt is told when it ends.
+        } else if self.is_complete() && peer.is_seed() {
             self.contacts.is_seed(addr);
         } else {
             self.contacts.failed(now, addr);
@@ -212,8 +216,7 @@ impl Swarm {
         }
         for addr in addrs.iter().take(CONTACTS_MAX) {
             let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-            let may_try = self.options.may_try(source, addr.ip());
-            if may_try && !self.bans.holds(now, addr) && !self.by_addr.contains_key(&addr) {
+            if self.options.may_try(source, addr.ip()) && !self.by_addr.contains_key(&addr) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie, &self.shared);
             }

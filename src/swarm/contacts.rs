@@ -121,6 +121,11 @@ impl Contacts {
         self.trying
     }
 
+    /// Whether an attempt at `addr` is on its way: only its own end ends it.
+    pub(super) fn is_trying(&self, addr: SocketAddr) -> bool {
+        self.known.get(&addr).is_some_and(|contact| contact.state == State::Trying)
+    }
+
     /// How many addresses each source has named that are known now, in the order of
     /// [`Source::ALL`]; one that several have named counts for each.
     pub(super) fn by_source(&self) -> [usize; SOURCE_COUNT] {
@@ -146,7 +151,10 @@ impl Contacts {
         shared: &Shared,
     ) {
         let ip = addr.ip();
-        if addr.port() == 0 || ip.is_unspecified() || ip.is_multicast() || shared.refuses(addr) {
+        if addr.port() == 0 || ip.is_unspecified() || ip.is_multicast() {
+            return;
+        }
+        if shared.refuses(addr) || shared.is_banned(now, addr) {
             return;
         }
         if let Some(contact) = self.known.get_mut(&addr) {
@@ -199,7 +207,9 @@ impl Contacts {
     /// A peer that connected to us can be met at `addr`.
     pub(super) fn met(&mut self, now: Instant, addr: SocketAddr, tie: u32, shared: &Shared) {
         self.insert(now, Source::Incoming, addr, tie, shared);
-        self.connected(addr);
+        if !self.is_trying(addr) {
+            self.connected(addr);
+        }
     }
 
     /// The next address to connect to now, within all budgets; it counts as being tried.
@@ -212,6 +222,10 @@ impl Contacts {
             let &(_, rank, addr) = due.min_by_key(|(_, rank, _)| *rank)?;
             if shared.refuses(addr) {
                 self.useless(addr);
+                continue;
+            }
+            if shared.is_banned(now, addr) {
+                self.forget(addr);
                 continue;
             }
             if self.budget_at.is_none_or(|at| now >= at) {

@@ -42,12 +42,9 @@ impl Swarm {
             peer.late.remove(at);
         } else {
             peer.unrequested += 1;
-            self.totals.discarded += u64::from(block.len);
-            return if peer.unrequested > UNREQUESTED_MAX {
-                Err(Error::Unrequested)
-            } else {
-                Ok(Payload::Discard)
-            };
+            let is_too_many = peer.unrequested > UNREQUESTED_MAX;
+            self.count_discarded(block);
+            return if is_too_many { Err(Error::Unrequested) } else { Ok(Payload::Discard) };
         }
         peer.last_block_at = now;
         let index = Self::block_index(block);
@@ -57,7 +54,7 @@ impl Swarm {
             Some(Slot::Asked(askers)) => Some(askers),
             Some(Slot::Free) => None,
             _ => {
-                self.totals.discarded += u64::from(block.len);
+                self.count_discarded(block);
                 self.release(key, block);
                 self.refill(now, key);
                 self.settle(now);
@@ -71,6 +68,10 @@ impl Swarm {
         }
         self.settle(now);
         Ok(if is_in_place { Payload::AcceptInPlace } else { Payload::Accept })
+    }
+
+    fn count_discarded(&self, block: Block) {
+        self.shared.count(|counted| counted.bytes_discarded += u64::from(block.len));
     }
 
     /// Whether `block` is still the one that the peer brings.
@@ -102,7 +103,7 @@ impl Swarm {
     }
 
     /// Has the peer looked at again, for there may be room in its pipeline.
-    fn rest_soon(&mut self, key: PeerKey) {
+    pub(super) fn rest_soon(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(key.0 as usize)
             && !peer.idle
         {
@@ -122,7 +123,7 @@ impl Swarm {
         }
         peer.last_heard_at = now;
         peer.last_block_at = now;
-        self.totals.discarded += u64::from(block.len);
+        self.count_discarded(block);
         self.unreceive(key, block);
         self.refill(now, key);
         self.settle(now);

@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 use super::Swarm;
-use super::options::{ALLOWED_FAST_MAX, NUISANCES_PER_SECOND_MAX, STATE_CHANGES_PER_SECOND_MAX};
+use super::options::{
+    ALLOWED_FAST_MAX, NUISANCES_PER_SECOND_MAX, STATE_CHANGES_PER_SECOND_MAX, UNCHOKE_INTERVAL,
+};
 use super::peer::{Error, PeerKey, Pieces};
 use crate::units::{Bitfield, PieceIndex};
 use crate::wire::Message;
@@ -91,15 +93,34 @@ impl Swarm {
         let Some(peer) = self.peer_mut(key) else {
             return Ok(());
         };
-        peer.peer_choking = choking;
-        if choking {
-            self.take_back_all(key, true);
-        } else {
-            peer.refused.clear();
-            peer.pipeline.restart();
+        if !choking {
+            self.take_unchoke(now, key);
+            return Ok(());
         }
-        self.refill(now, key);
+        peer.unchoke_due = false;
+        if !std::mem::replace(&mut peer.peer_choking, true) {
+            self.take_back_all(key, true);
+            self.refill(now, key);
+        }
         Ok(())
+    }
+
+    /// The peer unchokes us: everything is asked of it anew. What it says so soon after the last
+    /// time is taken up by the clock of seconds, so that it cannot have that done all the time.
+    pub(super) fn take_unchoke(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peer_mut(key).filter(|peer| peer.peer_choking) else {
+            return;
+        };
+        let since = peer.peer_unchoked_at.map(|at| now.saturating_duration_since(at));
+        peer.unchoke_due = since.is_some_and(|since| since < UNCHOKE_INTERVAL);
+        if peer.unchoke_due {
+            return;
+        }
+        peer.peer_unchoked_at = Some(now);
+        peer.peer_choking = false;
+        peer.refused.clear();
+        peer.pipeline.restart();
+        self.refill(now, key);
     }
 
     fn on_interest(&mut self, now: Instant, key: PeerKey, interested: bool) -> Result<(), Error> {

@@ -53,9 +53,11 @@ mod upload;
 #[cfg(test)]
 mod exchange_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;
 
-pub use bans::{Offender, is_local};
+pub use bans::{Bans, Offender, is_local};
 pub use blocklist::{BLOCKLIST_LINE_LEN_MAX, BLOCKLIST_RANGES_MAX, Blocklist, BlocklistError};
 pub use contacts::{SOURCE_COUNT, Source};
 pub use destinations::{PER_HOST_MAX, PER_NET_MAX};
@@ -70,7 +72,6 @@ pub use turnover::{IdlePeer, TURNOVER_PAUSE, TURNOVER_SHARE};
 use crate::rate::Meter;
 use crate::units::{Bitfield, Block, Geometry, PeerId, PieceIndex};
 use availability::Availability;
-use bans::Bans;
 use blame::Suspects;
 use choker::{Candidate, Rechoke, Slots};
 use contacts::Contacts;
@@ -105,8 +106,10 @@ pub enum Action {
     },
     /// Forget the data of the piece that is not verified.
     Discard(PieceIndex),
-    /// The offender is banned for [`BAN_TTL`]; its connections here get a `Close` of their own.
-    Ban(Offender),
+    /// The offender is banned until then ([`BAN_TTL`]), with every swarm of this worker; its
+    /// connections here get a `Close` of their own, those with others end by their
+    /// [`Swarm::handle_bans`].
+    Ban(Offender, Instant),
     /// The last piece is stored.
     Finished,
 }
@@ -152,7 +155,6 @@ pub struct Swarm {
     listening: BTreeMap<SocketAddr, u32>,
     counts: Counts,
     contacts: Contacts,
-    bans: Bans,
     /// Bytes that an address got on connections that are gone.
     recent: BTreeMap<Offender, (u64, Instant)>,
 
@@ -226,7 +228,6 @@ impl Swarm {
             listening: BTreeMap::new(),
             counts: Counts::default(),
             contacts: Contacts::default(),
-            bans: Bans::default(),
             recent: BTreeMap::new(),
             partials: BTreeMap::new(),
             in_place_count: 0,
@@ -361,12 +362,10 @@ fn key_of(slot: usize) -> PeerKey {
 }
 
 impl Drop for Swarm {
-    /// Slots of the worker that its peers held, and memory of its pieces, are free again; its bans
-    /// count no longer.
+    /// Slots of the worker that its peers held, and memory of its pieces, are free again.
     fn drop(&mut self) {
         let left = self.shared.unchoked.get().saturating_sub(self.counts.unchoked);
         self.shared.unchoked.set(left);
-        self.shared.set_banned(self.bans.len(), 0);
         let len = |piece| u64::from(self.geometry.piece_len(piece));
         let in_memory = self.partials.iter().filter(|(_, partial)| !partial.is_in_place);
         let held: u64 = in_memory.map(|(&piece, _)| len(piece)).sum();

@@ -4,7 +4,7 @@
 //! are no setting are constants here.
 #![forbid(unsafe_code)]
 
-use super::bans::is_local;
+use super::bans::{Bans, Offender, is_local};
 use super::blocklist::Blocklist;
 use super::choker::{Choker, Phase, Slots, default_of};
 use super::contacts::Source;
@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 
 /// Addresses of one torrent that are remembered without being connected.
 pub const CONTACTS_MAX: usize = 2000;
-/// Banned addresses that one swarm remembers; the one that would expire first makes room.
-pub const BANS_MAX: usize = 4096;
+/// Banned addresses that are remembered for all torrents; the one that would expire first makes
+/// room.
+pub const BANS_MAX: usize = 16 * 1024;
 /// How long a ban lasts.
 pub const BAN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Outgoing connections that one swarm starts per second.
@@ -55,8 +56,14 @@ pub const RANDOM_FIRST_PIECES: u32 = 4;
 pub const CONTROL_LEN_MAX: usize = 256 * 1024;
 /// Messages of no use (repeats, cancels of nothing, signs of life) per second, over ten seconds.
 pub const NUISANCES_PER_SECOND_MAX: u32 = 200;
+/// Requests taken back while they wait per second, over ten seconds: four times all that may wait.
+/// The end of a torrent takes back each request once, and whoever plays a file while it comes takes
+/// them all back with each jump.
+pub const CANCELS_PER_SECOND_MAX: u32 = 820;
 /// Changes of choke and interest of one peer per second.
 pub const STATE_CHANGES_PER_SECOND_MAX: u32 = 100;
+/// Between two unchokes of one peer that we go by: each has everything asked of it anew.
+pub const UNCHOKE_INTERVAL: Duration = Duration::from_secs(1);
 /// Requests that are no use to anybody: too long, for pieces we lack, while choked.
 pub const INVALID_REQUESTS_MAX: u32 = 300;
 /// How long after our choke requests that were on their way are no offence.
@@ -129,8 +136,10 @@ pub struct Options {
     pub down: Option<u64>,
     /// Connected peers.
     pub connections_max: usize,
-    /// Connected peers of one public address.
-    pub connections_per_ip_max: usize,
+    /// Connected peers of one public host: an IPv4 address, or a /64 of IPv6, which one machine has
+    /// to itself. One would do for most; a few are for those who share an address and want the same
+    /// torrent: a household, a provider's translator, a rented server with many users.
+    pub connections_per_host_max: usize,
     /// Which loopback and private addresses are welcome; `None` for all. They are told apart by
     /// address and port.
     pub local: Option<AddressPolicy>,
@@ -188,7 +197,7 @@ impl Default for Options {
             up: None,
             down: None,
             connections_max: 10_000,
-            connections_per_ip_max: 8,
+            connections_per_host_max: 4,
             local: None,
             partial_pieces_max: 64,
             snub_timeout: Duration::from_secs(30),
@@ -231,8 +240,8 @@ pub struct Shared {
     blocklist: RefCell<Option<Arc<Blocklist>>>,
     /// Where we can be reached ourselves.
     own_addrs: RefCell<Vec<SocketAddr>>,
-    /// Bans that its swarms hold; the swarms keep it.
-    banned: Cell<usize>,
+    /// Who is banned, by whichever swarm of whichever worker.
+    bans: RefCell<Bans>,
 }
 
 /// What the swarms of one worker count together, since its start: no torrent that goes takes its
@@ -249,6 +258,9 @@ pub struct Counted {
     pub requests_invalid: u64,
     /// Rounds of chokers.
     pub choker_rounds: u64,
+    /// Payload bytes of blocks that were dropped: those that came twice or too late, and those that
+    /// nobody asked for.
+    pub bytes_discarded: u64,
 }
 
 impl Shared {
@@ -266,18 +278,29 @@ impl Shared {
             destinations: RefCell::default(),
             blocklist: RefCell::default(),
             own_addrs: RefCell::default(),
-            banned: Cell::new(0),
+            bans: RefCell::default(),
         })
     }
 
-    /// Bans that the worker's swarms hold.
-    pub fn banned_count(&self) -> usize {
-        self.banned.get()
+    /// Bans an offender; false if it was banned already. Its peers stay until
+    /// [`super::Swarm::handle_bans`] is called.
+    pub fn ban(&self, offender: Offender, until: Instant) -> bool {
+        self.bans.borrow_mut().insert(offender, until)
     }
 
-    /// One swarm held `before` bans and holds `after` now.
-    pub(super) fn set_banned(&self, before: usize, after: usize) {
-        self.banned.set((self.banned.get() + after).saturating_sub(before));
+    /// Whether the peer at `addr` is banned.
+    pub fn is_banned(&self, now: Instant, addr: SocketAddr) -> bool {
+        self.bans.borrow().holds(now, addr)
+    }
+
+    /// Offenders that are banned.
+    pub fn banned_count(&self) -> usize {
+        self.bans.borrow().len()
+    }
+
+    /// Forgets bans that are over.
+    pub(super) fn expire_bans(&self, now: Instant) {
+        self.bans.borrow_mut().expire(now);
     }
 
     /// Changes whom its swarms have nothing to do with. Those that are connected stay until

@@ -56,8 +56,8 @@ pub enum Refused {
     /// All places are taken.
     #[error("the torrent has as many connections as it may have")]
     Full,
-    /// As many peers of this address are connected as may be.
-    #[error("the address has as many connections as it may have")]
+    /// As many peers of this host are connected as may be.
+    #[error("the host has as many connections as it may have")]
     FullForAddress,
     /// Loopback and private addresses are not welcome here.
     #[error("the address is local, and net.allow_local does not open it")]
@@ -127,6 +127,9 @@ pub enum Error {
     /// Too many messages without use.
     #[error("too many messages of no use")]
     NuisanceFlood,
+    /// Takes back what it asks for, again and again.
+    #[error("requests are made and taken back too often")]
+    CancelFlood,
     /// Control messages pile up because it does not read.
     #[error("the peer does not read")]
     NotReading,
@@ -178,6 +181,7 @@ impl Error {
             Self::Rejects => "rejects",
             Self::StateFlood => "state_flood",
             Self::NuisanceFlood => "nuisance_flood",
+            Self::CancelFlood => "cancel_flood",
             Self::NotReading => "not_reading",
             Self::BlockStalled => "block_stalled",
             Self::Withholding => "withholding",
@@ -252,6 +256,9 @@ pub(super) struct Peer {
     pub(super) am_choking: bool,
     pub(super) am_interested: bool,
     pub(super) peer_choking: bool,
+    /// When it last unchoked us, and whether it has since and that is not taken up yet.
+    pub(super) peer_unchoked_at: Option<Instant>,
+    pub(super) unchoke_due: bool,
     pub(super) peer_interested: bool,
     pub(super) optimistic: bool,
     pub(super) unchoked_at: Option<Instant>,
@@ -314,6 +321,7 @@ pub(super) struct Peer {
     pub(super) state_changes: u32,
     pub(super) state_changes_since: Instant,
     pub(super) nuisances: u32,
+    pub(super) cancels: u32,
     pub(super) invalid_requests: u32,
     pub(super) choked_requests: u32,
     pub(super) unrequested: u32,
@@ -338,6 +346,8 @@ impl Peer {
             am_choking: true,
             am_interested: false,
             peer_choking: true,
+            peer_unchoked_at: None,
+            unchoke_due: false,
             peer_interested: false,
             optimistic: false,
             unchoked_at: None,
@@ -384,6 +394,7 @@ impl Peer {
             state_changes: 0,
             state_changes_since: now,
             nuisances: 0,
+            cancels: 0,
             invalid_requests: 0,
             choked_requests: 0,
             unrequested: 0,

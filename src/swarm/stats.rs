@@ -6,7 +6,7 @@
 use super::choker::Phase;
 use super::contacts::{SOURCE_COUNT, Source};
 use super::peer::{Peer, PeerKey};
-use super::{Offender, Swarm, key_of};
+use super::{Swarm, key_of};
 use crate::units::{Bitfield, PeerId};
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -18,8 +18,6 @@ pub struct Totals {
     pub uploaded: u64,
     /// Payload bytes stored.
     pub downloaded: u64,
-    /// Payload bytes announced that were dropped: duplicates, late or unrequested blocks.
-    pub discarded: u64,
     /// Payload bytes of pieces whose hash was wrong.
     pub corrupt: u64,
     /// Pieces whose hash was wrong.
@@ -184,11 +182,6 @@ impl Swarm {
     /// The peers, in the order of their keys.
     pub fn peers(&self) -> impl Iterator<Item = PeerKey> + '_ {
         self.peers.iter().map(|(slot, _)| key_of(slot))
-    }
-
-    /// The bans and when they end.
-    pub fn bans(&self) -> impl Iterator<Item = (Offender, Instant)> + '_ {
-        self.bans.iter()
     }
 
     /// Pieces that no connected peer and we do not have: while there are some, the torrent cannot

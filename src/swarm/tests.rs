@@ -2,31 +2,31 @@
 
 use super::*;
 use crate::units::{BLOCK_LEN, InfoHash};
-use crate::wire::{Decoder, Incoming, Message};
+use crate::wire::{Decoder, ExtensionHandshake, Incoming, Message};
 use std::time::Duration;
 
-const PIECES: u32 = 8;
+pub(super) const PIECES: u32 = 8;
 
-struct Pair {
-    swarm: Swarm,
-    key: PeerKey,
-    now: Instant,
+pub(super) struct Pair {
+    pub(super) swarm: Swarm,
+    pub(super) key: PeerKey,
+    pub(super) now: Instant,
 }
 
-fn piece(index: u32) -> PieceIndex {
+pub(super) fn piece(index: u32) -> PieceIndex {
     PieceIndex(index)
 }
 
-fn block(index: u32, number: u32) -> Block {
+pub(super) fn block(index: u32, number: u32) -> Block {
     Block { piece: piece(index), begin: number * BLOCK_LEN, len: BLOCK_LEN }
 }
 
-fn init(port: u16, id: u8, outgoing: bool) -> PeerInit {
+pub(super) fn init(port: u16, id: u8, outgoing: bool) -> PeerInit {
     let addr = SocketAddr::from(([20, 0, 0, id], port));
     PeerInit { addr, peer_id: PeerId([id; 20]), fast: true, extensions: true, outgoing }
 }
 
-fn pair(have: Bitfield, options: Options) -> Pair {
+pub(super) fn pair(have: Bitfield, options: Options) -> Pair {
     #[expect(clippy::disallowed_methods, reason = "any moment will do")]
     let now = Instant::now();
     let geometry = Geometry::new(u64::from(PIECES * 4 * BLOCK_LEN), 4 * BLOCK_LEN).unwrap();
@@ -37,12 +37,12 @@ fn pair(have: Bitfield, options: Options) -> Pair {
 }
 
 impl Pair {
-    fn say(&mut self, message: Message<'_>) -> Result<(), Error> {
+    pub(super) fn say(&mut self, message: Message<'_>) -> Result<(), Error> {
         self.swarm.handle_message(self.now, self.key, message)
     }
 
     /// What is sent to the peer: messages as text, and blocks.
-    fn hear(&mut self) -> (Vec<String>, Vec<Block>) {
+    pub(super) fn hear(&mut self) -> (Vec<String>, Vec<Block>) {
         let (mut control, mut blocks) = (Vec::new(), Vec::new());
         while self.swarm.poll_transmit(self.now, self.key, 1 << 20, &mut control, &mut blocks) {}
         let mut texts = Vec::new();
@@ -57,7 +57,7 @@ impl Pair {
         (texts, blocks)
     }
 
-    fn serving(options: Options) -> Self {
+    pub(super) fn serving(options: Options) -> Self {
         let mut pair = pair(Bitfield::all(PIECES), options);
         pair.say(Message::HaveNone).unwrap();
         pair.say(Message::Interested).unwrap();
@@ -65,7 +65,7 @@ impl Pair {
     }
 
     /// A swarm that lacks everything, and a peer that gives.
-    fn fetching() -> Self {
+    pub(super) fn fetching() -> Self {
         let mut pair = pair(Bitfield::none(PIECES), Options::default());
         pair.say(Message::HaveAll).unwrap();
         pair.say(Message::Unchoke).unwrap();
@@ -224,6 +224,22 @@ fn requests_while_choked_are_rejected_then_close() {
 }
 
 #[test]
+fn an_attempt_counts_until_it_ends() {
+    let mut pair = pair(Bitfield::none(PIECES), Options::default());
+    let addr = SocketAddr::from(([20, 0, 0, 2], 7000));
+    pair.swarm.handle_contacts(pair.now, Source::Tracker, &[addr]);
+    assert_eq!(pair.swarm.contacts.trying_count(), 1);
+    // Somebody who came from there says meanwhile that this is where it listens, and leaves.
+    let theirs = ExtensionHandshake { p: Some(7000), ..ExtensionHandshake::default() };
+    pair.say(Message::Extended { id: 0, payload: &theirs.encode() }).unwrap();
+    assert_eq!(pair.swarm.contacts.trying_count(), 1);
+    pair.swarm.handle_disconnected(pair.now, pair.key);
+    assert_eq!(pair.swarm.contacts.trying_count(), 1);
+    pair.swarm.handle_connect_failed(pair.now, addr);
+    assert_eq!(pair.swarm.contacts.trying_count(), 0);
+}
+
+#[test]
 fn a_ban_is_told_and_counted_once_until_it_is_over() {
     let mut pair = Pair::fetching();
     let shared = Rc::clone(&pair.swarm.shared);
@@ -233,14 +249,14 @@ fn a_ban_is_told_and_counted_once_until_it_is_over() {
         pair.swarm.ban_offender(pair.now, who);
     }
     let told = std::iter::from_fn(|| pair.swarm.poll_action());
-    assert_eq!(told.filter(|action| matches!(action, Action::Ban(_))).count(), 2);
+    assert_eq!(told.filter(|action| matches!(action, Action::Ban(..))).count(), 2);
     assert_eq!(shared.banned_count(), 2);
     pair.now += BAN_TTL + choker::ROUND;
     pair.swarm.handle_timeout(pair.now);
     assert_eq!(shared.banned_count(), 0);
     pair.swarm.ban_offender(pair.now, offender);
     drop(pair);
-    assert_eq!(shared.banned_count(), 0);
+    assert_eq!(shared.banned_count(), 1, "it outlasts the torrent");
 }
 
 #[test]

@@ -64,6 +64,9 @@ impl Swarm {
         for key in self.keys() {
             if let Some(peer) = self.peer_mut(key) {
                 peer.pipeline.handle_second(!peer.asked.is_empty());
+                if peer.unchoke_due {
+                    self.take_unchoke(now, key);
+                }
             }
             self.check_progress(now, key);
         }
@@ -142,6 +145,8 @@ impl Swarm {
         }
         self.release(key, block);
         self.wake(key);
+        // With the last one nothing is left whose coming would have it asked for more.
+        self.rest_soon(key);
     }
 
     /// Nothing is received from the peer for now: what it owes us is not late through its fault.
@@ -225,6 +230,7 @@ impl Swarm {
                 continue;
             };
             peer.nuisances = 0;
+            peer.cancels = 0;
             peer.refused.clear();
             let silent_for = now.saturating_duration_since(peer.last_heard_at);
             if silent_for >= inactive && peer.paused_at.is_none() {
@@ -236,9 +242,7 @@ impl Swarm {
                 self.wake(key);
             }
         }
-        let banned_before = self.bans.len();
-        self.bans.expire(now);
-        self.shared.set_banned(banned_before, self.bans.len());
+        self.shared.expire_bans(now);
         self.recent.retain(|_, (_, until)| now < *until);
         if !self.peers.is_empty() {
             self.redistribute(now);

@@ -6,7 +6,10 @@
 #![forbid(unsafe_code)]
 
 use super::Swarm;
-use super::options::{CHOKED_REQUESTS_GRACE, CONTROL_LEN_MAX, INVALID_REQUESTS_MAX};
+use super::message::NUISANCE_SECONDS;
+use super::options::{
+    CANCELS_PER_SECOND_MAX, CHOKED_REQUESTS_GRACE, CONTROL_LEN_MAX, INVALID_REQUESTS_MAX,
+};
 use super::peer::{Error, PeerKey};
 use super::queue::Push;
 use super::throttle::Wait;
@@ -66,7 +69,12 @@ impl Swarm {
             return Ok(());
         };
         if peer.queue.cancel(hash_key, block) {
+            peer.cancels += 1;
+            let is_flood = peer.cancels > CANCELS_PER_SECOND_MAX * NUISANCE_SECONDS;
             self.shared.count(|counted| counted.requests_cancelled += 1);
+            if is_flood {
+                return Err(Error::CancelFlood);
+            }
             // BEP 6: every request is answered, a cancelled one by a reject.
             return self.reject(key, block);
         }

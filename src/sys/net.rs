@@ -506,6 +506,23 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_lets_so_many_wait() {
+        let listener = listen(&ANY_PORT).unwrap();
+        // SAFETY: all its fields are numbers.
+        let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+        let mut len = libc::socklen_t::try_from(size_of_val(&info)).unwrap();
+        let (fd, place) = (listener.as_raw_fd(), (&raw mut info).cast());
+        // SAFETY: both live during the call, and the length is that of the place.
+        let result =
+            unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut len) };
+        check(result).unwrap();
+        let system = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+        let most: u32 = system.trim().parse().unwrap();
+        // Of a listener this field tells the limit, as ss(8) shows it.
+        assert_eq!(info.tcpi_sacked, u32::try_from(BACKLOG).unwrap().min(most));
+    }
+
+    #[test]
     fn another_program_on_the_port_is_named() {
         let other = TcpListener::bind(ANY_PORT).unwrap();
         let addr = other.local_addr().unwrap();

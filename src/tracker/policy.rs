@@ -114,6 +114,8 @@ impl AddressPolicy {
     }
 
     fn is_listed(&self, ip: IpAddr, plain: IpAddr) -> bool {
+        // What is mapped into IPv6 is IPv4, and nothing else.
+        let ip = ip.to_canonical();
         self.allow.iter().any(|range| range.contains(ip) || range.contains(plain))
     }
 }
@@ -160,14 +162,18 @@ impl FromStr for Cidr {
         };
         let base: IpAddr = base.parse().map_err(|_| error())?;
         let prefix_max = if base.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
+        let prefix: u8 = match prefix {
             Some(bits) => bits.parse().map_err(|_| error())?,
             None => prefix_max,
         };
         if prefix > prefix_max {
             return Err(error());
         }
-        Ok(Self { base, prefix })
+        Ok(match (base.to_canonical(), prefix.checked_sub(96)) {
+            // A range of addresses that are mapped into IPv6 is one of IPv4.
+            (v4 @ IpAddr::V4(_), Some(prefix)) if base.is_ipv6() => Self { base: v4, prefix },
+            _ => Self { base, prefix },
+        })
     }
 }
 
@@ -360,6 +366,12 @@ mod tests {
         assert_eq!(judge(&listed, "10.1.255.255"), Ok(()));
         assert_eq!(judge(&listed, "::ffff:10.1.0.1"), Ok(()));
         assert_eq!(judge(&listed, "10.2.0.0"), Err(Reason::Private));
+        let mapped = AddressPolicy::for_listen(&[], &["::ffff:10.1.0.0/112".parse().unwrap()]);
+        let v6 = AddressPolicy::for_listen(&[], &["::/0".parse().unwrap()]);
+        for ip in ["10.1.2.3", "::ffff:10.1.2.3"] {
+            assert_eq!(judge(&mapped, ip), Ok(()), "{ip}");
+            assert_eq!(judge(&v6, ip), Err(Reason::Private), "{ip}");
+        }
     }
 
     #[test]

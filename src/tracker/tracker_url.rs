@@ -82,6 +82,10 @@ impl TrackerUrl {
             Protocol::Udp => format!("{host}{}", path_and_query(&url)),
             Protocol::Http | Protocol::Https => String::from(url),
         };
+        // What is not ASCII takes three times as many bytes by now.
+        if text.len() > URL_LEN_MAX {
+            return Err(UrlError::Unreadable);
+        }
         Ok(Self { text: text.into(), host: host.into(), protocol })
     }
 
@@ -226,6 +230,10 @@ mod tests {
         }
         let long = format!("http://t.example/{}", "x".repeat(URL_LEN_MAX));
         assert_eq!(TrackerUrl::parse(&long), Err(UrlError::Unreadable));
+        let stretched = |count| format!("http://t/{}", "é".repeat(count));
+        assert!(TrackerUrl::parse(&stretched(339)).is_ok());
+        let longer = TrackerUrl::parse(&stretched(340));
+        assert_eq!(longer, Err(UrlError::Unreadable), "as it would be sent");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::metrics::{
     AcceptResult, Direction, DisconnectReason, Encryption, HandoverResult, HandshakeResult,
 };
 use crate::ring::{Driver, Op, Pool, Tag};
-use crate::swarm::{PeerInit, PeerKey, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
+use crate::swarm::{PeerInit, Refused, TURNOVER_PAUSE, TURNOVER_SHARE};
 use crate::sys::net;
 use crate::units::InfoHash;
 use crate::wire::{Decoder, Handshake, HandshakeReader, Limits};
@@ -215,50 +215,6 @@ impl<D: Driver> Worker<D> {
         self.operate(Target::Connect(key), Op::Connect { socket, addr });
     }
 
-    /// Whether a torrent may have more connections as far as it is concerned itself.
-    fn may_meet_peers(&self, subject: Subject) -> bool {
-        match subject {
-            Subject::Torrent(key) => self.torrents.get(key).is_some_and(|it| !it.has_failed()),
-            Subject::Magnet(key) => self.magnets.get(key).is_some() && self.has_room_for_magnets(),
-        }
-    }
-
-    fn connect_failed(&mut self, torrent: Subject, addr: SocketAddr) {
-        match torrent {
-            Subject::Torrent(key) => {
-                if let Some(torrent) = self.torrents.get_mut(key) {
-                    torrent.swarm.handle_connect_failed(self.now, addr);
-                }
-            }
-            Subject::Magnet(key) => {
-                if let Some(magnet) = self.magnets.get_mut(key) {
-                    magnet.swarm.handle_connect_failed(self.now, addr);
-                }
-            }
-        }
-        self.touch_subject(torrent);
-    }
-
-    fn touch_subject(&mut self, subject: Subject) {
-        match subject {
-            Subject::Torrent(key) => self.touch_torrent(key),
-            Subject::Magnet(key) => self.touch_magnet(key),
-        }
-    }
-
-    /// What a handshake with this info-hash is about, if that is at home here.
-    fn subject_of(&self, info_hash: &InfoHash) -> Option<Subject> {
-        let torrent = self.by_hash.get(info_hash).copied().map(Subject::Torrent);
-        torrent.or_else(|| self.magnets.find(info_hash).map(Subject::Magnet))
-    }
-
-    fn info_hash_of(&self, subject: Subject) -> Option<InfoHash> {
-        match subject {
-            Subject::Torrent(key) => self.torrents.get(key).map(|it| it.info_hash),
-            Subject::Magnet(key) => self.magnets.get(key).map(|it| it.info_hash),
-        }
-    }
-
     pub(super) fn on_connected(&mut self, tag: Tag, result: io::Result<()>) {
         let Some(Target::Connect(key)) = Target::of(tag) else { return };
         let Some(conn) = self.conns.get_mut(key) else { return };
@@ -434,28 +390,6 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// Lets a torrent judge a peer; `None` if it takes none.
-    fn admit(&mut self, subject: Subject, init: PeerInit) -> Option<Result<PeerKey, Refused>> {
-        let now = self.now;
-        match subject {
-            Subject::Torrent(key) => {
-                let torrent = self.torrents.get_mut(key).filter(|torrent| !torrent.has_failed())?;
-                Some(torrent.swarm.handle_connected(now, init))
-            }
-            Subject::Magnet(key) => {
-                let has_room = self.has_room_for_magnets();
-                let magnet = self.magnets.get_mut(key)?;
-                if has_room {
-                    return Some(magnet.swarm.handle_connected(now, init));
-                }
-                if init.outgoing {
-                    magnet.swarm.handle_connect_failed(now, init.addr);
-                }
-                Some(Err(Refused::Full))
-            }
-        }
-    }
-
     /// Closes a connection whose peer its torrent does not take.
     fn turn_down(&mut self, key: Key, subject: Subject, direction: Direction, refused: &Refused) {
         let Some(conn) = self.conns.get_mut(key) else { return };
@@ -483,14 +417,6 @@ impl<D: Driver> Worker<D> {
         self.core.handshakes[(direction, refusal(refused))].add(1);
         self.touch_subject(subject);
         self.drop_conn(key, None);
-    }
-
-    /// Notes the connection of a new peer of a torrent.
-    pub(super) fn enter_torrent(&mut self, key: Key, peer: PeerKey, conn: Key) {
-        if self.torrents.get_mut(key).is_some_and(|torrent| torrent.enter(peer, conn, self.now)) {
-            self.active.push(key);
-        }
-        self.need_files(key);
     }
 
     /// Closes a connection before it is a peer, for a reason that is counted.

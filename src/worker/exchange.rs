@@ -182,7 +182,7 @@ impl<D: Driver> Worker<D> {
                     mailbox.send_waiting(Letter::Computed { conn: key, answer: Box::new(answer) });
             }
         });
-        if self.shared.keys.run(work).is_err() {
+        if !self.shared.keys.run(work) {
             self.give_up(key, HandshakeResult::Limit);
         }
     }

@@ -17,6 +17,7 @@ use crate::ring::Driver;
 use crate::storage::pieces::OpenPieces;
 use crate::storage::recovery::{Had, READ_ERRORS_MAX};
 use crate::storage::{Error, files};
+use crate::sys::file::Identity;
 use crate::units::PieceIndex;
 
 impl<D: Driver> Worker<D> {
@@ -54,8 +55,9 @@ impl<D: Driver> Worker<D> {
             return false;
         }
         torrent.known = open.identities();
+        let lane = torrent.lane();
         let store = std::mem::replace(&mut torrent.store, Store::Closed);
-        self.release_store(store);
+        self.release_store(lane, store);
         self.need_files(key);
         true
     }
@@ -77,21 +79,22 @@ impl<D: Driver> Worker<D> {
                 let _ = mailbox.send_waiting(Letter::Confirmed { torrent: key, result });
             }
         });
-        if self.shared.blocking.run(job).is_ok() {
+        if self.shared.blocking.run(torrent.lane(), job).is_ok() {
             torrent.is_confirming = true;
         } else {
             self.timers.set(self.now + FILES_RETRY, Timer::Confirm(key));
         }
     }
 
-    pub(super) fn on_confirmed(&mut self, key: Key, result: Result<(), Error>) {
+    pub(super) fn on_confirmed(&mut self, key: Key, result: Result<Vec<Option<Identity>>, Error>) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         if !std::mem::replace(&mut torrent.is_confirming, false) || torrent.has_failed() {
             return;
         }
-        if let Err(error) = result {
-            return self.fail_torrent(key, error);
-        }
+        let found = match result {
+            Ok(found) => found,
+            Err(error) => return self.fail_torrent(key, error),
+        };
         if !torrent.finished || torrent.is_confirmed {
             // A piece was lost meanwhile.
             return;
@@ -100,8 +103,10 @@ impl<D: Driver> Worker<D> {
         torrent.totals.set_state(TorrentState::Seeding);
         // From now on a change of the files is somebody else's: remember who they are.
         if let Store::Open(open) = &mut torrent.store {
-            for file in open.files.iter_mut().flatten() {
-                file.identity = file.now().unwrap_or(file.identity);
+            for (file, found) in open.files.iter_mut().zip(found) {
+                if let (Some(file), Some(found)) = (file, found) {
+                    file.identity = found;
+                }
             }
         }
         if std::mem::replace(&mut torrent.is_reported, true) {
@@ -119,6 +124,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         torrent.totals.set_state(TorrentState::Error);
+        let lane = torrent.lane();
         let store = std::mem::replace(&mut torrent.store, Store::Failed);
         let known = match &store {
             Store::Open(open) => open.identities(),
@@ -128,7 +134,7 @@ impl<D: Driver> Worker<D> {
         let is_settled = torrent.finished && torrent.is_confirmed && !torrent.unsynced;
         let had = Box::new(Had { have, known, is_settled });
         self.reports.push_back(Report::Failed(torrent.info_hash, error, had));
-        self.release_store(store);
+        self.release_store(lane, store);
         self.close_peers(key, DisconnectReason::Storage);
         self.drop_pieces(key);
         if let Some(torrent) = self.torrents.get_mut(key) {

@@ -264,12 +264,13 @@ impl<D: Driver> Worker<D> {
                     }
                 }
                 MagnetAction::Connect(addr) => self.connect(Subject::Magnet(key), addr),
-                MagnetAction::Ban(offender) => {
+                MagnetAction::Ban(offender, until) => {
                     let info_hash = magnet.info_hash;
                     tracing::warn!(
                         ?offender, torrent = %info_hash,
                         "peer banned: it sent bad metadata"
                     );
+                    self.reports.push_back(Report::Banned(offender, until));
                 }
                 MagnetAction::Metadata(info) => {
                     let info_hash = magnet.info_hash;
@@ -283,6 +284,16 @@ impl<D: Driver> Worker<D> {
         if magnet.timer_at.is_none_or(|set| at < set) {
             magnet.timer_at = Some(at);
             self.timers.set(at, Timer::Magnet(key));
+        }
+    }
+
+    /// Somebody was banned, wherever that was.
+    pub(super) fn ban_from_magnets(&mut self) {
+        for key in self.magnets.table.keys() {
+            if let Some(magnet) = self.magnets.get_mut(key) {
+                magnet.swarm.handle_bans(self.now);
+                self.touch_magnet(key);
+            }
         }
     }
 

@@ -9,12 +9,15 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
+use super::blocking::{Blocking, Lane};
+use super::keys::Keys;
 use super::table::Key;
 use crate::mse;
 use crate::ring::Waker;
 use crate::storage::{self, Content, files::Opened, recovery::Had};
-use crate::swarm::{Options, Source};
+use crate::swarm::{Offender, Options, Source};
 use crate::sys::file::Identity;
 use crate::units::{Bitfield, InfoHash, PeerId};
 use crate::wire::Handshake;
@@ -47,6 +50,8 @@ pub enum Letter {
         /// The torrent, as its worker names it: one that was removed and added again has another
         /// key, and what is late for the old one finds nothing.
         torrent: Key,
+        /// Where they are closed if nobody wants them any more.
+        lane: Lane,
         /// Its files.
         result: Result<Opened, storage::Error>,
     },
@@ -54,15 +59,15 @@ pub enum Letter {
     Confirmed {
         /// The torrent, as in `Opened`.
         torrent: Key,
-        /// Whether they are still those that were written.
-        result: Result<(), storage::Error>,
+        /// Who they are, in the order of the layout, if they are still those that were written.
+        result: Result<Vec<Option<Identity>>, storage::Error>,
     },
-    /// The files of a torrent were found deleted or replaced.
-    Lost {
+    /// The files of a torrent were compared with those that are open.
+    Compared {
         /// The torrent, as in `Opened`.
         torrent: Key,
-        /// What was found.
-        error: storage::Error,
+        /// Who they are, in the order of the layout, if they are still the same.
+        result: Result<Vec<Option<Identity>>, storage::Error>,
     },
     /// What an encrypted opening needed was computed.
     Computed {
@@ -80,6 +85,8 @@ pub enum Letter {
         /// Download rate in bytes per second, if bounded.
         down: Option<u64>,
     },
+    /// Have nothing to do with these any more, each until its moment.
+    Ban(Vec<(Offender, Instant)>),
     /// Write what is verified, sync, close everything and end.
     Stop,
 }
@@ -216,6 +223,8 @@ pub enum Report {
     Metadata(InfoHash, Vec<u8>),
     /// A torrent stands still because of its files.
     Failed(InfoHash, storage::Error, Box<Had>),
+    /// Somebody was banned until this moment; the other workers are to hear of it.
+    Banned(Offender, Instant),
     /// A torrent was removed, and nothing of it is on its way to its files any more: only now may
     /// they be looked at for another attempt.
     Removed(InfoHash),
@@ -321,46 +330,5 @@ pub struct Shared {
     /// Threads that may block on a disk.
     pub blocking: Blocking,
     /// The thread that computes what encrypted openings need.
-    pub keys: Blocking,
-}
-
-/// Work that may block, run elsewhere.
-pub type Job = Box<dyn FnOnce() + Send>;
-
-/// The door to a few threads that may block on a disk: those that open, reserve, stat and close
-/// files, or those that look at the files of torrents in error.
-#[derive(Clone, Debug)]
-pub struct Blocking {
-    jobs: SyncSender<Job>,
-}
-
-/// Jobs that may wait for the blocking threads.
-pub const JOBS_MAX: usize = 1024;
-
-impl Blocking {
-    /// Starts `thread_count` threads, called `name` and a number; they end when every door is gone.
-    pub fn start(name: &str, thread_count: usize) -> std::io::Result<Self> {
-        let (jobs, queue) = sync_channel::<Job>(JOBS_MAX);
-        let queue = Arc::new(std::sync::Mutex::new(queue));
-        for number in 0..thread_count {
-            let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
-                loop {
-                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    match job {
-                        Ok(job) => job(),
-                        Err(_) => return,
-                    }
-                }
-            })?;
-        }
-        Ok(Self { jobs })
-    }
-
-    /// Hands a job over; gives it back when too many wait already.
-    pub fn run(&self, job: Job) -> Result<(), Job> {
-        self.jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-        })
-    }
+    pub keys: Keys,
 }

@@ -8,6 +8,8 @@
 
 mod accept;
 mod admission;
+pub mod blocking;
+mod closing;
 mod connection;
 pub mod datagrams;
 mod exchange;
@@ -15,11 +17,13 @@ mod fetch;
 mod hash;
 mod health;
 mod in_place;
+pub mod keys;
 mod magnet;
 pub mod mailbox;
 mod read_back;
 mod removal;
 mod serve;
+mod subject;
 mod table;
 mod target;
 #[cfg(test)]
@@ -36,6 +40,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use self::admission::{Admission, Pause};
+use self::closing::Remains;
 use self::connection::Conn;
 use self::datagrams::Datagrams;
 use self::fetch::{PieceWrite, WriteOp};
@@ -155,6 +160,7 @@ pub struct Worker<D: Driver> {
     /// Pieces for which there was no memory.
     in_place: InPlace,
     removals: Removals,
+    remains: Remains,
     engine: Engine,
     syncs_in_flight: usize,
     spares: Spares,
@@ -253,6 +259,7 @@ impl<D: Driver> Worker<D> {
             fresh: VecDeque::new(),
             in_place: InPlace::default(),
             removals: Removals::default(),
+            remains: Remains::new(),
             engine: Engine::best(),
             syncs_in_flight: 0,
             options,
@@ -385,15 +392,16 @@ impl<D: Driver> Worker<D> {
                 self.add_contacts(&info_hash, source, &addrs);
             }
             Letter::Adopt(adopted) => self.adopt(*adopted),
-            Letter::Opened { torrent, result } => self.on_opened(torrent, result),
+            Letter::Opened { torrent, lane, result } => self.on_opened(torrent, lane, result),
             Letter::Confirmed { torrent, result } => self.on_confirmed(torrent, result),
-            Letter::Lost { torrent, error } => self.fail_torrent(torrent, error),
+            Letter::Compared { torrent, result } => self.on_compared(torrent, result),
             Letter::Computed { conn, answer } => self.on_computed(conn, *answer),
             Letter::Budget { slots, up, down } => {
                 self.budget.slots.set(slots.map_or(Slots::Unlimited, Slots::Limited));
                 self.budget.up.borrow_mut().set_rate(self.now, up);
                 self.budget.down.borrow_mut().set_rate(self.now, down);
             }
+            Letter::Ban(bans) => self.ban(&bans),
             Letter::Stop => self.begin_stop(),
         }
     }
@@ -438,13 +446,6 @@ impl<D: Driver> Worker<D> {
         self.act_all();
     }
 
-    fn act_all(&mut self) {
-        while let Some(key) = self.dirty_torrents.pop() {
-            self.act(key);
-        }
-        self.act_on_magnets();
-    }
-
     fn touch_conn(&mut self, key: Key) {
         if let Some(conn) = self.conns.get_mut(key)
             && !conn.is_dirty
@@ -464,6 +465,7 @@ impl<D: Driver> Worker<D> {
 
     fn housekeep(&mut self) {
         self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
+        self.close_remains();
         self.count_ring();
         self.count_swarms();
         self.count_datagrams();
@@ -521,7 +523,7 @@ impl<D: Driver> Worker<D> {
         core.requests[RequestResult::Choked].set(counted.requests_choked);
         core.requests[RequestResult::Invalid].set(counted.requests_invalid);
         core.choker_rounds.set(counted.choker_rounds);
-        core.banned_peers.set(self.budget.banned_count() as u64);
+        core.discarded_payload_bytes.set(counted.bytes_discarded);
     }
 
     fn send_reports(&mut self) {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::Worker;
 use super::mailbox::Report;
 use super::table::Key;
-use super::torrent::chunk_len;
+use super::torrent::{Store, chunk_len};
 use crate::metrics::DisconnectReason;
 use crate::ring::Driver;
 use crate::units::InfoHash;
@@ -47,7 +47,9 @@ impl<D: Driver> Worker<D> {
         self.close_peers(key, DisconnectReason::TorrentStopped);
         self.drop_pieces(key);
         if let Some(mut torrent) = self.torrents.remove(key) {
-            self.drop_files(&mut torrent);
+            let lane = torrent.lane();
+            let store = std::mem::replace(&mut torrent.store, Store::Closed);
+            self.release_store(lane, store);
             torrent.publish(self.now);
             for gauge in [&torrent.totals.peers, &torrent.totals.up_rate, &torrent.totals.down_rate]
             {

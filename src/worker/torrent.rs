@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::blocking::Lane;
 use super::connection::Subject;
 use super::fetch::why_closed;
 use super::hash::ToHash;
-use super::mailbox::{Letter, NewTorrent, TorrentState, Totals};
+use super::mailbox::{Letter, NewTorrent, Report, TorrentState, Totals};
 use super::table::Key;
 use super::{Target, Timer, Worker};
 use crate::metrics::{DisconnectReason, DiskOp};
@@ -52,6 +53,8 @@ pub(super) struct Torrent {
     /// When the swarm's timer on the wheel fires.
     timer_at: Option<Instant>,
     files_timer: bool,
+    /// Its files are wanted, and no job for them found room.
+    was_refused_files: bool,
     last_peer: Instant,
     /// Whether missing pieces are fetched.
     pub(super) fetches: bool,
@@ -68,6 +71,8 @@ pub(super) struct Torrent {
     /// Whether its files were looked at since it was finished, and whether that is under way.
     pub(super) is_confirmed: bool,
     pub(super) is_confirming: bool,
+    /// Since when its files are being compared with those that are open.
+    comparing_since: Option<Instant>,
     /// Whether the control thread knows that it is finished.
     pub(super) is_reported: bool,
     /// Pieces that could not be read.
@@ -98,7 +103,7 @@ pub(super) struct OpenFiles {
     pub(super) files: Vec<Option<ServedFile>>,
     /// Whether pieces can be written to them.
     pub(super) is_writable: bool,
-    mapped_bytes: u64,
+    pub(super) mapped_bytes: u64,
 }
 
 impl OpenFiles {
@@ -116,14 +121,16 @@ pub(super) struct ServedFile {
     pub(super) identity: Identity,
 }
 
-impl ServedFile {
-    /// Who the open file is at this moment.
-    pub(super) fn now(&self) -> Option<Identity> {
-        crate::sys::file::identity(std::os::fd::AsFd::as_fd(&*self.handle)).ok()
-    }
-}
-
 impl Torrent {
+    /// With whom it waits for its disk.
+    pub(super) fn lane(&self) -> Lane {
+        let save_path = &self.content.save_path;
+        match &self.store {
+            Store::Open(open) => Lane::of(&open.identities(), save_path),
+            _ => Lane::of(&self.known, save_path),
+        }
+    }
+
     /// Whether its totals still change, now that they are as in `stats`; notes it if not.
     pub(super) fn stays_active(&mut self, stats: &Stats) -> bool {
         self.is_active = self.peer_count > 0
@@ -235,6 +242,7 @@ impl<D: Driver> Worker<D> {
             peer_count: 0,
             timer_at: None,
             files_timer: false,
+            was_refused_files: false,
             last_peer: self.now,
             fetches,
             left,
@@ -245,6 +253,7 @@ impl<D: Driver> Worker<D> {
             finished,
             is_confirmed: finished,
             is_confirming: false,
+            comparing_since: None,
             is_reported: finished,
             read_error_count: 0,
             counted_before,
@@ -319,13 +328,14 @@ impl<D: Driver> Worker<D> {
                     self.to_blame.retain(|it| (it.torrent, it.piece) != (key, piece));
                     self.discard_in_place(key, piece);
                 }
-                Action::Ban(offender) => {
+                Action::Ban(offender, until) => {
                     let (info_hash, name) =
                         (torrent.info_hash, torrent.content.metainfo.shown_name());
                     tracing::warn!(
                         ?offender, torrent = %info_hash, %name,
                         "peer banned: it sent bad data"
                     );
+                    self.reports.push_back(Report::Banned(offender, until));
                 }
                 Action::Finished => self.finish_torrent(key),
             }
@@ -369,35 +379,41 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let (content, fetch) = (Arc::clone(&torrent.content), !torrent.finished);
-        let known = torrent.known.clone();
+        let (known, have) = (torrent.known.clone(), torrent.swarm.bitfield().clone());
         let mode = self.options.mode;
+        let lane = torrent.lane();
+        let closing = lane.clone();
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
-            let result = files::open(&content, fetch, mode, &known);
+            let result = files::open(&content, fetch, mode, &known, &have);
             if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
                 // A worker that takes no letters any more needs no files either.
-                let _ = mailbox.send_waiting(Letter::Opened { torrent: key, result });
+                let opened = Letter::Opened { torrent: key, lane: closing, result };
+                let _ = mailbox.send_waiting(opened);
             }
         });
-        let mut look_in = FILES_INTERVAL;
-        if self.shared.blocking.run(job).is_ok() {
+        torrent.was_refused_files = self.shared.blocking.run(lane, job).is_err();
+        let look_in = if torrent.was_refused_files {
+            FILES_RETRY
+        } else {
             torrent.store = Store::Opening;
             self.removals.begin_open(key);
-        } else {
-            look_in = FILES_RETRY;
-        }
+            FILES_INTERVAL
+        };
         if !torrent.files_timer {
             torrent.files_timer = true;
             self.timers.set(self.now + look_in, Timer::Files(key));
         }
     }
 
-    pub(super) fn on_opened(&mut self, key: Key, result: Result<Opened, Error>) {
+    /// The files of a torrent were opened, or not. `lane` is where they are closed if it has no use
+    /// for them any more.
+    pub(super) fn on_opened(&mut self, key: Key, lane: Lane, result: Result<Opened, Error>) {
         self.removals.end_open(key);
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        if !matches!(torrent.store, Store::Opening) {
-            return;
-        }
+        let torrent = self.torrents.get_mut(key);
+        let Some(torrent) = torrent.filter(|it| matches!(it.store, Store::Opening)) else {
+            return self.shared.blocking.drop_there(lane, result);
+        };
         let opened = match result {
             Ok(opened) => opened,
             Err(error) => {
@@ -429,10 +445,10 @@ impl<D: Driver> Worker<D> {
     pub(super) fn on_files_timer(&mut self, key: Key) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         torrent.files_timer = false;
-        let Store::Open(open) = &torrent.store else {
+        if !matches!(torrent.store, Store::Open(_)) {
             match torrent.store {
-                // The threads for files were busy when this was asked for first.
-                Store::Closed => self.need_files(key),
+                // Too many waited for its disk when this was asked for first.
+                Store::Closed if torrent.was_refused_files => self.need_files(key),
                 // They may take their time; afterwards the files are looked after again.
                 Store::Opening => {
                     torrent.files_timer = true;
@@ -441,11 +457,23 @@ impl<D: Driver> Worker<D> {
                 _ => {}
             }
             return;
-        };
+        }
         torrent.files_timer = true;
         self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
         if torrent.peer_count == 0 {
             return self.close_idle_files(key);
+        }
+        self.compare(key);
+    }
+
+    /// Has the files by the torrent's names compared with those that are open, if that is not under
+    /// way already.
+    pub(super) fn compare(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        let Store::Open(open) = &torrent.store else { return };
+        if torrent.comparing_since.is_some() {
+            // Its disk takes its time; another look would take longer.
+            return;
         }
         // While pieces are written, the times of the files change by our own hand.
         let only_names = !torrent.finished || !torrent.is_confirmed || torrent.unsynced;
@@ -453,42 +481,60 @@ impl<D: Driver> Worker<D> {
         let content = Arc::clone(&torrent.content);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
-            if let Err(error) = files::still_there(&content, &identities, only_names)
-                && let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home))
-            {
+            let result = files::still_there(&content, &identities, only_names);
+            if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
                 // A worker that takes no letters any more has closed its files.
-                let _ = mailbox.send_waiting(Letter::Lost { torrent: key, error });
+                let _ = mailbox.send_waiting(Letter::Compared { torrent: key, result });
             }
         });
         // If too many jobs wait, the next look is soon enough.
-        let _ = self.shared.blocking.run(job);
+        if self.shared.blocking.run(torrent.lane(), job).is_ok() {
+            torrent.comparing_since = Some(self.now);
+        }
+    }
+
+    pub(super) fn on_compared(&mut self, key: Key, result: Result<Vec<Option<Identity>>, Error>) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        let Some(since) = torrent.comparing_since.take() else { return };
+        match result {
+            Err(error) => self.fail_torrent(key, error),
+            // An incomplete torrent is written to: what its files are, they are by our hand, unless
+            // that was before the last peer went.
+            Ok(found) if !torrent.finished && torrent.last_peer < since && self.is_idle(key) => {
+                self.close_files(key, found);
+            }
+            Ok(_) => {}
+        }
+    }
+
+    /// Whether a torrent has had no peers for a while, and nothing of it is on its way to the disk.
+    fn is_idle(&self, key: Key) -> bool {
+        let writes = self.has_writes(key);
+        self.torrents.get(key).is_some_and(|torrent| {
+            torrent.peer_count == 0
+                && self.now.saturating_duration_since(torrent.last_peer) >= FILES_INTERVAL
+                && !writes
+                && torrent.syncs_pending == 0
+                && (!torrent.finished || torrent.is_confirmed || torrent.unsynced)
+        })
     }
 
     /// Closes the files of a torrent without peers, once all that was written is flushed.
     fn close_idle_files(&mut self, key: Key) {
-        let writes = self.has_writes(key);
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        if self.now.saturating_duration_since(torrent.last_peer) < FILES_INTERVAL
-            || writes
-            || torrent.syncs_pending > 0
-            || (torrent.finished && !torrent.is_confirmed && !torrent.unsynced)
-        {
+        if !self.is_idle(key) {
             return;
         }
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
         if torrent.unsynced {
             return self.sync_torrent(key);
         }
-        torrent.files_timer = false;
-        let store = std::mem::replace(&mut torrent.store, Store::Closed);
-        if let Store::Open(open) = &store {
-            // An incomplete torrent is written to: what its files are now, they are by our hand.
-            if !torrent.finished {
-                torrent.known = open.files.iter().map(|file| file.as_ref()?.now()).collect();
-            } else {
-                torrent.known = open.identities();
-            }
+        let Store::Open(open) = &torrent.store else { return };
+        if !torrent.finished {
+            // Their times have changed since they were opened.
+            return self.compare(key);
         }
-        self.release_store(store);
+        let known = open.identities();
+        self.close_files(key, known);
     }
 
     pub(super) fn close_peers(&mut self, key: Key, reason: DisconnectReason) {
@@ -496,36 +542,6 @@ impl<D: Driver> Worker<D> {
         for conn in torrent.conns.clone().into_iter().flatten() {
             self.close(conn, reason);
         }
-    }
-
-    pub(super) fn drop_files(&mut self, torrent: &mut Torrent) {
-        let store = std::mem::replace(&mut torrent.store, Store::Closed);
-        self.release_store(store);
-    }
-
-    /// Lets go of open files. Unmapping a large file takes its time: a thread that may block does
-    /// it, unless a send still holds on to the mapping.
-    pub(super) fn release_store(&mut self, store: Store) {
-        let Store::Open(open) = store else { return };
-        self.core.mapped_bytes.sub(open.mapped_bytes);
-        let mappings: Vec<_> = open
-            .files
-            .iter()
-            .flatten()
-            .filter_map(|file| match &file.lease {
-                Some(Lease::Mapped(mapping)) => Some(Arc::clone(mapping)),
-                _ => None,
-            })
-            .collect();
-        // Closing takes its time too, where the file was deleted meanwhile or the disk is slow.
-        let files: Vec<_> = open
-            .files
-            .into_iter()
-            .flatten()
-            .filter_map(|it| Rc::try_unwrap(it.handle).ok())
-            .collect();
-        // If no thread is free they are dropped here after all.
-        let _ = self.shared.blocking.run(Box::new(move || drop((mappings, files))));
     }
 
     /// Flushes the files of a torrent if anything was written to them.

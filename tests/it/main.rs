@@ -24,6 +24,7 @@ mod interop_libtorrent;
 mod interop_qbittorrent;
 mod interop_transmission;
 mod magnets;
+mod names;
 mod refusals;
 mod restart;
 mod seccomp;

@@ -6,8 +6,8 @@
 use crate::node::Character;
 use crate::world::{Defect, End, Event, World};
 use seedring::swarm::{Error, Payload, PeerInit, PeerKey};
-use seedring::units::{BLOCK_LEN, PeerId};
-use seedring::wire::{Decoder, Incoming, Limits};
+use seedring::units::{BLOCK_LEN, Block, PeerId};
+use seedring::wire::{Decoder, Incoming, Limits, Message};
 use std::net::SocketAddr;
 
 impl World {
@@ -203,6 +203,15 @@ impl World {
         }
     }
 
+    /// Whether a request for what is not there is answered all the same, by a defect.
+    fn serves_blindly(&self, number: usize, key: PeerKey, block: Block) -> bool {
+        let swarm = &self.nodes[number].swarm;
+        self.plan.defect == Defect::ServesLacked
+            && self.geometry.contains(block)
+            && !swarm.bitfield().has(block.piece)
+            && swarm.peer_stats(self.now(), key).is_some_and(|peer| !peer.am_choking)
+    }
+
     /// One message or chunk reaches the swarm at the other end; false ends the connection.
     fn receive(&mut self, end: usize, incoming: Incoming<'_>) -> bool {
         let other = self.ends[end].other;
@@ -210,6 +219,12 @@ impl World {
             (self.ends[other].node, self.ends[other].key, self.ends[end].node);
         let now = self.now();
         let result = match incoming {
+            Incoming::Message(Message::Request(block))
+                if self.serves_blindly(number, key, block) =>
+            {
+                self.put_block(other, block, &mut Vec::new());
+                Ok(())
+            }
             Incoming::Message(message) => {
                 self.nodes[number].swarm.handle_message(now, key, message)
             }

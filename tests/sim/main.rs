@@ -157,6 +157,12 @@ fn serving_what_is_not_there_is_caught() {
 }
 
 #[test]
+fn serving_what_was_asked_for_and_never_there_is_caught() {
+    let plan = Plan { adversaries: vec![Character::Flooder], ..quiet(5) };
+    is_caught(Defect::ServesLacked, plan, "S1");
+}
+
+#[test]
 fn corrupters_are_banned_and_nobody_else() {
     for seed in 0..5 {
         let adversaries = vec![Character::Corrupter(1), Character::Corrupter(4)];

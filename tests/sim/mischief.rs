@@ -97,7 +97,11 @@ impl World {
                     }
                     encode(&Message::NotInterested, &mut bytes);
                 }
-                Character::Flooder => self.rubbish(&mut bytes),
+                Character::Flooder => {
+                    // Whoever is not unchoked is refused before anybody looks at what it asks for.
+                    encode(&Message::Interested, &mut bytes);
+                    self.rubbish(&mut bytes);
+                }
                 _ => {}
             }
             if !bytes.is_empty() {

@@ -30,6 +30,8 @@ pub(crate) enum Defect {
     NeverAsksForPiece0,
     /// A block goes out before its piece was verified.
     ServesUnverified,
+    /// Whoever is unchoked gets what it asks for, whether it is there or not.
+    ServesLacked,
 }
 
 /// Who takes part, and how well the world treats them.
@@ -366,7 +368,7 @@ impl World {
                     self.after(wait, Event::Hashed { node: number, piece: piece.0, digests });
                 }
                 Action::Discard(piece) => self.nodes[number].discard(piece),
-                Action::Ban(offender) => {
+                Action::Ban(offender, _) => {
                     self.nodes[number].bans.push(offender);
                     let node = &self.nodes[number];
                     let wrongly: Vec<usize> = self

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::files::quarantine;
-use super::{NewTorrent, OpenError, StoredMagnet, StoredTorrent, Totals};
+use super::{NewTorrent, OpenError, StoredBan, StoredMagnet, StoredTorrent, Totals};
+use crate::swarm::BANS_MAX;
 use crate::units::InfoHash;
 
 /// Name of the database in the state directory.
@@ -50,6 +51,14 @@ const MAGNETS: &str = "
 
 /// What a database holds: torrents and links in the order of adding, and settings.
 type Contents = (Vec<StoredTorrent>, Vec<StoredMagnet>, BTreeMap<String, String>);
+
+/// Made wherever it is missing: it came after the first databases of this version.
+const BANS_TABLE: &str = "
+    CREATE TABLE IF NOT EXISTS bans (
+        ip TEXT PRIMARY KEY,
+        until INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
 
 /// Columns that this version of the tables did not have from the beginning.
 pub(super) const LATE_COLUMNS: [&str; 2] = ["had_bytes", "was_whole"];
@@ -98,6 +107,7 @@ impl Database {
         } else {
             database.complete().map_err(failed)?;
         }
+        database.connection.execute_batch(BANS_TABLE).map_err(failed)?;
         database.verify().map_err(failed)?;
         Ok(database)
     }
@@ -186,6 +196,16 @@ impl Database {
         Ok((torrents, magnets, settings.collect::<rusqlite::Result<_>>()?))
     }
 
+    /// All bans, also those that are over; what is no address is left out.
+    pub(super) fn read_bans(&self) -> rusqlite::Result<Vec<StoredBan>> {
+        let mut bans = self.connection.prepare("SELECT ip, until FROM bans")?;
+        let bans = bans.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        let bans: Vec<_> = bans.collect::<rusqlite::Result<_>>()?;
+        let parsed =
+            bans.into_iter().map(|(ip, until)| Some(StoredBan { ip: ip.parse().ok()?, until }));
+        Ok(parsed.flatten().collect())
+    }
+
     /// Begins a group of changes; dropping it undoes them.
     pub(super) fn begin(&mut self) -> rusqlite::Result<Group<'_>> {
         Ok(Group { transaction: self.connection.transaction()? })
@@ -248,6 +268,25 @@ impl Group<'_> {
             capped(totals.had_bytes),
             totals.was_whole
         ])?;
+        Ok(())
+    }
+
+    /// Adds bans; those that are over at `now` go, and those that end first if there are too many.
+    pub(super) fn ban(&self, now: i64, bans: &[StoredBan]) -> rusqlite::Result<()> {
+        let mut add = self.transaction.prepare_cached(
+            "INSERT INTO bans (ip, until) VALUES (?1, ?2)
+             ON CONFLICT (ip) DO UPDATE SET until = max(until, ?2)",
+        )?;
+        for ban in bans {
+            add.execute(params![ban.ip.to_string(), ban.until])?;
+        }
+        self.transaction.execute("DELETE FROM bans WHERE until <= ?1", [now])?;
+        let limit = i64::try_from(BANS_MAX).unwrap_or(i64::MAX);
+        self.transaction.execute(
+            "DELETE FROM bans WHERE ip IN
+             (SELECT ip FROM bans ORDER BY until DESC LIMIT -1 OFFSET ?1)",
+            [limit],
+        )?;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What a server remembers: its torrents, their totals and its settings.
+//! What a server remembers: its torrents, their totals, its bans and its settings.
 //!
 //! Orders enter through a bounded queue, answers leave when what was ordered is on the device.
 //! `STATE/torrents/<info-hash>.torrent` holds each torrent as it came, `STATE/seedring.db` (SQLite)
@@ -19,6 +19,7 @@ mod files;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use self::database::Database;
 pub use self::files::LoadError;
 use self::files::TorrentFiles;
 use crate::metainfo::shown_name;
+use crate::sys::clock;
 use crate::units::InfoHash;
 
 /// Orders that may wait for the writer; whoever gives one more waits too.
@@ -103,6 +105,15 @@ pub struct Totals {
     pub was_whole: bool,
 }
 
+/// One ban of an earlier run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoredBan {
+    /// The address, or a /64 of IPv6, its low half zero.
+    pub ip: IpAddr,
+    /// When it ends, in seconds since 1970.
+    pub until: i64,
+}
+
 /// Why there is no state, so that the server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -164,6 +175,9 @@ pub enum OrderError {
     /// [`State::close`] was called.
     #[error("the state is closed")]
     Closed,
+    /// Too much waits to be written already.
+    #[error("the state's disk does not keep up")]
+    Full,
 }
 
 /// A place in the queue for totals; see [`State::place_for_totals`].
@@ -191,6 +205,7 @@ enum Order {
     AddMagnet(StoredMagnet, Answer),
     Remove(InfoHash, Answer),
     Totals(Vec<Totals>),
+    Bans(Vec<StoredBan>),
     Setting(String, String, Answer),
     Close(oneshot::Sender<()>),
 }
@@ -204,6 +219,7 @@ pub struct State {
     files: TorrentFiles,
     settings: BTreeMap<String, String>,
     magnets: Vec<StoredMagnet>,
+    bans: Vec<StoredBan>,
 }
 
 impl State {
@@ -230,6 +246,9 @@ impl State {
         let (rows, magnets, settings) = database
             .read()
             .map_err(|error| OpenError::Database { path: dir.join(database::FILE_NAME), error })?;
+        let bans = database
+            .read_bans()
+            .map_err(|error| OpenError::Database { path: dir.join(database::FILE_NAME), error })?;
         let known: BTreeSet<_> = rows.iter().map(|row| row.info_hash).collect();
         for orphan in present.difference(&known) {
             tracing::info!(torrent = %orphan, "removing the file of a torrent that was removed");
@@ -255,7 +274,7 @@ impl State {
             .name("state".to_owned())
             .spawn(move || writer.run())
             .map_err(failed(dir))?;
-        Ok((Self { orders, totals_wait, files, settings, magnets }, kept))
+        Ok((Self { orders, totals_wait, files, settings, magnets, bans }, kept))
     }
 
     /// The metainfo of a torrent, unchanged since it was added. Blocks on the disk.
@@ -279,6 +298,11 @@ impl State {
     /// The settings of earlier runs.
     pub fn settings(&self) -> &BTreeMap<String, String> {
         &self.settings
+    }
+
+    /// The bans of earlier runs, also those that are over.
+    pub fn bans(&self) -> &[StoredBan] {
+        &self.bans
     }
 
     /// The links of earlier runs whose torrents are not known yet, in the order of adding.
@@ -328,6 +352,18 @@ impl State {
     /// [`OrderError::Closed`] only; a failure to write is logged, as by [`TotalsPlace::put`].
     pub async fn update_totals(&self, totals: Vec<Totals>) -> Result<(), OrderError> {
         self.orders.send(Order::Totals(totals)).await.map_err(|_| OrderError::Closed)
+    }
+
+    /// Writes bans soon, without waiting for the device; those that are over meanwhile go. Beyond
+    /// [`crate::swarm::BANS_MAX`] those that end first go too.
+    ///
+    /// # Errors
+    /// If the queue is full or the state is closed; a failure to write is logged.
+    pub fn add_bans(&self, bans: Vec<StoredBan>) -> Result<(), OrderError> {
+        self.orders.try_send(Order::Bans(bans)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => OrderError::Full,
+            mpsc::error::TrySendError::Closed(_) => OrderError::Closed,
+        })
     }
 
     /// Remembers a setting for the next run.
@@ -420,7 +456,7 @@ impl Writer {
                 Order::Totals(totals) if result.is_err() => {
                     self.unwritten.extend(totals.into_iter().map(|it| (it.info_hash, it)));
                 }
-                Order::Totals(_) => {}
+                Order::Totals(_) | Order::Bans(_) => {}
                 Order::Close(done) => closing = Some(done),
             }
         }
@@ -436,9 +472,11 @@ impl Writer {
             match order {
                 Order::Add(torrent, _) => final_state.insert(torrent.info_hash, Some(torrent)),
                 Order::Remove(info_hash, _) => final_state.insert(*info_hash, None),
-                Order::AddMagnet(..) | Order::Totals(_) | Order::Setting(..) | Order::Close(_) => {
-                    None
-                }
+                Order::AddMagnet(..)
+                | Order::Totals(_)
+                | Order::Bans(_)
+                | Order::Setting(..)
+                | Order::Close(_) => None,
             };
         }
         let added = final_state.values().flatten();
@@ -473,6 +511,7 @@ impl Writer {
                 Order::AddMagnet(magnet, _) => transaction.add_magnet(magnet),
                 Order::Remove(info_hash, _) => transaction.remove(info_hash),
                 Order::Totals(totals) => totals.iter().try_for_each(|each| transaction.total(each)),
+                Order::Bans(bans) => transaction.ban(clock::wall_seconds(), bans),
                 Order::Setting(key, value, _) => transaction.set(key, value),
                 Order::Close(_) => Ok(()),
             }

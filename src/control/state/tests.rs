@@ -1,6 +1,7 @@
 //! Crashes, corruption and company.
 
 use super::*;
+use crate::swarm::BANS_MAX;
 
 impl State {
     /// A state whose writer hangs and whose queue is full; and what keeps the queue open.
@@ -9,7 +10,8 @@ impl State {
         let files = TorrentFiles::new(dir.to_owned());
         let (totals_wait, settings, magnets) = (Arc::default(), BTreeMap::new(), Vec::new());
         while orders.try_send(Order::Totals(Vec::new())).is_ok() {}
-        (Self { orders, totals_wait, files, settings, magnets }, queue)
+        let bans = Vec::new();
+        (Self { orders, totals_wait, files, settings, magnets, bans }, queue)
     }
 }
 
@@ -74,6 +76,37 @@ fn what_was_added_is_there_after_a_kill_and_what_was_removed_is_not() {
     assert_eq!(state.load(&stored[1].info_hash).unwrap(), [3; 1000]);
     assert_eq!(state.settings()["up"], "10MiB");
     assert!(state.load(&InfoHash([2; 20])).is_err());
+}
+
+#[test]
+fn bans_are_remembered_until_they_are_over_and_their_number_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = clock::wall_seconds();
+    let ban = |ip: &str, seconds| StoredBan { ip: ip.parse().unwrap(), until: now + seconds };
+    let (state, _) = open(dir.path());
+    assert_eq!(state.bans(), []);
+    block_on(async {
+        let bans = vec![ban("1.2.3.4", 100), ban("2001:db8:0:1::", 900), ban("1.2.3.5", -1)];
+        state.add_bans(bans).unwrap();
+        state.add_bans(vec![ban("1.2.3.4", 50)]).unwrap();
+        state.close().await;
+    });
+    let (state, _) = open(dir.path());
+    assert_eq!(state.bans(), [ban("1.2.3.4", 100), ban("2001:db8:0:1::", 900)]);
+    // Far too many: those that end last stay.
+    let many = (0..u32::try_from(BANS_MAX).unwrap() + 10)
+        .map(|number| StoredBan {
+            ip: std::net::Ipv4Addr::from_bits((20 << 24) + number).into(),
+            until: now + 1000 + i64::from(number),
+        })
+        .collect();
+    block_on(async {
+        state.add_bans(many).unwrap();
+        state.close().await;
+    });
+    let (state, _) = open(dir.path());
+    assert_eq!(state.bans().len(), BANS_MAX);
+    assert!(state.bans().iter().all(|ban| ban.until >= now + 1010));
 }
 
 #[test]

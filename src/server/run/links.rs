@@ -157,7 +157,7 @@ impl Server {
     pub(super) fn remember_learnt(&mut self, metainfo: Metainfo) {
         let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
         tracing::info!(torrent = %info_hash, %name, "its metadata is here");
-        for warning in &metainfo.warnings {
+        for warning in metainfo.warnings.iter().chain(&metainfo.renames_told()) {
             tracing::info!(torrent = %info_hash, %name, warning, "in the torrent");
         }
         let (state, save_path) = (Arc::clone(&self.state), self.save_path_of(&info_hash));

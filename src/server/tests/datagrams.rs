@@ -5,7 +5,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::super::engine::{Engine, Settings};
+use super::super::engine::Engine;
+use super::super::settings::Settings;
 use super::super::udp::{Machine, Transmit};
 use super::{WAIT_MAX, block_on, impatient};
 use crate::metrics::{DatagramDrop, DatagramKind, Direction};

@@ -31,8 +31,6 @@ impl MagnetSwarm {
     ) -> (Swarm, Vec<Carried>) {
         let mut swarm = Swarm::new(geometry, have, options, Rc::clone(&self.shared));
         swarm.contacts = std::mem::take(&mut self.contacts);
-        swarm.bans = std::mem::take(&mut self.bans);
-        swarm.shared.set_banned(0, swarm.bans.len());
         let mut carried = Vec::new();
         for key in self.keys() {
             let Some(peer) = self.peers.try_remove(key.0 as usize) else { continue };

@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::bans::{Bans, Offender, is_local};
+use super::bans::{Offender, is_local};
 use super::contacts::Contacts;
 use super::extension::{METADATA_ID, PEX_ID};
 use super::message::NUISANCE_SECONDS;
@@ -59,8 +59,8 @@ pub enum MagnetAction {
     Close(PeerKey, Error),
     /// Connect; then `handle_connected` or `handle_connect_failed`.
     Connect(SocketAddr),
-    /// The offender is banned; its connections here get a `Close` of their own.
-    Ban(Offender),
+    /// The offender is banned until then, as [`super::Action::Ban`] says.
+    Ban(Offender, Instant),
     /// The `info` dictionary, whose SHA-1 is the info-hash: make a torrent of it, then call
     /// `into_swarm`. Comes once.
     Metadata(Vec<u8>),
@@ -91,7 +91,6 @@ pub struct MagnetSwarm {
     shared: Rc<Shared>,
     peers: Slab<Peer>,
     contacts: Contacts,
-    bans: Bans,
     fetch: Fetch,
     is_done: bool,
     said_len: usize,
@@ -111,7 +110,6 @@ impl MagnetSwarm {
             shared,
             peers: Slab::new(),
             contacts: Contacts::default(),
-            bans: Bans::default(),
             is_done: false,
             said_len: 0,
             actions: VecDeque::new(),
@@ -223,7 +221,7 @@ impl MagnetSwarm {
         if self.shared.blocks(ip) {
             return Err(Refused::Blocked);
         }
-        if self.bans.holds(now, init.addr) {
+        if self.shared.is_banned(now, init.addr) {
             return Err(Refused::Banned);
         }
         if local && !init.outgoing && !self.options.welcomes(ip) {
@@ -232,8 +230,9 @@ impl MagnetSwarm {
         if others().any(|other| other.addr == init.addr || other.peer_id == init.peer_id) {
             return Err(Refused::Duplicate);
         }
-        let from_there = others().filter(|other| other.addr.ip() == ip).count();
-        if !local && from_there >= self.options.connections_per_ip_max {
+        let host = Offender::of(init.addr);
+        let from_there = others().filter(|other| Offender::of(other.addr) == host).count();
+        if !local && from_there >= self.options.connections_per_host_max {
             return Err(Refused::FullForAddress);
         }
         if self.peers.len() >= self.peers_max() {
@@ -267,7 +266,9 @@ impl MagnetSwarm {
             !matches!(action, MagnetAction::Transmit(other) | MagnetAction::Close(other, _)
                 if *other == key)
         });
-        self.contacts.failed(now, peer.init.addr);
+        if !self.contacts.is_trying(peer.init.addr) {
+            self.contacts.failed(now, peer.init.addr);
+        }
         self.go_on(now);
     }
 
@@ -275,7 +276,7 @@ impl MagnetSwarm {
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
         for addr in addrs.iter().take(CONTACTS_MAX) {
             let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-            if self.options.may_try(source, addr.ip()) && !self.bans.holds(now, addr) {
+            if self.options.may_try(source, addr.ip()) {
                 let tie = self.rng.u32(..);
                 self.contacts.insert(now, source, addr, tie, &self.shared);
             }
@@ -442,12 +443,20 @@ impl MagnetSwarm {
     }
 
     fn ban(&mut self, now: Instant, offender: Offender) {
-        self.bans.insert(offender, now + BAN_TTL);
-        self.contacts.forget_if(|addr| Offender::of(addr) == offender);
-        self.actions.push_back(MagnetAction::Ban(offender));
+        let until = now + BAN_TTL;
+        if self.shared.ban(offender, until) {
+            self.actions.push_back(MagnetAction::Ban(offender, until));
+        }
+        self.handle_bans(now);
+    }
+
+    /// Somebody was banned, here or for what it sent to another swarm: it is done with.
+    pub fn handle_bans(&mut self, now: Instant) {
+        let shared = Rc::clone(&self.shared);
+        self.contacts.forget_if(|addr| shared.is_banned(now, addr));
         for key in self.keys() {
             let addr = self.peers.get(key.0 as usize).map(|peer| peer.init.addr);
-            if addr.is_some_and(|addr| Offender::of(addr) == offender) {
+            if addr.is_some_and(|addr| shared.is_banned(now, addr)) {
                 self.close(key, Error::Banned);
             }
         }
@@ -491,7 +500,7 @@ impl MagnetSwarm {
         if self.peers.len() >= self.peers_max() {
             self.close_silent(now);
         }
-        self.bans.expire(now);
+        self.shared.expire_bans(now);
     }
 
     /// Appends encoded messages for the peer to `control`.

@@ -108,7 +108,7 @@ impl World {
                 MagnetAction::Transmit(key) => self.transmit(key),
                 MagnetAction::Close(key, _) => self.magnet.handle_disconnected(self.now, key),
                 MagnetAction::Connect(_) => {}
-                MagnetAction::Ban(offender) => self.banned.push(offender),
+                MagnetAction::Ban(offender, _) => self.banned.push(offender),
                 MagnetAction::Metadata(info) => assert!(self.found.replace(info).is_none()),
             }
         }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -17,13 +18,15 @@ use crate::metrics::{AcceptResult, Core, Direction, DisconnectReason, HandshakeR
 use crate::mse;
 use crate::ring::{self, Faulty, Uring};
 use crate::storage::Mode;
-use crate::swarm::{self, Source};
+use crate::swarm::{self, Offender, Source};
 use crate::sys::net;
 use crate::units::{Bitfield, PeerId};
+use crate::worker::blocking::{Blocking, Lane};
 use crate::worker::datagrams::WorkerEnd;
+use crate::worker::keys::Keys;
 use crate::worker::mailbox::{
-    self, Blocking, Directory, Letter, Mailbox, MetadataProgress, NewMagnet, NewTorrent, Report,
-    Shared, Totals,
+    self, Directory, Letter, Mailbox, MetadataProgress, NewMagnet, NewTorrent, Report, Shared,
+    Totals,
 };
 use crate::worker::{Options, Worker};
 
@@ -39,6 +42,8 @@ pub(super) struct Member {
 pub(super) struct Fleet {
     pub(super) members: Vec<Member>,
     pub(super) save_path: TempDir,
+    /// Bans that were reported.
+    pub(super) bans: Vec<(Offender, Instant)>,
     shared: Shared,
     reports: mpsc::Receiver<Report>,
     runtime: tokio::runtime::Runtime,
@@ -67,18 +72,27 @@ fn new_shared(name: u8) -> (Shared, mpsc::Receiver<Report>) {
         mailboxes: Arc::new(OnceLock::new()),
         reports: reports_in,
         blocking: Blocking::start("files", 1).unwrap(),
-        keys: Blocking::start("keys", 1).unwrap(),
+        keys: Keys::start().unwrap(),
     };
     (shared, reports)
 }
 
 /// A worker that nobody runs and that listens nowhere, to be called by hand, and its cells.
 pub(super) fn idle_worker() -> (Worker<Uring>, Arc<Core>) {
+    idle_worker_on(|driver| driver)
+}
+
+/// The same on a driver that is made of the kernel's.
+pub(super) fn idle_worker_on<D: ring::Driver>(
+    wrap: impl FnOnce(Uring) -> D,
+) -> (Worker<D>, Arc<Core>) {
     let core = Arc::<Core>::default();
     let driver = Uring::new(&ring::Config::default()).unwrap_or_else(|reason| panic!("{reason}"));
     let (_, letters) = mailbox::letters();
     let (shared, _) = new_shared(1);
-    (Worker::new(driver, options(), shared, letters, Vec::new(), Arc::clone(&core)), core)
+    let worker =
+        Worker::new(wrap(driver), options(), shared, letters, Vec::new(), Arc::clone(&core));
+    (worker, core)
 }
 
 impl Fleet {
@@ -107,7 +121,8 @@ impl Fleet {
         }
         shared.mailboxes.set(mailboxes).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        Self { members, save_path: TempDir::new().unwrap(), shared, reports, runtime }
+        let (save_path, bans) = (TempDir::new().unwrap(), Vec::new());
+        Self { members, save_path, bans, shared, reports, runtime }
     }
 
     /// Posts a letter to a worker.
@@ -189,17 +204,27 @@ impl Fleet {
         self.post(worker, Letter::Contacts { info_hash, source: Source::Operator, addrs });
     }
 
-    /// The next report.
+    /// The next report; bans are put aside.
     pub(super) fn report(&mut self) -> Report {
-        let (runtime, reports) = (&self.runtime, &mut self.reports);
-        let report =
-            runtime.block_on(async { tokio::time::timeout(WAIT_MAX, reports.recv()).await });
-        report.expect("no report came").expect("the workers hold the other end")
+        loop {
+            let (runtime, reports) = (&self.runtime, &mut self.reports);
+            let report =
+                runtime.block_on(async { tokio::time::timeout(WAIT_MAX, reports.recv()).await });
+            match report.expect("no report came").expect("the workers hold the other end") {
+                Report::Banned(offender, until) => self.bans.push((offender, until)),
+                report => return report,
+            }
+        }
     }
 
-    /// The next report, if one is there already.
+    /// The next report, if one is there already; bans are put aside.
     pub(super) fn report_now(&mut self) -> Option<Report> {
-        self.reports.try_recv().ok()
+        loop {
+            match self.reports.try_recv().ok()? {
+                Report::Banned(offender, until) => self.bans.push((offender, until)),
+                report => return Some(report),
+            }
+        }
     }
 
     /// Waits for the word that a torrent is gone.
@@ -242,7 +267,7 @@ impl Fleet {
     pub(super) fn block_files(&self, until: std::sync::mpsc::Receiver<()>) {
         // The end is that the other end is gone.
         let job = Box::new(move || assert!(until.recv().is_err()));
-        assert!(self.shared.blocking.run(job).is_ok());
+        assert!(self.shared.blocking.run(Lane::Device(0), job).is_ok());
     }
 
     /// The same where disks fail: what a torrent in error has written is nobody's.

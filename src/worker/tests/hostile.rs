@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::fleet::options;
 use super::peer::{greeting, requests};
 use super::*;
+use crate::metrics::{Direction, DisconnectReason, HandshakeResult};
 use crate::storage::Mode;
+use crate::swarm::{BAN_TTL, Offender};
 use crate::units::{Bitfield, Block};
 use crate::wire::{Message, encode};
 
@@ -146,4 +148,67 @@ fn bad_peers_disturb_nobody() {
     for mode in [Mode::Map, Mode::Read] {
         on_every_ring(Faults::rough(), 0..2, |ring| bad_company(ring, &torrent, mode));
     }
+}
+
+#[test]
+fn every_end_of_a_handshake_is_counted_by_its_name() {
+    let (torrent, unknown) = (any_torrent(100_000, 21), any_torrent(100_000, 22));
+    // Where both kinds are answered, what is no handshake may be the start of an exchange.
+    let options = Options { encryption: mse::Policy::Off, ..options() };
+    on_every_ring(Faults::rough(), 0..2, |ring| {
+        let fleet = Fleet::start(1, 1, ring, &options);
+        fleet.seed(0, &torrent);
+        let member = &fleet.members[0];
+        let count = |result| member.core.handshakes[(Direction::Incoming, result)].get();
+        let mut good = Peer::asking(member.addr, &torrent, 10, &[]);
+        good.read_until("to be unchoked", |peer| peer.is_unchoked);
+        for (result, opening) in [
+            (HandshakeResult::UnknownTorrent, greeting(&unknown, 11)),
+            (HandshakeResult::Itself, greeting(&torrent, 1)),
+            (HandshakeResult::Duplicate, greeting(&torrent, 10)),
+            (HandshakeResult::BadProtocol, b"\x13BitTorrent protocoX".to_vec()),
+        ] {
+            let mut peer = Peer::connect(member.addr, &torrent, &opening);
+            peer.read_to_end();
+            assert_eq!(count(result), 1, "{result:?}");
+        }
+        assert_eq!(count(HandshakeResult::Ok), 1);
+        good.send(&requests(&torrent.blocks()));
+        good.expect(&torrent, &torrent.blocks());
+        drop(good);
+        fleet.wait_until_idle();
+        assert!(fleet.stop().is_empty());
+    });
+}
+
+/// Another worker, or an earlier run, has found somebody out.
+#[test]
+fn a_ban_by_letter_ends_connections_of_every_torrent() {
+    let torrents = [any_torrent(100_000, 23), any_torrent(100_000, 24)];
+    on_every_ring(Faults::rough(), 0..2, |ring| {
+        let fleet = Fleet::start(1, 1, ring, &options());
+        torrents.iter().for_each(|torrent| drop(fleet.seed(0, torrent)));
+        let member = &fleet.members[0];
+        let mut peers: Vec<_> = [10, 11, 12, 13]
+            .into_iter()
+            .zip(torrents.iter().cycle())
+            .map(|(name, torrent)| Peer::asking(member.addr, torrent, name, &[]))
+            .collect();
+        for peer in &mut peers {
+            peer.read_until("to be unchoked", |peer| peer.is_unchoked);
+        }
+        let guilty = peers.drain(..2).collect::<Vec<_>>();
+        let until = clock::now() + BAN_TTL;
+        let bans = guilty.iter().map(|peer| (Offender::of(peer.addr()), until)).collect();
+        fleet.post(0, Letter::Ban(bans));
+        guilty.into_iter().for_each(|mut peer| peer.read_to_end());
+        assert_eq!(member.core.disconnects[DisconnectReason::Banned].get(), 2);
+        for (torrent, peer) in torrents.iter().zip(&mut peers) {
+            peer.send(&requests(&torrent.blocks()));
+            peer.expect(torrent, &torrent.blocks());
+        }
+        drop(peers);
+        fleet.wait_until_idle();
+        assert!(fleet.stop().is_empty());
+    });
 }

@@ -64,7 +64,7 @@ fn fetch_from_a_corrupter(ring: Ring, good: &Torrent, bad: &Torrent, at_once: bo
         // It stays slow, so that both have a part in the first attempt.
         wait_for("a wrong block", || core.received_payload_bytes.get() > 0);
     } else {
-        wait_for("a ban", || core.banned_peers.get() > 0);
+        wait_for("a ban", || core.disconnects[DisconnectReason::Banned].get() > 0);
     }
     leecher.introduce(0, good, &[seeder.members[0].addr]);
     let report = leecher.report();
@@ -112,7 +112,7 @@ fn a_block_is_not_written_over_one_that_is_being_written() {
         leecher.fetch(0, &good);
         leecher.introduce(0, &good, &[corrupter.members[0].addr]);
         // The first piece is in memory: no disk is needed to see that it is bad.
-        wait_for("a ban", || core.banned_peers.get() > 0);
+        wait_for("a ban", || core.disconnects[DisconnectReason::Banned].get() > 0);
         leecher.introduce(0, &good, &[seeder.members[0].addr]);
         wait_for("the other peer", || {
             core.peer_connections[(Direction::Outgoing, Encryption::Plain)].get() > 1

@@ -1,13 +1,18 @@
 //! Slots and rates.
 
-use std::net::{TcpListener, UdpSocket};
+use std::cell::Cell;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::fleet::{idle_worker, options};
+use super::connection::{SEND_LEN_MAX, ZeroCopy};
+use super::fleet::{idle_worker, idle_worker_on, options};
 use super::*;
 use crate::metrics::{AcceptResult, DisconnectReason};
+use crate::ring::{Counters, Uring, Waker};
 use crate::swarm;
 use crate::units::Bitfield;
+use crate::wire::HandshakeReader;
 use crate::worker::Options;
+use crate::worker::connection::Phase;
 
 #[test]
 fn one_slot_serves_one_peer_at_a_time() {
@@ -94,4 +99,61 @@ fn connections_that_are_dead_on_arrival_are_counted() {
     odd.connect(other.local_addr().unwrap()).unwrap();
     worker.on_accepted(Target::Listener(0).tag(), Ok(odd.into()), false);
     assert_eq!(counts(), [0, 2]);
+}
+
+/// A driver that does nothing and notes whether the last send asked to do without a copy.
+struct Idle {
+    inner: Uring,
+    zero_copy: Rc<Cell<bool>>,
+}
+
+impl Driver for Idle {
+    fn push(&mut self, _: Tag, op: Op) {
+        if let Op::Send { zero_copy, .. } = op {
+            self.zero_copy.set(zero_copy);
+        }
+    }
+
+    fn cancel(&mut self, _: Tag) {}
+
+    fn wait(&mut self, _: Option<Duration>, _: &mut VecDeque<Event>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn waker(&self) -> Arc<Waker> {
+        self.inner.waker()
+    }
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn counters(&self) -> &Counters {
+        self.inner.counters()
+    }
+}
+
+#[test]
+fn a_peer_that_acknowledges_nothing_keeps_few_pages_held() {
+    let zero_copy = Rc::new(Cell::new(false));
+    let noted = Rc::clone(&zero_copy);
+    let (mut worker, _) = idle_worker_on(|inner| Idle { inner, zero_copy: noted });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let socket = Rc::new(OwnedFd::from(TcpStream::connect(addr).unwrap()));
+    let mut conn = Conn::new(socket, addr, Phase::Incoming(HandshakeReader::new()));
+    conn.zero_copy = ZeroCopy::On;
+    let key = worker.conns.insert(conn);
+    let tag = Target::Send(key).tag();
+    // Every send is taken whole, and those without a copy stay with the kernel.
+    let send = |worker: &mut Worker<Idle>| {
+        worker.conns.get_mut(key).unwrap().outbox = vec![0; SEND_LEN_MAX];
+        worker.send_to(key);
+        worker.on_sent(tag, Ok(SEND_LEN_MAX), zero_copy.get());
+        zero_copy.get()
+    };
+    let sent: Vec<_> = (0..8).map(|_| send(&mut worker)).collect();
+    assert_eq!(sent, [true, true, true, true, false, false, false, false]);
+    worker.on_released(tag, false);
+    assert_eq!([send(&mut worker), send(&mut worker)], [true, false]);
 }

@@ -104,7 +104,7 @@ fn a_piece_that_cannot_be_read_is_refused_and_no_others_are() {
         wait_for("what is left", || {
             totals.left.load(Relaxed) == u64::from(torrent.geometry.piece_len_nominal())
         });
-        assert_eq!(member.core.banned_peers.get(), 0);
+        assert_eq!(member.core.disconnects[DisconnectReason::Banned].get(), 0);
         drop(peer);
         fleet.wait_until_idle();
         assert!(fleet.stop().is_empty());

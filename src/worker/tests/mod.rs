@@ -7,6 +7,7 @@
 mod data;
 mod datagrams;
 mod encrypted;
+mod files;
 mod fleet;
 mod handover;
 mod hostile;

@@ -114,6 +114,11 @@ impl Peer {
         peer
     }
 
+    /// Where the worker sees us.
+    pub(super) fn addr(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
     /// Sends messages, as far as the other side lets us.
     pub(super) fn send(&mut self, bytes: &[u8]) {
         self.is_closed |= self.stream.write_all(bytes).is_err();

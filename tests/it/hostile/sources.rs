@@ -80,6 +80,57 @@ fn who_sends_wrong_data_is_banned_and_does_not_come_back() {
 }
 
 #[test]
+fn a_ban_holds_in_every_torrent_and_after_a_restart() {
+    let name = "hostile::sources::a_ban_holds_in_every_torrent_and_after_a_restart";
+    if !network::is_inside(name) {
+        return;
+    }
+    let dir = dir();
+    let home = Home::new(dir.path(), "home");
+    let shape = Shape::pieces_of(64 << 10);
+    // One for each worker, if there are two.
+    let [poisoned, other] = [("one", 182), ("two", 183)]
+        .map(|(name, seed)| single(dir.path(), name, 1 << 20, seed, &shape));
+    let mut server = home.run_at("20.0.9.1:0", &[]);
+    home.add(&poisoned);
+    home.add(&other);
+    server.wait_torrents("downloading", 2, START);
+    let (liar, neighbour) = (Ipv4Addr::new(20, 0, 3, 7), Ipv4Addr::new(20, 0, 3, 8));
+    let enter = |server: &Server, source: Ipv4Addr, id: u32| {
+        let mut peer = RawPeer::over(connect_from(source, server.peer).unwrap(), &other.metainfo);
+        peer.send(&handshake(&other.metainfo, id));
+        peer
+    };
+    let [mut guilty, mut honest] = [(liar, 1), (neighbour, 2)].map(|(source, id)| {
+        let mut peer = enter(&server, source, id);
+        peer.read_handshake();
+        peer
+    });
+    let mut peer = RawPeer::over(connect_from(liar, server.peer).unwrap(), &poisoned.metainfo);
+    peer.offer(&poisoned.metainfo, 3);
+    answer(&mut peer, |peer, block| peer.send_block(block, &vec![0xee; block.len as usize]));
+    guilty.expect_close();
+    let two = |count: f64| count == 2.0;
+    server.wait_metric("seedring_disconnects_total", &["reason=\"banned\""], NOTICED, two);
+    enter(&server, liar, 4).expect_close();
+    honest.say(&Message::Interested);
+    honest.say(&Message::NotInterested);
+    let one = |count: f64| count == 1.0;
+    server.wait_metric("seedring_banned_peers", &[], NOTICED, one);
+    drop(honest);
+    server.stop();
+
+    let mut server = home.run_at("20.0.9.1:0", &[]);
+    server.wait_torrents("downloading", 2, START);
+    server.wait_metric("seedring_banned_peers", &[], NOTICED, one);
+    enter(&server, liar, 5).expect_close();
+    enter(&server, neighbour, 6).read_handshake();
+    let labels = ["direction=\"in\"", "result=\"refused\""];
+    assert_eq!(server.metric("seedring_handshakes_total", &labels), 1.0);
+    server.stop();
+}
+
+#[test]
 fn blocks_that_do_not_fit_are_not_kept_and_flapping_blocks_nobody() {
     let dir = dir();
     let (home, mut server, content) = fetching(dir.path(), "127.0.0.1:0", 181);

@@ -1,0 +1,96 @@
+//! Open files of one worker while its disk hangs: nothing is asked twice, nothing dropped by it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use super::Torrent;
+use super::fleet::idle_worker;
+use crate::ring::Uring;
+use crate::storage::{Mode, files};
+use crate::swarm;
+use crate::units::Bitfield;
+use crate::worker::Worker;
+use crate::worker::blocking::Lane;
+use crate::worker::mailbox::{NewTorrent, Totals};
+use crate::worker::table::Key;
+use crate::worker::torrent::Store;
+
+/// Makes the only thread for files hang until the end that is returned is gone.
+fn hang(worker: &Worker<Uring>) -> Sender<()> {
+    let (until, hang) = channel::<()>();
+    let job = Box::new(move || assert!(hang.recv().is_err()));
+    assert!(worker.shared.blocking.run(Lane::Device(0), job).is_ok());
+    while worker.shared.blocking.waiting_count() > 0 {
+        std::thread::yield_now();
+    }
+    until
+}
+
+/// A worker with a complete torrent whose files are being opened behind a job that hangs.
+fn opening(torrent: &Torrent) -> (Worker<Uring>, Key, Sender<()>) {
+    let (mut worker, _) = idle_worker();
+    let until = hang(&worker);
+    let info_hash = torrent.info_hash;
+    worker.add_torrent(NewTorrent {
+        info_hash,
+        content: torrent.content(torrent.path()),
+        have: Bitfield::all(torrent.geometry.piece_count()),
+        known: Vec::new(),
+        options: swarm::Options { info_hash, ..swarm::Options::default() },
+        totals: Arc::new(Totals::new(0)),
+    });
+    let key = worker.by_hash[&info_hash];
+    worker.need_files(key);
+    (worker, key, until)
+}
+
+#[test]
+fn files_of_a_torrent_are_compared_once_at_a_time() {
+    let torrent = Torrent::new(&[("data", 100_000)], 16 << 10, 61);
+    let (mut worker, key, _until) = opening(&torrent);
+    let have = Bitfield::all(torrent.geometry.piece_count());
+    let opened = files::open(&torrent.content(torrent.path()), false, Mode::Auto, &[], &have);
+    worker.on_opened(key, Lane::Device(0), opened);
+    let before = worker.shared.blocking.waiting_count();
+    for _ in 0..3 {
+        worker.compare(key);
+    }
+    assert_eq!(worker.shared.blocking.waiting_count(), before + 1);
+    worker.on_compared(key, Ok(Vec::new()));
+    worker.compare(key);
+    assert_eq!(worker.shared.blocking.waiting_count(), before + 2);
+}
+
+#[test]
+fn files_are_closed_by_a_thread_that_may_block_whoever_holds_on_to_them() {
+    let torrent = Torrent::new(&[("data", 1_000_000)], 16 << 10, 62);
+    let (mut worker, key, until) = opening(&torrent);
+    let have = Bitfield::all(torrent.geometry.piece_count());
+    let open = || files::open(&torrent.content(torrent.path()), false, Mode::Map, &[], &have);
+    worker.on_opened(key, Lane::Device(0), open());
+    let Store::Open(open_files) = &worker.torrents.get(key).unwrap().store else { panic!() };
+    let file = open_files.files[0].as_ref().unwrap();
+    let (in_flight, lease) = (std::rc::Rc::clone(&file.handle), file.lease.clone());
+    assert!(lease.is_some(), "it is not mapped");
+    let before = worker.shared.blocking.waiting_count();
+    worker.remove_torrent(&torrent.info_hash);
+    // An operation still has it: it waits, and is closed elsewhere once that has ended.
+    assert_eq!((worker.remains.len(), worker.shared.blocking.waiting_count()), (1, before));
+    drop(in_flight);
+    worker.close_remains();
+    assert_eq!((worker.remains.len(), worker.shared.blocking.waiting_count()), (1, before));
+    drop(lease);
+    worker.close_remains();
+    assert_eq!((worker.remains.len(), worker.shared.blocking.waiting_count()), (0, before + 1));
+
+    // What was opened for one that is gone goes the same way.
+    worker.on_opened(key, Lane::Device(0), open());
+    assert_eq!(worker.shared.blocking.waiting_count(), before + 2);
+    drop(until);
+    let begun = crate::sys::clock::now();
+    while worker.shared.blocking.waiting_count() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "they are not closed");
+        std::thread::yield_now();
+    }
+}
