@@ -316,7 +316,9 @@ impl Session {
         }
         swarm.check_invariants();
         drop(swarm);
-        assert_eq!((self.shared.unchoked_count(), self.shared.banned_count()), (0, 0));
+        assert_eq!(self.shared.unchoked_count(), 0);
+        // Bans hold for all torrents, and so outlive this one.
+        assert!(self.shared.banned_count() <= self.liars.len());
     }
 }
 

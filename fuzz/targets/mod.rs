@@ -13,6 +13,7 @@ mod fetch;
 mod lists;
 mod magnet;
 mod metainfo;
+mod mse;
 mod session;
 mod tracker;
 mod udp;
@@ -61,6 +62,7 @@ pub(crate) const TARGETS: &[Target] = &[
     target("magnet_swarm", 1024, fetch::run, fetch::seeds),
     target("metainfo", 8192, metainfo::torrent, metainfo::torrent_seeds),
     target("metainfo_paths", 2048, metainfo::paths, metainfo::paths_seeds),
+    target("mse", 2048, mse::run, mse::seeds),
     target("swarm", 1024, session::run, session::seeds),
     target("tracker_reply", 4096, tracker::reply, tracker::reply_seeds),
     target("tracker_scrape", 4096, tracker::scrape, tracker::scrape_seeds),

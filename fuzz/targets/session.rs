@@ -128,9 +128,12 @@ pub(super) fn run(data: &[u8]) {
     }
     session.pass(Duration::from_secs(30));
     session.check();
+    let liar_count = session.liars.len();
     drop(session);
-    let held = (shared.unchoked_count(), shared.piece_bytes(), shared.banned_count());
-    assert_eq!(held, (0, 0, 0), "what a swarm held is given back");
+    let held = (shared.unchoked_count(), shared.piece_bytes());
+    assert_eq!(held, (0, 0), "what a swarm held is given back");
+    // Bans hold for all torrents, and so outlive this one.
+    assert!(shared.banned_count() <= liar_count, "somebody was banned who never lied");
 }
 
 impl Session {

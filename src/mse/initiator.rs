@@ -114,6 +114,7 @@ impl Initiator {
                 if matches!(self.stage, Stage::Padding { .. }) && taken == early.len() {
                     Ok(())
                 } else {
+                    self.stage = Stage::Done(None);
                     Err(Error::Early)
                 }
             }

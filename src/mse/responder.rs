@@ -108,7 +108,11 @@ impl Responder {
         self.outbox.append(&mut self.padding);
         self.stage = Stage::Padding { secret };
         // What follows the padding depends on our key, so it cannot have come whole.
-        if self.handle_bytes(&early, torrent)? == early.len() { Ok(()) } else { Err(Error::Early) }
+        if self.handle_bytes(&early, torrent)? == early.len() {
+            return Ok(());
+        }
+        self.stage = Stage::Done(None);
+        Err(Error::Early)
     }
 
     /// What is to be sent now.

@@ -501,7 +501,8 @@ impl Server {
     }
 
     async fn end(self) {
-        let Self { engine, state, watch, mut ledger, .. } = self;
+        let Self { mut engine, state, watch, mut ledger, .. } = self;
+        let bans = engine.take_fresh_bans();
         // A disk that hangs must not hold up what does not need it.
         let close = async {
             if let Some(watch) = watch {
@@ -519,6 +520,7 @@ impl Server {
         let last = async {
             // One that is closed already has ended by itself, and said why.
             let _ = state.update_totals(ledger.take_changed()).await;
+            let _ = state.add_bans(bans);
             state.close().await;
         };
         if tokio::time::timeout(STATE_STOP, last).await.is_err() {
