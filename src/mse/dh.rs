@@ -64,9 +64,8 @@ impl PublicKey {
     /// Reads a key.
     ///
     /// # Errors
-    /// [`Error::PublicKey`] for 0, 1, the prime less 1, whatever is not below the prime, and what has not
-    /// [`PUBLIC_KEY_LEN`] bytes: with
-    /// those the secret would not depend on our key.
+    /// [`Error::PublicKey`] for what has not 96 bytes, and for 0, 1, the prime less 1, and whatever
+    /// is not below the prime: with those the secret would not depend on our key.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() != PUBLIC_KEY_LEN {
             return Err(Error::PublicKey);
