@@ -25,7 +25,7 @@ use crate::sys::file::Identity;
 use crate::sys::sha1::Digest;
 use crate::units::{Bitfield, Geometry, PieceIndex};
 
-pub use pool::{Checker, Job, QueueFull};
+pub use pool::{Checker, Job, QueueFull, STALL_AFTER};
 use reader::Reader;
 use task::Task;
 
@@ -106,6 +106,7 @@ pub struct Options {
 #[derive(Debug, Default)]
 pub struct Progress {
     bytes_done: AtomicU64,
+    files_seen: AtomicU64,
     cancelled: AtomicBool,
 }
 
@@ -123,6 +124,15 @@ impl Progress {
     /// Whether [`Progress::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// A number that changes with everything that is done.
+    fn steps(&self) -> u64 {
+        self.bytes_done().wrapping_add(self.files_seen.load(Ordering::Relaxed))
+    }
+
+    fn saw_file(&self) {
+        self.files_seen.fetch_add(1, Ordering::Relaxed);
     }
 
     fn advance(&self, len: u64) {

@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod file;
 pub mod map;
+pub mod mounts;
 pub mod net;
 pub mod process;
 pub mod sha1;

@@ -3,19 +3,29 @@
 //! Jobs enter in order; each leaves through its own callback, on a hash thread. Threads first help
 //! the check that began first, then begin the next, so a large torrent has all of them, many small
 //! ones run side by side, and a disk is read mostly in one direction. A job that waits costs its
-//! entry in the queue. Invariant: every job that was taken is answered exactly once, also when it
-//! is cancelled and when the checker is dropped.
+//! entry in the queue. A file system that does not answer keeps the threads that are in it, and
+//! gets no more: others take their place, and its jobs are held until it moves again.
+//! Invariant: every job that was taken is answered exactly once, also when it is cancelled and when
+//! the checker is dropped.
+
+mod stalls;
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::{
     Checked, Content, JOBS_MAX, Options, Progress, Reader, THREADS_MAX, Task, lower_priority,
     thread_name,
 };
+use crate::sys::mounts;
+use stalls::{Pace, Stalls};
+
+/// How long a check may stand still before its file system is taken to hang.
+pub const STALL_AFTER: Duration = Duration::from_secs(10);
 
 /// One torrent to check.
 pub struct Job {
@@ -42,16 +52,20 @@ impl std::fmt::Debug for QueueFull {
 
 /// Hash threads that work through a queue of checks.
 ///
-/// Dropping it cancels what runs and what waits, answers all of it, and joins the threads.
+/// Dropping it cancels what runs and what waits, answers all of it, and joins the threads: that
+/// takes as long as the slowest disk.
 pub struct Checker {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
 }
 
-/// A check that began, and how many threads are in it.
+/// A check that left the queue, and how many threads are in it.
 struct Running {
-    task: Arc<Task>,
-    helper_count: usize,
+    progress: Arc<Progress>,
+    root: PathBuf,
+    thread_count: usize,
+    pace: Pace,
+    /// `None` while the first thread looks at its files.
+    task: Option<Arc<Task>>,
     done: Box<dyn FnOnce(Checked) + Send>,
 }
 
@@ -59,22 +73,26 @@ struct Running {
 struct State {
     waiting: VecDeque<Job>,
     running: Vec<Running>,
-    /// Jobs that left `waiting` and are not in `running` yet.
-    beginning: Vec<Arc<Progress>>,
+    stalls: Stalls,
+    /// Threads that live.
+    thread_count: usize,
+    threads: Vec<JoinHandle<()>>,
     is_closed: bool,
-}
-
-impl State {
-    fn is_full(&self) -> bool {
-        self.is_closed || self.waiting.len() >= JOBS_MAX
-    }
 }
 
 struct Shared {
     state: Mutex<State>,
+    /// Something to do, or the end.
     wake: Condvar,
-    thread_count: usize,
+    /// A check begins, or the end: for the thread that looks for stalls.
+    watch: Condvar,
+    options: Options,
+    stall_after: Duration,
+    mounts: Mounts,
 }
+
+/// Where the table of mounts comes from.
+type Mounts = Box<dyn Fn() -> mounts::Table + Send + Sync>;
 
 /// What a thread does next.
 enum Next {
@@ -88,18 +106,28 @@ impl Checker {
     /// # Errors
     /// If the system gives us no thread.
     pub fn start(options: Options) -> io::Result<Self> {
-        let thread_count = options.threads.clamp(1, THREADS_MAX);
-        let state = Mutex::default();
-        let shared = Arc::new(Shared { state, wake: Condvar::new(), thread_count });
-        let mut checker = Self { shared, threads: Vec::with_capacity(thread_count) };
-        for index in 0..thread_count {
-            let shared = Arc::clone(&checker.shared);
-            let run = move || {
-                lower_priority(options);
-                shared.run();
-            };
-            checker.threads.push(thread_name(index).spawn(run)?);
+        Self::start_with(options, STALL_AFTER, Box::new(mounts::Table::read))
+    }
+
+    /// [`Checker::start`] with another patience and other mounts.
+    pub(super) fn start_with(
+        options: Options,
+        stall_after: Duration,
+        mounts: Mounts,
+    ) -> io::Result<Self> {
+        let options = Options { threads: options.threads.clamp(1, THREADS_MAX), ..options };
+        let (state, wake, watch) = (Mutex::default(), Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { state, wake, watch, options, stall_after, mounts });
+        let checker = Self { shared };
+        let shared = &checker.shared;
+        for _ in 0..options.threads {
+            shared.spawn(&mut shared.lock())?;
         }
+        let watcher = Arc::clone(shared);
+        let watcher = std::thread::Builder::new()
+            .name("hash-watch".to_owned())
+            .spawn(move || watcher.watch_for_stalls())?;
+        shared.lock().threads.push(watcher);
         Ok(checker)
     }
 
@@ -120,9 +148,9 @@ impl Checker {
         Ok(())
     }
 
-    /// Number of jobs that wait for a thread.
+    /// Number of jobs that wait for a thread, or for their file system to answer.
     pub fn waiting_count(&self) -> usize {
-        self.shared.lock().waiting.len()
+        self.shared.lock().waiting_count()
     }
 }
 
@@ -130,12 +158,15 @@ impl Drop for Checker {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.is_closed = true;
-        let running = state.running.iter().map(|running| &running.task.progress);
-        running.chain(&state.beginning).for_each(|progress| progress.cancel());
+        state.running.iter().for_each(|running| running.progress.cancel());
+        // Cancelled jobs are answered without a look at the disk.
+        state.release_all();
         state.waiting.iter().for_each(|job| job.progress.cancel());
         drop(state);
         self.shared.wake.notify_all();
-        for thread in self.threads.drain(..) {
+        self.shared.watch.notify_all();
+        loop {
+            let Some(thread) = self.shared.lock().threads.pop() else { return };
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
@@ -145,6 +176,19 @@ impl Drop for Checker {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts one more hash thread.
+    fn spawn(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        let run = move || {
+            lower_priority(shared.options);
+            shared.run();
+        };
+        state.threads.retain(|thread| !thread.is_finished());
+        state.threads.push(thread_name(state.thread_count).spawn(run)?);
+        state.thread_count += 1;
+        Ok(())
     }
 
     fn run(&self) {
@@ -160,21 +204,23 @@ impl Shared {
         }
     }
 
-    /// Waits for something to do; `None` once the checker ends and the queue is empty.
+    /// Waits for something to do; `None` once the checker ends and the queue is empty, and for a
+    /// thread that only took the place of one that is back.
     fn next(&self) -> Option<Next> {
         let mut state = self.lock();
         loop {
-            if let Some(running) =
-                state.running.iter_mut().find(|running| !running.task.is_exhausted())
-            {
-                running.helper_count += 1;
-                return Some(Next::Help(Arc::clone(&running.task)));
+            if state.thread_count > self.options.threads + state.lost_count() {
+                state.thread_count -= 1;
+                return None;
             }
-            if let Some(job) = state.waiting.pop_front() {
-                state.beginning.push(Arc::clone(&job.progress));
+            if let Some(task) = state.help() {
+                return Some(Next::Help(task));
+            }
+            if let Some(job) = state.next_job() {
                 return Some(Next::Begin(job));
             }
             if state.is_closed {
+                state.thread_count -= 1;
                 return None;
             }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -184,13 +230,30 @@ impl Shared {
     fn begin(&self, job: Job, reader: &mut Reader) {
         let Job { content, root, progress, done } = job;
         if progress.is_cancelled() {
-            self.lock().forget(&progress);
             return done(Checked::never_begun(content.geometry()));
         }
-        let task = Arc::new(Task::new(content, &root, Arc::clone(&progress), self.thread_count));
         let mut state = self.lock();
-        state.forget(&progress);
-        state.running.push(Running { task: Arc::clone(&task), helper_count: 1, done });
+        if state.is_closed {
+            progress.cancel();
+        }
+        let pace = Pace::new(progress.steps());
+        let running = Running {
+            progress: Arc::clone(&progress),
+            root: root.clone(),
+            thread_count: 1,
+            pace,
+            task: None,
+            done,
+        };
+        state.running.push(running);
+        drop(state);
+        self.watch.notify_one();
+        let threads = self.options.threads;
+        let task = Arc::new(Task::new(content, &root, Arc::clone(&progress), threads));
+        let mut state = self.lock();
+        if let Some(running) = state.running.iter_mut().find(|running| running.is(&progress)) {
+            running.task = Some(Arc::clone(&task));
+        }
         drop(state);
         if task.has_work_for_others() {
             self.wake.notify_all();
@@ -202,26 +265,61 @@ impl Shared {
     /// The last thread that leaves an exhausted task answers its job.
     fn leave(&self, task: Arc<Task>) {
         let mut state = self.lock();
-        let is_it = |running: &Running| Arc::ptr_eq(&running.task, &task);
+        let is_it = |running: &Running| running.is(&task.progress);
         let Some(place) = state.running.iter().position(is_it) else { return };
-        state.running[place].helper_count -= 1;
+        state.running[place].thread_count -= 1;
         // Given back under the lock, so that the last one out holds the only one.
         drop(task);
-        if state.running[place].helper_count > 0 {
+        if state.running[place].thread_count > 0 {
             return;
         }
         let running = state.running.remove(place);
+        if running.pace.is_stalled {
+            self.settle(&mut state);
+        }
         drop(state);
-        if let Some(task) = Arc::into_inner(running.task) {
+        if let Some(task) = running.task.and_then(Arc::into_inner) {
             (running.done)(task.finish());
         }
     }
 }
 
+impl Running {
+    fn is(&self, progress: &Arc<Progress>) -> bool {
+        Arc::ptr_eq(&self.progress, progress)
+    }
+}
+
 impl State {
-    fn forget(&mut self, progress: &Arc<Progress>) {
-        if let Some(place) = self.beginning.iter().position(|other| Arc::ptr_eq(other, progress)) {
-            self.beginning.swap_remove(place);
+    fn waiting_count(&self) -> usize {
+        self.waiting.len() + self.stalls.held_count()
+    }
+
+    fn is_full(&self) -> bool {
+        self.is_closed || self.waiting_count() >= JOBS_MAX
+    }
+
+    /// Joins the first check with something left to do.
+    fn help(&mut self) -> Option<Arc<Task>> {
+        let Self { running, stalls, .. } = self;
+        running.iter_mut().find_map(|running| {
+            let task = running.task.as_ref().filter(|task| !task.is_exhausted())?;
+            if stalls.holds(&running.root) {
+                return None;
+            }
+            running.thread_count += 1;
+            Some(Arc::clone(task))
+        })
+    }
+
+    /// The next job that may begin; those of file systems that hang are put aside.
+    fn next_job(&mut self) -> Option<Job> {
+        loop {
+            let job = self.waiting.pop_front()?;
+            match self.stalls.hold(job) {
+                None => {}
+                Some(job) => return Some(job),
+            }
         }
     }
 }

@@ -257,6 +257,7 @@ fn survey(
             Some(root) => look_at(root, index, &wanted, found),
             None => FileReport { state: FileState::Missing, identity: None },
         };
+        progress.saw_file();
         let size = report.identity.map_or(0, |identity| identity.size);
         let present_len = if is_virtual { wanted.len } else { size };
         let end = start.saturating_add(wanted.len);

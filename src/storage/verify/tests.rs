@@ -387,6 +387,83 @@ fn a_queued_job_can_be_cancelled_and_the_queue_has_an_end() {
     assert!(receive.iter().all(|checked| checked.cancelled));
 }
 
+/// Content whose piece hashes hang until the sender of the pair is gone, after saying so.
+struct Hanging {
+    torrent: Arc<Torrent>,
+    begun: mpsc::Sender<()>,
+    until: std::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+impl Content for Hanging {
+    fn geometry(&self) -> Geometry {
+        self.torrent.geometry()
+    }
+
+    fn piece_hash(&self, piece: PieceIndex) -> Option<Digest> {
+        // Nobody listens any more when it is over.
+        let _ = self.begun.send(());
+        let until = self.until.lock().unwrap();
+        assert!(until.recv().is_err());
+        self.torrent.piece_hash(piece)
+    }
+
+    fn file_count(&self) -> usize {
+        self.torrent.file_count()
+    }
+
+    fn file(&self, index: usize) -> Option<ContentFile> {
+        self.torrent.file(index)
+    }
+}
+
+/// On two mounts, of which one does not answer.
+#[test]
+fn a_disk_that_hangs_stops_only_its_own_checks() {
+    let (dead_dir, dead) = torrent(&[1_000_000], 16_384, 16);
+    let (good_dir, good) = torrent(&[300_000], 16_384, 17);
+    let (good_path, dead_path) = (good_dir.path().to_owned(), dead_dir.path().to_owned());
+    let mounts = move || {
+        let mounts = [("/".into(), "8:1"), (good_path.clone(), "8:1"), (dead_path.clone(), "8:2")];
+        mounts.into_iter().map(|(path, device)| (path, device.to_owned())).collect()
+    };
+    let patience = Duration::from_millis(20);
+    let checker = Checker::start_with(TWO, patience, Box::new(mounts)).unwrap();
+    let (send, receive) = mpsc::channel();
+    let (dead_send, dead_receive) = mpsc::channel();
+    let (until, hang) = mpsc::channel();
+    let (begun, has_begun) = mpsc::channel();
+    let until_lock = std::sync::Mutex::new(hang);
+    let hanging = Hanging { torrent: Arc::clone(&dead), begun, until: until_lock };
+    let mut first = job(&dead, dead_dir.path(), &dead_send);
+    first.content = Arc::new(hanging);
+    checker.submit(first).unwrap();
+    let wait = Duration::from_secs(20);
+    for _ in 0..2 {
+        has_begun.recv_timeout(wait).expect("a thread that does not help");
+    }
+    let behind = job(&dead, dead_dir.path(), &dead_send);
+    let unwanted = job(&dead, dead_dir.path(), &dead_send);
+    let cancel = Arc::clone(&unwanted.progress);
+    checker.submit(behind).unwrap();
+    checker.submit(unwanted).unwrap();
+    for _ in 0..5 {
+        checker.submit(job(&good, good_dir.path(), &send)).unwrap();
+    }
+    for _ in 0..5 {
+        assert!(receive.recv_timeout(wait).expect("the good disk waits").is_complete());
+    }
+    // Both threads hang; what waits for that disk is held, but for what nobody wants any more.
+    assert_eq!(checker.waiting_count(), 2);
+    assert!(dead_receive.try_recv().is_err());
+    cancel.cancel();
+    assert!(dead_receive.recv_timeout(wait).expect("it waits for the disk").cancelled);
+    drop(until);
+    for _ in 0..2 {
+        assert!(dead_receive.recv_timeout(wait).expect("it is held for ever").is_complete());
+    }
+    assert_eq!(checker.waiting_count(), 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
