@@ -23,7 +23,7 @@ def settings(listen):
         enable_natpmp=False,
         enable_incoming_utp=False,
         enable_outgoing_utp=False,
-        in_enc_policy=int(lt.enc_policy.pe_disabled),
+        in_enc_policy=int(lt.enc_policy.pe_enabled),
         out_enc_policy=int(lt.enc_policy.pe_disabled),
         allow_multiple_connections_per_ip=True,
         close_redundant_connections=False,

@@ -1,9 +1,9 @@
 //! The programs that are compared: one file each, and one line in [`PEERS`].
 //!
 //! A scene enters; the command that puts a program into it leaves. They are made comparable: as
-//! many slots and connections as it can have, no encryption, no search for other peers, no limits;
-//! everything else as it comes. Invariant: what a program keeps lies in the scene's folder, so that
-//! no run sees another one's.
+//! many slots and connections as it can have, encryption only where the load begins with it, no
+//! search for other peers, no limits; everything else as it comes. Invariant: what a program keeps
+//! lies in the scene's folder, so that no run sees another one's.
 
 mod aria2;
 mod libtorrent;

@@ -22,7 +22,7 @@ impl Peer for Qbittorrent {
         let profile = scene.folder("profile")?;
         let config = scene.folder("profile/qBittorrent/config")?;
         let data = scene.ground.data_dir.display();
-        // -1: no limit. Encryption 2: none.
+        // -1: no limit. Encryption 0: whatever the other side begins with.
         let settings = format!(
             "[LegalNotice]\nAccepted=true\n\
              [BitTorrent]\n\
@@ -37,7 +37,7 @@ impl Peer for Qbittorrent {
              Session\\MaxUploadsPerTorrent=-1\n\
              Session\\MultiConnectionsPerIp=true\n\
              Session\\BTProtocol=TCP\n\
-             Session\\Encryption=2\n\
+             Session\\Encryption=0\n\
              Session\\DHTEnabled=false\n\
              Session\\LSDEnabled=false\n\
              Session\\PeXEnabled=false\n\

@@ -33,7 +33,7 @@ impl Peer for Rtorrent {
              network.port_random.set = no\n\
              network.max_open_sockets.set = {PLENTY}\n\
              network.max_open_files.set = 600\n\
-             protocol.encryption.set = none\n\
+             protocol.encryption.set = allow_incoming\n\
              protocol.pex.set = no\n\
              dht.mode.set = disable\n\
              trackers.use_udp.set = no\n\
