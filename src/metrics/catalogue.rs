@@ -186,6 +186,8 @@ catalogue! {
         torrents: gauge [TorrentState];
         /// Memory in buffers for cold reads.
         read_buffers_bytes: gauge;
+        /// Memory in copies on their way to encrypted peers.
+        encrypted_buffers_bytes: gauge;
         /// Memory in pieces that are not complete or not yet written.
         piece_buffers_bytes: gauge;
         /// Address space in mappings of files; their pages belong to the page cache.

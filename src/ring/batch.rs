@@ -4,6 +4,7 @@
 //! iovecs leave, from any byte on. A batch keeps what it references alive. Invariant: a batch that
 //! is shared ([`std::rc::Rc`]) does not change, so the kernel may read it as long as it likes.
 
+use super::lender::Loan;
 use crate::sys::map::Mapping;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub enum Lease {
     Mapped(Rc<Arc<Mapping>>),
     /// Memory that was read into.
     Pooled(Rc<Vec<u8>>),
+    /// A copy, whose memory is used again.
+    Lent(Rc<Loan>),
 }
 
 impl Lease {
@@ -26,6 +29,7 @@ impl Lease {
         match self {
             Lease::Mapped(mapping) => mapping.len(),
             Lease::Pooled(bytes) => bytes.len(),
+            Lease::Lent(loan) => loan.as_bytes().len(),
         }
     }
 
@@ -38,10 +42,8 @@ impl Lease {
     fn address(&self, offset: usize, len: usize) -> Option<*const u8> {
         match self {
             Lease::Mapped(mapping) => mapping.address(offset, len),
-            Lease::Pooled(bytes) => {
-                let end = offset.checked_add(len)?;
-                bytes.get(offset..end).map(<[u8]>::as_ptr)
-            }
+            Lease::Pooled(bytes) => address_in(bytes, offset, len),
+            Lease::Lent(loan) => address_in(loan.as_bytes(), offset, len),
         }
     }
 
@@ -50,9 +52,15 @@ impl Lease {
         match (self, other) {
             (Lease::Mapped(one), Lease::Mapped(two)) => Rc::ptr_eq(one, two),
             (Lease::Pooled(one), Lease::Pooled(two)) => Rc::ptr_eq(one, two),
+            (Lease::Lent(one), Lease::Lent(two)) => Rc::ptr_eq(one, two),
             _ => false,
         }
     }
+}
+
+fn address_in(bytes: &[u8], offset: usize, len: usize) -> Option<*const u8> {
+    let end = offset.checked_add(len)?;
+    bytes.get(offset..end).map(<[u8]>::as_ptr)
 }
 
 /// Why something was not added to a batch, which is unchanged then.
@@ -194,7 +202,7 @@ impl Batch {
                 Part::Own { start, len } => {
                     bytes.extend_from_slice(self.bytes.get(start..start + len).unwrap_or_default());
                 }
-                // SAFETY: a pooled lease among `leases` keeps these bytes alive, `push_lease` made
+                // SAFETY: a lease of pooled or lent memory among `leases` keeps these bytes alive, `push_lease` made
                 // sure that they lie inside it, and what is shared does not change.
                 Part::Lent { address, len } => unsafe {
                     bytes.extend_from_slice(std::slice::from_raw_parts(address, len));

@@ -133,6 +133,7 @@ pub(super) fn start_workers(
             number,
             connections_max: settings.connections_max.div_ceil(count),
             read_bytes_max: settings.read_bytes_max / count,
+            sealed_bytes_max: crate::worker::SEALED_BYTES_MAX,
             piece_bytes_max: settings.piece_bytes_max / count as u64,
             mode: settings.mode,
             zero_copy: settings.zero_copy,

@@ -79,6 +79,6 @@ fn unmapped(lease: Lease) -> Result<Option<Arc<Mapping>>, Lease> {
     match lease {
         Lease::Mapped(mapping) => Rc::try_unwrap(mapping).map(Some).map_err(Lease::Mapped),
         // Memory of our own.
-        Lease::Pooled(_) => Ok(None),
+        Lease::Pooled(_) | Lease::Lent(_) => Ok(None),
     }
 }

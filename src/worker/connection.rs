@@ -22,9 +22,6 @@ use crate::wire::{Decoder, HandshakeReader, Progress};
 pub(super) const SEND_LEN_MIN: usize = 64 * 1024;
 /// See [`SEND_LEN_MIN`].
 pub(super) const SEND_LEN_MAX: usize = 1024 * 1024;
-/// The same for an encrypted peer: what is sent to it is a copy, and lies in memory until it has
-/// gone.
-const ENCRYPTED_LEN_MAX: usize = 256 * 1024;
 
 /// What a connection is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -257,12 +254,6 @@ impl Conn {
             is_excused: false,
             resumed_at: None,
         }
-    }
-
-    /// The longest batch to make for it now, in bytes.
-    pub(super) fn send_len_max(&self) -> usize {
-        let bound = if self.ciphers.is_some() { ENCRYPTED_LEN_MAX } else { SEND_LEN_MAX };
-        self.send_len_max.min(bound)
     }
 
     /// Whether the handshake is yet to come and nothing of it has.

@@ -8,7 +8,6 @@
 //! over to another worker; and peers make a worker begin [`EXCHANGES_PER_SECOND_MAX`] exchanges per
 //! second at most, because each costs far more than its 96 bytes.
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use ::ring::rand::{SecureRandom, SystemRandom};
@@ -20,7 +19,7 @@ use super::table::Key;
 use crate::metrics::HandshakeResult;
 use crate::mse::{self, Initiator, Job, PADDING_MAX, PrivateKey, Responder};
 use crate::ring::{Batch, Driver, Lease};
-use crate::units::InfoHash;
+use crate::units::{BLOCK_LEN, InfoHash};
 use crate::wire::HandshakeReader;
 
 /// Exchanges that peers may make one worker begin per second: about a tenth of a core's time.
@@ -28,6 +27,10 @@ const EXCHANGES_PER_SECOND_MAX: u32 = 500;
 
 /// Of these, how many at once.
 const EXCHANGES_BURST_MAX: u32 = 500;
+
+/// Longest batch for an encrypted peer, in bytes: what is sent to it is a copy, and lies in memory
+/// until it has gone.
+const SEALED_LEN_MAX: usize = 256 * 1024;
 
 /// How many exchanges peers may begin, as the moment at which the burst is whole again.
 #[derive(Clone, Copy, Default, Debug)]
@@ -155,10 +158,18 @@ impl<D: Driver> Worker<D> {
         self.shake_hands(key, &stream);
     }
 
-    /// The batch as it goes out to an encrypted peer, behind what is as it goes out already: one
-    /// copy, of memory that no mapping is part of.
-    pub(super) fn seal(&mut self, key: Key, mut bytes: Vec<u8>, batch: &Batch) -> Batch {
-        let (mut sealed, start) = (Batch::new(), bytes.len());
+    /// The longest batch to make for an encrypted peer now, in bytes: when much memory is out, a
+    /// block at a time, so that peers who take nothing hold up nobody.
+    pub(super) fn sealed_len_max(&self) -> usize {
+        sealed_len_max(self.seals.lent_len(), self.options.sealed_bytes_max)
+    }
+
+    /// The batch as it goes out to an encrypted peer, behind `first`, which is as it goes out
+    /// already: one copy, of memory that no mapping is part of.
+    pub(super) fn seal(&mut self, key: Key, first: &[u8], batch: &Batch) -> Batch {
+        let (mut sealed, mut bytes) = (Batch::new(), self.seals.take());
+        bytes.extend_from_slice(first);
+        let start = bytes.len();
         let is_copied = batch.copy_to(&mut bytes);
         debug_assert!(is_copied, "blocks for encrypted peers are read into memory");
         if let Some(ciphers) = self.conns.get_mut(key).and_then(|conn| conn.ciphers.as_mut()) {
@@ -166,7 +177,7 @@ impl<D: Driver> Worker<D> {
         }
         let len = bytes.len();
         // A lease on all of its own bytes is one part.
-        let _ = sealed.push_lease(&Lease::Pooled(Rc::new(bytes)), 0, len);
+        let _ = sealed.push_lease(&Lease::Lent(self.seals.lend(bytes)), 0, len);
         sealed
     }
 
@@ -188,6 +199,10 @@ impl<D: Driver> Worker<D> {
     }
 }
 
+fn sealed_len_max(lent_len: usize, bytes_max: usize) -> usize {
+    if lent_len + SEALED_LEN_MAX <= bytes_max { SEALED_LEN_MAX } else { BLOCK_LEN as usize }
+}
+
 /// A private key and padding of random length; `None` if the system gives no random numbers.
 fn fresh_secrets() -> Option<(PrivateKey, Vec<u8>)> {
     let (system, mut key, mut len) = (SystemRandom::new(), [0; 20], [0; 2]);
@@ -202,6 +217,7 @@ fn fresh_secrets() -> Option<(PrivateKey, Vec<u8>)> {
 mod tests {
     use super::*;
     use crate::sys::clock;
+    use crate::worker::SEALED_BYTES_MAX;
 
     #[test]
     fn peers_begin_so_many_exchanges_and_no_more() {
@@ -211,6 +227,17 @@ mod tests {
         let later = now + Duration::from_secs(1);
         let taken = (0..2 * EXCHANGES_BURST_MAX).filter(|_| pace.take(later)).count();
         assert_eq!(taken, EXCHANGES_PER_SECOND_MAX as usize);
+    }
+
+    #[test]
+    fn peers_who_take_nothing_hold_a_block_each_when_much_is_out() {
+        let (mut lent, mut peers) = (0, 0);
+        while lent < SEALED_BYTES_MAX {
+            lent += sealed_len_max(lent, SEALED_BYTES_MAX);
+            peers += 1;
+        }
+        assert_eq!((lent, peers), (SEALED_BYTES_MAX, 256));
+        assert_eq!(sealed_len_max(lent, SEALED_BYTES_MAX), BLOCK_LEN as usize);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod in_place;
 pub mod keys;
 mod magnet;
 pub mod mailbox;
+mod options;
 mod read_back;
 mod removal;
 mod serve;
@@ -48,6 +49,7 @@ use self::hash::{ToBlame, ToHash};
 use self::in_place::InPlace;
 use self::magnet::Magnets;
 use self::mailbox::{Letter, Report, Shared};
+pub use self::options::{Options, SEALED_BYTES_MAX};
 use self::removal::Removals;
 use self::serve::ChunkRead;
 use self::table::{Key, Table};
@@ -57,9 +59,7 @@ use self::torrent::Torrent;
 use crate::metrics::{
     Core, DisconnectReason, HandshakeResult, PeerState, RequestResult, RingOp, RingResult,
 };
-use crate::mse;
-use crate::ring::{Driver, Event, Handle, Op, OpKind};
-use crate::storage::Mode;
+use crate::ring::{Driver, Event, Handle, Lender, Op, OpKind};
 use crate::storage::chunks::Chunks;
 use crate::storage::pieces::{OpenPiece, Spares};
 use crate::storage::residency::Residency;
@@ -84,27 +84,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How long a stopping worker waits for its writes and flushes.
 const STOP_TIMEOUT: Duration = Duration::from_secs(7);
-
-/// What a worker is given once.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Its number, from 0.
-    pub number: usize,
-    /// Connections it may have.
-    pub connections_max: usize,
-    /// Bytes of memory for what is read from cold files.
-    pub read_bytes_max: usize,
-    /// Bytes of memory for pieces that are being fetched.
-    pub piece_bytes_max: u64,
-    /// How blocks reach the socket.
-    pub mode: Mode,
-    /// Whether sends may do without a copy.
-    pub zero_copy: bool,
-    /// Whether connections are encrypted.
-    pub encryption: mse::Policy,
-    /// Address or interface that outgoing connections leave from.
-    pub bind: Option<crate::sys::net::Bind>,
-}
 
 /// One core's worker.
 pub struct Worker<D: Driver> {
@@ -146,6 +125,8 @@ pub struct Worker<D: Driver> {
     backlogged: Vec<Key>,
     residency: Residency,
     chunks: Chunks,
+    /// Copies on their way to encrypted peers.
+    seals: Lender,
     reads: Table<ChunkRead>,
     writes: Table<WriteOp>,
     piece_writes: Table<PieceWrite>,
@@ -222,6 +203,7 @@ impl<D: Driver> Worker<D> {
         budget.piece_bytes_max.set(options.piece_bytes_max);
         Self {
             chunks: Chunks::new(options.read_bytes_max),
+            seals: Lender::default(),
             spares: Spares::new(to_usize(options.piece_bytes_max / SPARE_SHARE)),
             driver,
             shared,
@@ -475,6 +457,7 @@ impl<D: Driver> Worker<D> {
         self.core.connections.set(self.conns.len() as u64);
         self.core.peers[PeerState::Handshaking].set(self.handshake_count as u64);
         self.core.read_buffers_bytes.set(self.chunks.bytes() as u64);
+        self.core.encrypted_buffers_bytes.set(self.seals.len() as u64);
         let (mut connected, mut interested) = (self.magnets.conn_count() as u64, 0);
         let (mut unchoked, mut snubbed) = (0, 0);
         let mut piece_bytes = 0;

@@ -85,7 +85,7 @@ impl<D: Driver> Worker<D> {
         }
         let (payload, read) = self.fill(key, &mut batch);
         if is_encrypted {
-            batch = self.seal(key, outbox, &batch);
+            batch = self.seal(key, &outbox, &batch);
         }
         if batch.is_empty() {
             return;
@@ -109,9 +109,11 @@ impl<D: Driver> Worker<D> {
     /// Adds what is due to a peer to a batch; returns the bytes of block data among it, and how
     /// many of those were read into memory.
     fn fill(&mut self, key: Key, batch: &mut Batch) -> (u64, u64) {
+        let sealed_len_max = self.sealed_len_max();
         let Some(conn) = self.conns.get_mut(key) else { return (0, 0) };
         let is_encrypted = conn.ciphers.is_some();
-        let len_max = conn.send_len_max();
+        let len_max =
+            if is_encrypted { conn.send_len_max.min(sealed_len_max) } else { conn.send_len_max };
         let Some(peer) = conn.peer() else { return self.fill_for_magnet(key, batch) };
         let (torrent_key, peer_key) = (peer.torrent, peer.key);
         let Some(torrent) = self.torrents.get_mut(torrent_key) else { return (0, 0) };

@@ -20,6 +20,8 @@ fn everything_arrives_whole() {
     on_every_ring(Faults::rough(), 0..3, |ring| {
         transfer_with(ring, &one, &encrypted(), false);
         transfer_with(ring, &many, &Options { mode: Mode::Map, ..encrypted() }, true);
+        // A block at a time, as when too much is out.
+        transfer_with(ring, &one, &Options { sealed_bytes_max: 0, ..encrypted() }, false);
     });
 }
 

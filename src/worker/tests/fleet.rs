@@ -28,7 +28,7 @@ use crate::worker::mailbox::{
     self, Directory, Letter, Mailbox, MetadataProgress, NewMagnet, NewTorrent, Report, Shared,
     Totals,
 };
-use crate::worker::{Options, Worker};
+use crate::worker::{Options, SEALED_BYTES_MAX, Worker};
 
 /// One worker as others see it.
 pub(super) struct Member {
@@ -55,6 +55,7 @@ pub(super) fn options() -> Options {
         number: 0,
         connections_max: 100,
         read_bytes_max: 8 << 20,
+        sealed_bytes_max: SEALED_BYTES_MAX,
         piece_bytes_max: 16 << 20,
         mode: Mode::Auto,
         zero_copy: true,

@@ -154,7 +154,7 @@ fn bad_peers_disturb_nobody() {
 fn every_end_of_a_handshake_is_counted_by_its_name() {
     let (torrent, unknown) = (any_torrent(100_000, 21), any_torrent(100_000, 22));
     // Where both kinds are answered, what is no handshake may be the start of an exchange.
-    let options = Options { encryption: mse::Policy::Off, ..options() };
+    let options = Options { encryption: crate::mse::Policy::Off, ..options() };
     on_every_ring(Faults::rough(), 0..2, |ring| {
         let fleet = Fleet::start(1, 1, ring, &options);
         fleet.seed(0, &torrent);
