@@ -179,7 +179,7 @@ fn size(mib: u32) -> String {
 }
 
 /// Mounting is for root only; elsewhere sudo has to be there, without a password.
-fn as_root(program: &str) -> Command {
+pub(crate) fn as_root(program: &str) -> Command {
     let is_root = run(Command::new("id").arg("-u")).trim() == "0";
     let mut command = Command::new(if is_root { program } else { "sudo" });
     if !is_root {

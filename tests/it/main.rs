@@ -19,6 +19,7 @@ mod encryption;
 mod faults;
 mod handover;
 mod hostile;
+mod hung;
 mod interop_aria2;
 mod interop_libtorrent;
 mod interop_qbittorrent;

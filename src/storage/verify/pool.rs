@@ -61,7 +61,8 @@ pub struct Checker {
 /// A check that left the queue, and how many threads are in it.
 struct Running {
     progress: Arc<Progress>,
-    root: PathBuf,
+    /// See [`Job::place`].
+    place: PathBuf,
     thread_count: usize,
     pace: Pace,
     /// `None` while the first thread looks at its files.
@@ -228,6 +229,7 @@ impl Shared {
     }
 
     fn begin(&self, job: Job, reader: &mut Reader) {
+        let place = job.place();
         let Job { content, root, progress, done } = job;
         if progress.is_cancelled() {
             return done(Checked::never_begun(content.geometry()));
@@ -239,7 +241,7 @@ impl Shared {
         let pace = Pace::new(progress.steps());
         let running = Running {
             progress: Arc::clone(&progress),
-            root: root.clone(),
+            place,
             thread_count: 1,
             pace,
             task: None,
@@ -284,6 +286,14 @@ impl Shared {
     }
 }
 
+impl Job {
+    /// Where its first file is: what else is on that disk hangs with it. A disk may be mounted
+    /// beneath the save path.
+    fn place(&self) -> PathBuf {
+        self.content.file(0).map_or_else(|| self.root.clone(), |file| self.root.join(file.path))
+    }
+}
+
 impl Running {
     fn is(&self, progress: &Arc<Progress>) -> bool {
         Arc::ptr_eq(&self.progress, progress)
@@ -304,7 +314,7 @@ impl State {
         let Self { running, stalls, .. } = self;
         running.iter_mut().find_map(|running| {
             let task = running.task.as_ref().filter(|task| !task.is_exhausted())?;
-            if stalls.holds(&running.root) {
+            if stalls.holds(&running.place) {
                 return None;
             }
             running.thread_count += 1;

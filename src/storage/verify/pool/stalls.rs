@@ -51,9 +51,9 @@ pub(super) struct Stalls {
 }
 
 impl Stalls {
-    /// Whether no thread may go where `root` is.
-    pub(super) fn holds(&self, root: &Path) -> bool {
-        !self.held.is_empty() && self.held.contains_key(&self.mounts.device_of(root))
+    /// Whether no thread may go to `place`.
+    pub(super) fn holds(&self, place: &Path) -> bool {
+        !self.held.is_empty() && self.held.contains_key(&self.mounts.device_of(place))
     }
 
     /// Puts a job aside if its file system hangs, or gives it back.
@@ -61,7 +61,7 @@ impl Stalls {
         if self.held.is_empty() || job.progress.is_cancelled() {
             return Some(job);
         }
-        match self.held.get_mut(&self.mounts.device_of(&job.root)) {
+        match self.held.get_mut(&self.mounts.device_of(&job.place())) {
             Some(held) => {
                 held.push_back(job);
                 None
@@ -97,7 +97,7 @@ impl Shared {
         for running in &mut state.running {
             if running.pace.look(now, running.progress.steps(), self.stall_after) {
                 has_changed = true;
-                let path = running.root.display();
+                let path = running.place.display();
                 if running.pace.is_stalled {
                     let seconds = self.stall_after.as_secs();
                     tracing::warn!(%path, "a check stands still for {seconds} s: its disk does not \
@@ -128,7 +128,7 @@ impl Shared {
         let mounts = (self.mounts)();
         let stalled = state.running.iter().filter(|running| running.pace.is_stalled);
         let mut hanging: HashMap<Device, VecDeque<Job>> =
-            stalled.map(|running| (mounts.device_of(&running.root), VecDeque::new())).collect();
+            stalled.map(|running| (mounts.device_of(&running.place), VecDeque::new())).collect();
         for (device, jobs) in std::mem::take(&mut state.stalls.held) {
             match hanging.get_mut(&device) {
                 Some(held) => *held = jobs,
