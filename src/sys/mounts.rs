@@ -24,7 +24,8 @@ impl Table {
     pub fn read() -> Self {
         let mounts = procfs::process::Process::myself().and_then(|process| process.mountinfo());
         let mounts = mounts.map(|mounts| mounts.0).unwrap_or_default();
-        mounts.into_iter().map(|mount| (mount.mount_point, mount.majmin)).collect()
+        let unescaped = |path: PathBuf| path.to_str().map_or(path.clone(), unescaped);
+        mounts.into_iter().map(|mount| (unescaped(mount.mount_point), mount.majmin)).collect()
     }
 
     /// The device of the mount that holds the absolute `path`: the deepest, and of several in one
@@ -34,6 +35,14 @@ impl Table {
         let deepest = holding.max_by_key(|(point, _)| point.components().count());
         deepest.map_or_else(|| Device::Path(path.to_owned()), |(_, id)| Device::Number(id.clone()))
     }
+}
+
+/// A path without the kernel's escapes of space, tab, newline and backslash (`\\040`), which the
+/// library leaves in.
+fn unescaped(path: &str) -> PathBuf {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    // The backslash comes last: what it begins is no escape.
+    escapes.iter().fold(path.to_owned(), |path, (from, to)| path.replace(from, to)).into()
 }
 
 impl FromIterator<(PathBuf, String)> for Table {
@@ -60,6 +69,14 @@ mod tests {
         assert_eq!(device("/mnt/a/c"), "0:42");
         assert_eq!(device("/mnt/a/b/c"), "0:41");
         assert_eq!(device("/mnt/ab"), "8:1");
+    }
+
+    #[test]
+    fn escapes_of_the_table_are_undone() {
+        let cases = [("/a\\040b\\011\\012", "/a b\t\n"), ("/a\\134040", "/a\\040"), ("/ä", "/ä")];
+        for (written, path) in cases {
+            assert_eq!(unescaped(written), Path::new(path));
+        }
     }
 
     #[test]
