@@ -243,6 +243,12 @@ impl Swarm {
         self.settle(now);
     }
 
+    /// Whether an address given out by `Action::Connect` may be connected to once more at once,
+    /// another way: it counts as one more try, and fails if not.
+    pub fn may_connect_again(&self, now: Instant, addr: SocketAddr) -> bool {
+        self.contacts.may_connect_again(now, addr, &self.shared)
+    }
+
     /// Whether another connection may be tried.
     pub(super) fn has_room(&self) -> bool {
         self.peers.len() + self.contacts.trying_count() < self.options.connections_max

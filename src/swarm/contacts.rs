@@ -254,6 +254,19 @@ impl Contacts {
         None
     }
 
+    /// Whether an address that was taken may be connected to once more at once, as one more try.
+    pub(super) fn may_connect_again(
+        &self,
+        now: Instant,
+        addr: SocketAddr,
+        shared: &Shared,
+    ) -> bool {
+        let is_exempt = self.source_of(addr) == Some(Source::Operator) || is_local(addr.ip());
+        !shared.refuses(addr)
+            && !shared.is_banned(now, addr)
+            && shared.take_connect(now, addr, is_exempt).is_ok()
+    }
+
     /// When `take` may have something, if nothing else happens before.
     pub(super) fn next_at(&self) -> Option<Instant> {
         if self.trying >= HALF_OPEN_MAX {
@@ -475,6 +488,26 @@ mod tests {
         shared.set_blocklist(None);
         contacts.insert(start, Source::Operator, second, 0, &shared);
         assert_eq!(contacts.take(start, &shared), Some(second));
+    }
+
+    /// A second try at once is one more connection to a place that may have enough of them.
+    #[test]
+    fn a_second_try_is_within_the_same_budgets() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        let addr: SocketAddr = "9.0.0.1:5000".parse().unwrap();
+        contacts.insert(start, Source::Pex, addr, 0, &shared);
+        assert_eq!(contacts.take(start, &shared), Some(addr));
+        let again = |shared: &Shared| contacts.may_connect_again(start, addr, shared);
+        let count = (0..1000).filter(|_| again(&shared)).count();
+        assert!((1..100).contains(&count), "{count} connections to one host at once");
+        let fresh = self::shared();
+        assert!(again(&fresh));
+        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap();
+        fresh.set_blocklist(Some(list.into()));
+        assert!(!again(&fresh), "a blocked address");
+        fresh.set_blocklist(None);
+        fresh.set_own_addrs(&[addr]);
+        assert!(!again(&fresh), "ourselves");
     }
 
     #[test]

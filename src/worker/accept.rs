@@ -463,11 +463,13 @@ impl<D: Driver> Worker<D> {
                 self.handshake_count -= 1;
                 self.outgoing_count -= 1;
                 match failed {
-                    Some(Way { is_encrypted, .. }) => {
+                    Some(Way { is_encrypted, .. })
+                        if self.may_connect_again(torrent, conn.addr) =>
+                    {
                         let way = Way { is_encrypted: !is_encrypted, has_other: false };
                         self.connect_by(torrent, conn.addr, way);
                     }
-                    None => self.connect_failed(torrent, conn.addr),
+                    _ => self.connect_failed(torrent, conn.addr),
                 }
             }
             Phase::Incoming(_) => self.handshake_count -= 1,

@@ -193,6 +193,8 @@ pub(super) struct Conn {
     pub(super) way: Option<Way>,
     /// The exchange before the handshake, while it lasts.
     pub(super) exchange: Option<Box<Exchange>>,
+    /// Whether anything came of an exchange.
+    pub(super) has_heard: bool,
     /// The torrent that an exchange was about.
     pub(super) about: Option<InfoHash>,
     /// The ciphers of an encrypted stream.
@@ -237,6 +239,7 @@ impl Conn {
             place: None,
             way: None,
             exchange: None,
+            has_heard: false,
             about: None,
             ciphers: None,
             receiving: false,
@@ -256,10 +259,10 @@ impl Conn {
         }
     }
 
-    /// Whether the handshake is yet to come and nothing of it has.
+    /// Whether the handshake is yet to come, and nothing has come of it or of an exchange.
     pub(super) fn has_heard_nothing(&self) -> bool {
         match &self.phase {
-            Phase::Outgoing { reader, .. } => reader.taken().is_empty() && self.about.is_none(),
+            Phase::Outgoing { reader, .. } => reader.taken().is_empty() && !self.has_heard,
             _ => false,
         }
     }

@@ -5,15 +5,13 @@
 //! clear, with the ciphers kept beside the socket. The powers that an exchange needs are another
 //! thread's work: a letter brings the answer back. Invariant: while a connection is in its exchange
 //! it is received from only when nothing of ours is in flight on it, so that it can still be handed
-//! over to another worker; and peers make a worker begin [`EXCHANGES_PER_SECOND_MAX`] exchanges per
-//! second at most, because each costs far more than its 96 bytes.
-
-use std::time::Duration;
+//! over to another worker.
 
 use ::ring::rand::{SecureRandom, SystemRandom};
 
 use super::Worker;
 use super::connection::{Exchange, Phase};
+use super::keys::Side;
 use super::mailbox::Letter;
 use super::table::Key;
 use crate::metrics::HandshakeResult;
@@ -22,32 +20,9 @@ use crate::ring::{Batch, Driver, Lease};
 use crate::units::{BLOCK_LEN, InfoHash};
 use crate::wire::HandshakeReader;
 
-/// Exchanges that peers may make one worker begin per second: about a tenth of a core's time.
-const EXCHANGES_PER_SECOND_MAX: u32 = 500;
-
-/// Of these, how many at once.
-const EXCHANGES_BURST_MAX: u32 = 500;
-
 /// Longest batch for an encrypted peer, in bytes: what is sent to it is a copy, and lies in memory
 /// until it has gone.
 const SEALED_LEN_MAX: usize = 256 * 1024;
-
-/// How many exchanges peers may begin, as the moment at which the burst is whole again.
-#[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Pace(Option<std::time::Instant>);
-
-impl Pace {
-    /// Takes one; false if too many were taken.
-    fn take(&mut self, now: std::time::Instant) -> bool {
-        let step = Duration::from_secs(1) / EXCHANGES_PER_SECOND_MAX;
-        let whole_at = self.0.map_or(now, |at| at.max(now));
-        let may = whole_at.saturating_duration_since(now) <= step * (EXCHANGES_BURST_MAX - 1);
-        if may {
-            self.0 = Some(whole_at + step);
-        }
-        may
-    }
-}
 
 impl<D: Driver> Worker<D> {
     /// Begins the exchange of a connection that we made, in place of a handshake; `payload` is the
@@ -70,17 +45,15 @@ impl<D: Driver> Worker<D> {
         if !self.options.encryption.takes_encrypted() {
             return false;
         }
-        let may = self.exchange_pace.take(self.now);
-        let secrets = if may { fresh_secrets() } else { None };
-        let Some(conn) = self.conns.get_mut(key) else { return true };
         // Once is enough: what is inside an exchange is a handshake.
-        if conn.about.is_some() {
+        if self.conns.get(key).is_none_or(|conn| conn.about.is_some()) {
             return false;
         }
-        let Some((private, padding)) = secrets else {
-            self.give_up(key, HandshakeResult::Limit);
+        let Some((private, padding)) = fresh_secrets() else {
+            self.give_up(key, HandshakeResult::BadExchange);
             return true;
         };
+        let Some(conn) = self.conns.get_mut(key) else { return true };
         let responder = Responder::new(self.options.encryption, private, padding);
         conn.exchange = Some(Box::new(Exchange::Responder(responder)));
         self.handle_exchange(key, first);
@@ -90,10 +63,9 @@ impl<D: Driver> Worker<D> {
     /// Gives arrived bytes to the exchange of a connection.
     pub(super) fn handle_exchange(&mut self, key: Key, bytes: &[u8]) {
         let directory = &self.shared.directory;
-        let Some(exchange) = self.conns.get_mut(key).and_then(|it| it.exchange.as_deref_mut())
-        else {
-            return;
-        };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(exchange) = conn.exchange.as_deref_mut() else { return };
+        conn.has_heard |= !bytes.is_empty();
         let used = match exchange {
             Exchange::Responder(it) => it.handle_bytes(bytes, |mark| directory.marked(mark)),
             Exchange::Initiator(it) => it.handle_bytes(bytes),
@@ -137,7 +109,11 @@ impl<D: Driver> Worker<D> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let Some(exchange) = conn.exchange.as_deref_mut() else { return };
         if let Some(job) = exchange.poll_job() {
-            return self.compute(key, job);
+            let side = match exchange {
+                Exchange::Responder(_) => Side::Theirs,
+                Exchange::Initiator(_) => Side::Ours,
+            };
+            return self.compute(key, side, job);
         }
         conn.outbox.append(&mut exchange.poll_transmit());
         let Some(mut established) = exchange.poll_established() else {
@@ -182,18 +158,18 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Has a power computed elsewhere.
-    fn compute(&mut self, key: Key, job: Job) {
+    fn compute(&mut self, key: Key, side: Side, job: Job) {
         let (mailboxes, home) =
             (std::sync::Arc::clone(&self.shared.mailboxes), self.options.number);
         let work = Box::new(move || {
             let answer = job.run();
             if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
-                // A worker that takes no letters any more has no connections either.
-                let _ =
-                    mailbox.send_waiting(Letter::Computed { conn: key, answer: Box::new(answer) });
+                // A worker whose box is full has no time for handshakes, and others wait for this
+                // thread: the connection is closed when its time is over.
+                let _ = mailbox.send(Letter::Computed { conn: key, answer: Box::new(answer) });
             }
         });
-        if !self.shared.keys.run(work) {
+        if !self.shared.keys.run(self.now, side, work) {
             self.give_up(key, HandshakeResult::Limit);
         }
     }
@@ -216,18 +192,7 @@ fn fresh_secrets() -> Option<(PrivateKey, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::clock;
     use crate::worker::SEALED_BYTES_MAX;
-
-    #[test]
-    fn peers_begin_so_many_exchanges_and_no_more() {
-        let (mut pace, now) = (Pace::default(), clock::now());
-        let taken = (0..2 * EXCHANGES_BURST_MAX).filter(|_| pace.take(now)).count();
-        assert_eq!(taken, EXCHANGES_BURST_MAX as usize);
-        let later = now + Duration::from_secs(1);
-        let taken = (0..2 * EXCHANGES_BURST_MAX).filter(|_| pace.take(later)).count();
-        assert_eq!(taken, EXCHANGES_PER_SECOND_MAX as usize);
-    }
 
     #[test]
     fn peers_who_take_nothing_hold_a_block_each_when_much_is_out() {

@@ -102,7 +102,6 @@ pub struct Worker<D: Driver> {
     /// How long accepting pauses when it fails next.
     pause: Pause,
     admission: Admission,
-    exchange_pace: exchange::Pace,
     conns: Table<Conn>,
     /// Connections that are not peers yet, and those of them that we began.
     handshake_count: usize,
@@ -216,7 +215,6 @@ impl<D: Driver> Worker<D> {
             listeners,
             pause: Pause::default(),
             admission: Admission::default(),
-            exchange_pace: exchange::Pace::default(),
             conns: Table::default(),
             handshake_count: 0,
             outgoing_count: 0,

@@ -46,6 +46,19 @@ impl<D: Driver> Worker<D> {
         self.touch_subject(torrent);
     }
 
+    /// Whether a connection that failed may be begun again at once, the other way.
+    pub(super) fn may_connect_again(&mut self, torrent: Subject, addr: SocketAddr) -> bool {
+        let now = self.now;
+        match torrent {
+            Subject::Torrent(key) => {
+                self.torrents.get(key).is_some_and(|it| it.swarm.may_connect_again(now, addr))
+            }
+            Subject::Magnet(key) => {
+                self.magnets.get_mut(key).is_some_and(|it| it.swarm.may_connect_again(now, addr))
+            }
+        }
+    }
+
     pub(super) fn touch_subject(&mut self, subject: Subject) {
         match subject {
             Subject::Torrent(key) => self.touch_torrent(key),

@@ -289,6 +289,11 @@ impl MagnetSwarm {
         self.contacts.failed(now, addr);
     }
 
+    /// [`Swarm::may_connect_again`](crate::swarm::Swarm::may_connect_again).
+    pub fn may_connect_again(&self, now: Instant, addr: SocketAddr) -> bool {
+        self.contacts.may_connect_again(now, addr, &self.shared)
+    }
+
     fn has_room(&self) -> bool {
         self.peers.len() + self.contacts.trying_count() < self.peers_max()
     }

@@ -71,6 +71,36 @@ fn who_is_refused_plainly_goes_the_other_way() {
     }
 }
 
+/// A peer that has answered with a key speaks our language: a plain handshake would only tell
+/// everybody on the way which torrent it is about.
+#[test]
+fn who_answers_the_exchange_is_not_asked_plainly() {
+    let torrent = any_torrent(100_000, 34);
+    let leecher_options = Options { encryption: Policy::Prefer, ..options() };
+    let leecher = Fleet::start(1, 1, Ring::Plain, &leecher_options);
+    leecher.fetch(0, &torrent);
+    let count = |result| leecher.members[0].core.handshakes[(Direction::Outgoing, result)].get();
+    for (answer, tries) in [(&[0x55; 96][..], 1), (&[][..], 2)] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let before = count(HandshakeResult::Closed);
+        leecher.introduce(0, &torrent, &[listener.local_addr().unwrap()]);
+        for _ in 0..tries {
+            let (mut peer, _) = listener.accept().unwrap();
+            peer.read_exact(&mut [0; 68]).unwrap();
+            peer.write_all(answer).unwrap();
+            peer.shutdown(std::net::Shutdown::Write).unwrap();
+            // Theirs ends when they have seen that ours did.
+            let _ = peer.read_to_end(&mut Vec::new());
+        }
+        wait_for("the end", || count(HandshakeResult::Closed) == before + tries);
+        leecher.wait_until_idle();
+        listener.set_nonblocking(true).unwrap();
+        let more = listener.accept().map(|_| ()).map_err(|error| error.kind());
+        assert_eq!(more, Err(io::ErrorKind::WouldBlock), "after {} bytes", answer.len());
+    }
+    assert!(leecher.stop().is_empty());
+}
+
 #[test]
 fn garbage_ends_within_the_exchange_and_a_plain_handshake_where_it_may_not_be() {
     let torrent = any_torrent(100_000, 33);
