@@ -20,7 +20,7 @@ use crate::dht::encode::QueryOut;
 use crate::dht::krpc::{Args, Reply};
 use crate::dht::lookup::Lookup;
 use crate::dht::pending::{Due, Purpose};
-use crate::dht::schedule::Task;
+use crate::dht::schedule::{Found, Task};
 use crate::dht::table::K;
 use crate::dht::{Contact, NodeId};
 use crate::units::InfoHash;
@@ -260,7 +260,8 @@ impl Node {
             Task::Announce => self.announce(now, info_hash, &running.lookup),
             Task::FindPeers | Task::Scrape => 0,
         };
-        self.schedule.handle_done(now, (info_hash, task), announce_count, &mut self.rng);
+        let found = Found { announce_count, peer_count: running.peers.len() };
+        self.schedule.handle_done(now, (info_hash, task), found, &mut self.rng);
         let (query_count, reply_count) = running.lookup.counts();
         let filters = running.filters.as_ref();
         let outcome = Outcome {
