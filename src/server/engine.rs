@@ -231,8 +231,10 @@ impl Engine {
         let threads = verify::Options { threads: cores.len(), low_priority: settings.quiet_checks };
         let checker = Checker::start(threads).map_err(StartError::Thread)?;
         let mut retry = tokio::time::interval(UNSENT_RETRY);
+        config.outgoing = Some(Arc::new(hub.udp().clone()));
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut engine = Self {
+        hub.attach(DatagramKind::Tracker, Box::new(trackers.clone()));
             loads: vec![0; cores.len()],
             settings,
             ports,
