@@ -71,6 +71,11 @@ impl Finder {
     pub(super) fn machine(&self) -> Box<dyn Machine> {
         Box::new(self.clone())
     }
+    /// The UDP port of the nodes: it has the number of the TCP port.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
 
     /// Announces a torrent from now on, unless it is private; or says that it is complete now.
     pub(super) fn add(&self, metainfo: &Metainfo, is_seed: bool) {
@@ -107,6 +112,11 @@ impl Finder {
     pub(super) fn poll_peers(&self) -> Option<(InfoHash, Vec<SocketAddr>)> {
         let mut dht = self.lock();
         loop {
+    /// Names a node that may be there.
+    pub(super) fn insert_node(&self, addr: SocketAddr) {
+        self.lock().insert_node(addr);
+    }
+
             match dht.poll_event()?.1 {
                 Event::Peers { info_hash, peers } => return Some((info_hash, peers)),
                 Event::Done { info_hash, task, outcome } => {

@@ -509,6 +509,7 @@ impl Engine {
             NewTorrent { info_hash, content, have, known, options, totals: Arc::clone(&totals) };
         self.post(home, Letter::Add(Box::new(new)));
         self.shared.directory.insert(info_hash, home);
+        options.dht_port = options.dht_port.filter(|_| !options.private);
         self.announce(info_hash, &self.shown_name(&info_hash), &tiers, &totals);
         if is_complete {
             self.note_whole(&info_hash);
