@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::node::{Config, Event, Node};
+use super::saved::to_file;
 use super::schedule::Announce;
 use crate::units::InfoHash;
 
@@ -35,6 +36,13 @@ impl Dht {
     /// The nodes, in the order of their sockets.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// What is worth saving of all of them, for [`from_file`](super::from_file); nothing if they
+    /// know nobody, for what was saved before is then worth more.
+    pub fn export(&self, now: Instant) -> Option<Vec<u8>> {
+        let all: Vec<_> = self.nodes.iter().map(|node| node.export(now)).collect();
+        all.iter().any(|saved| !saved.nodes.is_empty()).then(|| to_file(&all))
     }
 
     /// Takes a datagram that came through the socket of node `index`.

@@ -39,8 +39,8 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    /// One node for each socket, which enters the DHT by `bootstrap`, each `HOST:PORT`. `None` if
-    /// there is no socket.
+    /// One node for each socket, which enters the DHT by `bootstrap`, each `HOST:PORT`, and by the
+    /// nodes that were `saved` the last time. `None` if there is no socket.
     ///
     /// # Errors
     /// The system gives no random numbers.
@@ -50,11 +50,14 @@ impl Finder {
         port: u16,
         bootstrap: &[String],
     ) -> Result<Option<Self>, StartError> {
+        saved: &[u8],
         let mut configs = Vec::new();
-        for &local in udp.addrs() {
+        let saved = from_file(saved, udp.addrs());
+        for (&local, saved) in udp.addrs().iter().zip(saved) {
             let mut secret = [0; 32];
             SystemRandom::new().fill(&mut secret).map_err(|_| StartError::Random)?;
-            configs.push(Config::new(local, policy.clone(), secret, fastrand::u64(..)));
+            let config = Config::new(local, policy.clone(), secret, fastrand::u64(..));
+            configs.push(Config { saved, ..config });
         }
         if configs.is_empty() {
             return Ok(None);
@@ -136,6 +139,22 @@ impl Finder {
     }
 
     fn lock(&self) -> MutexGuard<'_, Dht> {
+    /// What the nodes have counted, for the metrics.
+    pub(super) fn figures(&self) -> Vec<DhtNode> {
+        let (dht, now) = (self.lock(), clock::now());
+        let figures = dht.nodes().iter().map(|node| DhtNode {
+            is_ipv4: node.is_ipv4(),
+            counters: node.counters().clone(),
+            gauges: node.gauges(now),
+        });
+        figures.collect()
+    }
+
+    /// What is worth saving, if anything is.
+    pub(super) fn export(&self) -> Option<Vec<u8>> {
+        self.lock().export(clock::now())
+    }
+
         self.dht.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

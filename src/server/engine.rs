@@ -214,7 +214,10 @@ impl Engine {
         start_workers(&settings, &shared, &registry, &cores, listeners, end)?;
         let port = ports.addrs.first().map_or(0, SocketAddr::port);
         let finder = match &settings.dht {
-            Some(names) => Finder::start(hub.udp(), &settings.policy, port, names)?,
+            Some(names) => {
+                let saved = std::mem::take(&mut settings.dht_saved);
+                Finder::start(hub.udp(), &settings.policy, port, names, &saved)?
+            }
             None => None,
         };
         if let Some(finder) = &finder {
@@ -277,6 +280,11 @@ impl Engine {
 
     /// The way out for datagrams.
     pub fn udp(&self) -> &Udp {
+    /// What is worth saving of the DHT, for [`Settings::dht_saved`], if anything is.
+    pub fn dht_export(&self) -> Option<Vec<u8>> {
+        self.finder.as_ref().and_then(Finder::export)
+    }
+
         self.hub.udp()
     }
 
