@@ -12,8 +12,9 @@ use ::ring::rand::{SecureRandom, SystemRandom};
 
 use super::engine::StartError;
 use super::udp::{Machine, Transmit};
-use crate::dht::{Announce, Config, Dht, Event};
+use crate::dht::{Announce, Config, Dht, Event, from_file};
 use crate::metainfo::Metainfo;
+use crate::metrics::DhtNode;
 use crate::sys::clock;
 use crate::tracker::{AddressPolicy, policy::permits_operator};
 use crate::units::InfoHash;
@@ -49,8 +50,8 @@ impl Finder {
         policy: &AddressPolicy,
         port: u16,
         bootstrap: &[String],
-    ) -> Result<Option<Self>, StartError> {
         saved: &[u8],
+    ) -> Result<Option<Self>, StartError> {
         let mut configs = Vec::new();
         let saved = from_file(saved, udp.addrs());
         for (&local, saved) in udp.addrs().iter().zip(saved) {
@@ -70,15 +71,15 @@ impl Finder {
         Ok(Some(Self { dht, port }))
     }
 
-    /// What the hub turns.
-    pub(super) fn machine(&self) -> Box<dyn Machine> {
-        Box::new(self.clone())
-    }
     /// The UDP port of the nodes: it has the number of the TCP port.
     pub(super) fn port(&self) -> u16 {
         self.port
     }
 
+    /// What the hub turns.
+    pub(super) fn machine(&self) -> Box<dyn Machine> {
+        Box::new(self.clone())
+    }
 
     /// Announces a torrent from now on, unless it is private; or says that it is complete now.
     pub(super) fn add(&self, metainfo: &Metainfo, is_seed: bool) {
@@ -111,15 +112,15 @@ impl Finder {
         self.lock().remove_torrent(info_hash);
     }
 
-    /// Peers that were found since this was last asked.
-    pub(super) fn poll_peers(&self) -> Option<(InfoHash, Vec<SocketAddr>)> {
-        let mut dht = self.lock();
-        loop {
     /// Names a node that may be there.
     pub(super) fn insert_node(&self, addr: SocketAddr) {
         self.lock().insert_node(addr);
     }
 
+    /// Peers that were found since this was last asked.
+    pub(super) fn poll_peers(&self) -> Option<(InfoHash, Vec<SocketAddr>)> {
+        let mut dht = self.lock();
+        loop {
             match dht.poll_event()?.1 {
                 Event::Peers { info_hash, peers } => return Some((info_hash, peers)),
                 Event::Done { info_hash, task, outcome } => {
@@ -138,7 +139,6 @@ impl Finder {
         dht.nodes().iter().map(|node| node.gauges(now).good_count).sum()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Dht> {
     /// What the nodes have counted, for the metrics.
     pub(super) fn figures(&self) -> Vec<DhtNode> {
         let (dht, now) = (self.lock(), clock::now());
@@ -155,6 +155,7 @@ impl Finder {
         self.lock().export(clock::now())
     }
 
+    fn lock(&self) -> MutexGuard<'_, Dht> {
         self.dht.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -222,6 +222,8 @@ impl Engine {
         };
         if let Some(finder) = &finder {
             hub.attach(DatagramKind::Dht, finder.machine());
+            let source = finder.clone();
+            registry.dht().set(move || source.figures());
         }
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
@@ -229,15 +231,15 @@ impl Engine {
         config.options.parallel_tiers = settings.parallel_tiers;
         config.cells = Arc::clone(registry.process());
         config.tracker_announces = registry.tracker_announces().clone();
+        config.outgoing = Some(Arc::new(hub.udp().clone()));
         let (trackers, found) = tracker::Service::spawn(config)
             .map_err(|error| StartError::Trackers(error.to_string()))?;
+        hub.attach(DatagramKind::Tracker, Box::new(trackers.clone()));
         let threads = verify::Options { threads: cores.len(), low_priority: settings.quiet_checks };
         let checker = Checker::start(threads).map_err(StartError::Thread)?;
         let mut retry = tokio::time::interval(UNSENT_RETRY);
-        config.outgoing = Some(Arc::new(hub.udp().clone()));
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut engine = Self {
-        hub.attach(DatagramKind::Tracker, Box::new(trackers.clone()));
             loads: vec![0; cores.len()],
             settings,
             ports,
@@ -278,13 +280,13 @@ impl Engine {
         self.finder.as_ref().map(Finder::node_count)
     }
 
-    /// The way out for datagrams.
-    pub fn udp(&self) -> &Udp {
     /// What is worth saving of the DHT, for [`Settings::dht_saved`], if anything is.
     pub fn dht_export(&self) -> Option<Vec<u8>> {
         self.finder.as_ref().and_then(Finder::export)
     }
 
+    /// The way out for datagrams.
+    pub fn udp(&self) -> &Udp {
         self.hub.udp()
     }
 
@@ -507,6 +509,7 @@ impl Engine {
         let mut options = self.swarm_options(info_hash);
         options.fetch = fetch;
         options.private = content.metainfo.private;
+        options.dht_port = options.dht_port.filter(|_| !options.private);
         options.metadata = Some(content.metainfo.shared_info());
         if let Some(finder) = &self.finder {
             finder.add(&content.metainfo, left == 0);
@@ -517,7 +520,6 @@ impl Engine {
             NewTorrent { info_hash, content, have, known, options, totals: Arc::clone(&totals) };
         self.post(home, Letter::Add(Box::new(new)));
         self.shared.directory.insert(info_hash, home);
-        options.dht_port = options.dht_port.filter(|_| !options.private);
         self.announce(info_hash, &self.shown_name(&info_hash), &tiers, &totals);
         if is_complete {
             self.note_whole(&info_hash);

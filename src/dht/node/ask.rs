@@ -112,6 +112,7 @@ impl Node {
             return;
         };
         self.counters.ask(sent.method, Asked::Reply);
+        self.counters.waited(now.saturating_duration_since(sent.sent_at));
         self.answered_at = Some(now);
         if reply.id == self.id() || sent.id.is_some_and(|id| id != reply.id) {
             self.counters.drop(Dropped::WrongId);
@@ -148,6 +149,7 @@ impl Node {
             return;
         };
         self.counters.ask(sent.method, Asked::Error);
+        self.counters.waited(now.saturating_duration_since(sent.sent_at));
         self.handle_no_answer(now, from, sent.purpose);
     }
 
