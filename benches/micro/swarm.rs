@@ -64,7 +64,8 @@ fn connect(swarm: &mut Swarm, now: Instant, index: usize) -> PeerKey {
     peer_id[..4].copy_from_slice(&(number + 1).to_be_bytes());
     let addr = SocketAddr::from((ip, 6881));
     let peer_id = PeerId(peer_id);
-    let init = PeerInit { addr, peer_id, fast: true, extensions: false, outgoing: true };
+    let init =
+        PeerInit { addr, peer_id, fast: true, extensions: false, dht: false, outgoing: true };
     swarm.handle_connected(now, init).expect("the swarm takes everybody")
 }
 

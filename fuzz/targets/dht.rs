@@ -134,6 +134,7 @@ pub(super) fn saved(data: &[u8]) {
     assert!(saved.nodes.len() <= 200);
     let again = Saved::parse(&saved.to_bytes());
     assert_eq!((again.id, again.external_ip), (saved.id, saved.external_ip));
+    assert_eq!(again.local, saved.local);
     assert_eq!(again.nodes, saved.nodes);
     let mut config = config(0, 1);
     config.saved = saved;
@@ -143,6 +144,7 @@ pub(super) fn saved(data: &[u8]) {
 
 pub(super) fn saved_seeds() -> Vec<Vec<u8>> {
     let saved = Saved {
+        local: LOCAL[0].parse().ok(),
         id: Some(NodeId([7; 20])),
         external_ip: Some(IpAddr::from([9, 9, 9, 9])),
         nodes: vec![contact(1, "8.8.8.8:6881"), contact(2, "[2a00::1]:6881")],

@@ -87,6 +87,7 @@ impl Session {
         let info = &INFOS[usize::from(bits & 1)];
         let info_hash = InfoHash(Sha1::digest(info).into());
         let options = Options {
+            dht_port: Some(6881),
             info_hash,
             peer_id: PeerId([0xaa; 20]),
             pex: bits & 2 == 0,
@@ -143,7 +144,8 @@ impl Session {
         let addr = called.unwrap_or(SocketAddr::from(([20, 0, 0, host], 7000)));
         let (fast, extensions) = (flags & 2 == 0, flags & 4 == 0);
         let peer_id = PeerId([id % 8; 20]);
-        let init = PeerInit { addr, peer_id, fast, extensions, outgoing: called.is_some() };
+        let outgoing = called.is_some();
+        let init = PeerInit { addr, peer_id, fast, extensions, dht: true, outgoing };
         if let Ok(key) = self.magnet.handle_connected(self.now, init) {
             let decoder = Decoder::new(Limits::at_most(PIECES_MAX));
             let (told, asked) = (decoder.clone(), VecDeque::new());
@@ -247,6 +249,9 @@ impl Session {
                     assert!(permits_operator(addr.ip()).is_ok(), "{addr}");
                     self.trying.push_back(addr);
                     assert!(self.trying.len() <= HALF_OPEN_MAX);
+                }
+                MagnetAction::Node(addr) => {
+                    assert!(!addr.ip().is_unspecified(), "{addr} is nobody's");
                 }
                 MagnetAction::Ban(who, _) => {
                     assert!(self.liars.contains(&who), "{who:?} never lied")

@@ -149,6 +149,7 @@ impl Session {
         let is = |bit: u8| bits >> bit & 1 == 1;
         let may = |bit: u8| more >> bit & 1 == 1;
         let options = Options {
+            dht_port: Some(6881),
             info_hash: metainfo.info_hash,
             peer_id: OURSELVES,
             listen_port: Some(6881),
@@ -241,7 +242,7 @@ impl Session {
         });
         let peer_id = if is(3) { OURSELVES } else { PeerId([id % 8; 20]) };
         let (fast, extensions, outgoing) = (!is(1), !is(2), called.is_some());
-        let init = PeerInit { addr, peer_id, fast, extensions, outgoing };
+        let init = PeerInit { addr, peer_id, fast, extensions, dht: true, outgoing };
         match self.swarm.handle_connected(self.now, init) {
             Ok(key) => {
                 assert_ne!(peer_id, OURSELVES);
@@ -395,6 +396,9 @@ impl Session {
                     assert!(!self.blocklist.as_ref().is_some_and(blocks), "{addr} is blocked");
                     self.trying.push_back(addr);
                     assert!(self.trying.len() <= HALF_OPEN_MAX.min(CONNECTIONS_MAX));
+                }
+                Action::Node(addr) => {
+                    assert!(!addr.ip().is_unspecified(), "{addr} is nobody's");
                 }
                 Action::Verify { piece, digests } => {
                     self.jobs.push_back(Job::Verify(piece, digests))

@@ -4,6 +4,8 @@
 //! nothing that comes from outside becomes one.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use super::address::Refusal;
 use super::krpc::{Args, Malformed};
 
@@ -212,12 +214,35 @@ impl From<Refusal> for Dropped {
     }
 }
 
+/// Upper bounds in seconds of the buckets of [`Waits`], but for the last one (infinity).
+pub const WAIT_BOUNDS: [f64; 6] = [0.025, 0.1, 0.4, 1.6, 3.2, 6.4];
+
+/// How long answers took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Waits {
+    /// Answers by bucket.
+    pub counts: [u64; WAIT_BOUNDS.len() + 1],
+    /// Nanoseconds of all of them together.
+    pub nanos: u64,
+}
+
+impl Waits {
+    fn add(&mut self, wait: Duration) {
+        let seconds = wait.as_secs_f64();
+        let bucket = WAIT_BOUNDS.partition_point(|&bound| bound < seconds);
+        self.counts[bucket] += 1;
+        self.nanos = self.nanos.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
 /// Totals since a node was made; they only grow.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     answered: [[u64; 3]; 6],
     asked: [[u64; 3]; 6],
     dropped: [u64; 15],
+    /// How long it took others to answer us, be it with an error.
+    pub waits: Waits,
     /// Bytes of all datagrams that came.
     pub received_len: u64,
     /// Bytes of all datagrams that were handed out.
@@ -250,15 +275,19 @@ impl Counters {
         self.dropped[reason as usize]
     }
 
-    pub(super) fn answer(&mut self, method: Method, result: Answered) {
+    pub(crate) fn answer(&mut self, method: Method, result: Answered) {
         self.answered[method as usize][result as usize] += 1;
     }
 
-    pub(super) fn ask(&mut self, method: Method, result: Asked) {
+    pub(crate) fn ask(&mut self, method: Method, result: Asked) {
         self.asked[method as usize][result as usize] += 1;
     }
 
-    pub(super) fn drop(&mut self, reason: Dropped) {
+    pub(crate) fn waited(&mut self, wait: Duration) {
+        self.waits.add(wait);
+    }
+
+    pub(crate) fn drop(&mut self, reason: Dropped) {
         self.dropped[reason as usize] += 1;
     }
 }
@@ -266,6 +295,16 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_fall_into_their_buckets() {
+        let mut counters = Counters::default();
+        for ms in [0, 25, 26, 100, 6_400, 6_401] {
+            counters.waited(Duration::from_millis(ms));
+        }
+        assert_eq!(counters.waits.counts, [2, 2, 0, 0, 0, 1, 1]);
+        assert_eq!(counters.waits.nanos, 12_952_000_000);
+    }
 
     #[test]
     fn every_value_has_its_own_cell_and_label() {

@@ -7,7 +7,11 @@
 //!
 //! Whoever wants to own a lookup puts many nodes near its target. Ids that belong to their
 //! addresses (BEP 42) cannot be chosen so freely; so of the nodes that decide a lookup at most
-//! [`UNVERIFIED_MAX`] have other ids, as long as there are enough.
+//! [`UNVERIFIED_MAX`] have other ids, as long as there are enough, and these come on top: they take
+//! no place from the others.
+//!
+//! A datagram that is lost must not cost one of the closest nodes: when everybody else has answered,
+//! those that are late are asked once more.
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
@@ -32,7 +36,10 @@ pub(super) const QUERIES_MAX: usize = 120;
 /// Unanswered queries of one lookup, late ones included.
 pub(super) const IN_FLIGHT_MAX: usize = 16;
 
-/// Nodes with ids of their own choice among the [`K`] that decide a lookup.
+/// How often one node is asked.
+pub(super) const TRIES_MAX: u8 = 2;
+
+/// Nodes with ids of their own choice beside the [`K`] others that decide a lookup.
 pub(super) const UNVERIFIED_MAX: usize = K / 2;
 
 /// Addresses without ids that one lookup starts from.
@@ -55,6 +62,8 @@ struct Candidate {
     contact: Contact,
     is_verified: bool,
     stage: Stage,
+    /// Queries that it was sent.
+    tries: u8,
     /// Answers it took to learn of it.
     hop_count: u32,
     token: Option<Vec<u8>>,
@@ -102,12 +111,13 @@ impl Lookup {
         if asked >= ALPHA || asked + late >= IN_FLIGHT_MAX || self.query_count >= QUERIES_MAX {
             return None;
         }
-        let front = self.front();
-        if let Some(next) = front.iter().copied().find(|at| self.shortlist[*at].stage == Stage::New)
-        {
+        let front = self.front(false);
+        let fresh = front.iter().copied().find(|at| self.shortlist[*at].stage == Stage::New);
+        if let Some(next) = fresh.or_else(|| self.next_retry()) {
             self.query_count += 1;
             let candidate = &mut self.shortlist[next];
             candidate.stage = Stage::Asked;
+            candidate.tries += 1;
             return Some((candidate.contact.addr, Some(candidate.contact.id)));
         }
         if front.len() >= K {
@@ -165,17 +175,17 @@ impl Lookup {
         if self.query_count >= QUERIES_MAX {
             return asked == 0;
         }
-        let front = self.front();
+        let front = self.front(false);
         let is_settled = front.iter().all(|at| self.shortlist[*at].stage == Stage::Replied);
         match front.len() >= K {
-            true => is_settled,
+            true => is_settled && self.next_retry().is_none(),
             false => is_settled && self.seeds.is_empty() && asked + late == 0,
         }
     }
 
     /// The nodes that decided the lookup and answered, the closest first, with their tokens.
     pub(super) fn closest(&self) -> impl Iterator<Item = (Contact, Option<&[u8]>)> {
-        self.front().into_iter().filter_map(|at| {
+        self.front(false).into_iter().filter_map(|at| {
             let candidate = &self.shortlist[at];
             let replied = candidate.stage == Stage::Replied;
             replied.then_some((candidate.contact, candidate.token.as_deref()))
@@ -208,13 +218,27 @@ impl Lookup {
         }
     }
 
-    /// Indices of the [`K`] nodes that decide the lookup: the closest that did not fail, with at
-    /// most [`UNVERIFIED_MAX`] unverified ones as long as there are enough others.
-    fn front(&self) -> Vec<usize> {
-        let (mut front, mut rest) = (Vec::with_capacity(K), Vec::new());
+    /// The closest node that would decide the lookup if it were not late, and may be asked again.
+    fn next_retry(&self) -> Option<usize> {
+        self.front(true).into_iter().find(|at| {
+            let candidate = &self.shortlist[*at];
+            candidate.stage == Stage::Late && candidate.tries < TRIES_MAX
+        })
+    }
+
+    /// Indices of the nodes that decide the lookup: the [`K`] closest that did not fail and are not
+    /// late, unless late ones are taken too; with up to [`UNVERIFIED_MAX`] unverified ones between
+    /// them, or as many as there have to be to make up [`K`].
+    fn front(&self, takes_late: bool) -> Vec<usize> {
+        let (mut front, mut rest) = (Vec::with_capacity(K + UNVERIFIED_MAX), Vec::new());
         let mut unverified_count = 0;
         for (at, candidate) in self.shortlist.iter().enumerate() {
-            if matches!(candidate.stage, Stage::Failed | Stage::Late) {
+            let is_out = match candidate.stage {
+                Stage::Failed => true,
+                Stage::Late => !takes_late,
+                Stage::New | Stage::Asked | Stage::Replied => false,
+            };
+            if is_out {
                 continue;
             }
             if candidate.is_verified || unverified_count < UNVERIFIED_MAX {
@@ -223,11 +247,11 @@ impl Lookup {
             } else if rest.len() < K {
                 rest.push(at);
             }
-            if front.len() == K {
+            if front.len() - unverified_count == K {
                 return front;
             }
         }
-        front.extend(rest.into_iter().take(K - front.len()));
+        front.extend(rest.into_iter().take(K.saturating_sub(front.len())));
         front.sort_unstable();
         front
     }
@@ -254,6 +278,7 @@ impl Lookup {
             contact,
             is_verified: contact.is_verified(),
             stage: Stage::New,
+            tries: 0,
             hop_count,
             token: None,
         };
@@ -341,15 +366,15 @@ mod tests {
         (0..100).for_each(|host| lookup.add(public(host, [8, 8, 8, host]), 0));
         assert_eq!(lookup.shortlist.len(), SHORTLIST_PER_SUBNET_MAX);
         (0..100).for_each(|host| lookup.add(public(host, [9, host, 1, 1]), 0));
-        assert_eq!(lookup.front(), (0..8).collect::<Vec<_>>(), "there are no others yet");
+        assert_eq!(lookup.front(false), (0..8).collect::<Vec<_>>(), "there are no others yet");
         for host in 0..20 {
             let addr: SocketAddr = ([11, host, 1, 1], 2000).into();
             let id = NodeId::for_ip(addr.ip(), &mut rng);
             lookup.add(Contact { id, addr }, 0);
         }
-        let front = lookup.front();
+        let front = lookup.front(false);
         let verified = front.iter().filter(|at| lookup.shortlist[**at].is_verified).count();
-        assert_eq!((front.len(), verified), (K, K - UNVERIFIED_MAX));
+        assert_eq!((front.len(), verified), (K + UNVERIFIED_MAX, K), "they take nobody's place");
         for host in 0..=255 {
             lookup.add(public(255, [12, host, 1, 1]), 0);
             lookup.add(public(255, [12, 1, host, 1]), 0);

@@ -37,6 +37,6 @@ pub use counters::Counters;
 pub use id::NodeId;
 pub use node::{Config, Event, Gauges, Node, Outcome};
 pub use nodes::Dht;
-pub use saved::Saved;
+pub use saved::{FILE_LEN_MAX, Saved, from_file};
 pub use schedule::{Announce, Task};
 pub use table::K;

@@ -22,6 +22,10 @@ pub(super) const ANNOUNCE_EVERY: Duration = Duration::from_secs(15 * 60);
 /// Time until the next try of an announce that no node took.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// Time until the next try of a torrent that lacks data, when a lookup found no peer of it; it
+/// doubles with each such lookup in a row, up to [`ANNOUNCE_EVERY`].
+pub(super) const SEEK_AFTER: Duration = Duration::from_secs(30);
+
 /// How far, in percent, an announce is moved at random.
 pub(super) const JITTER_PERCENT: u32 = 10;
 
@@ -50,6 +54,17 @@ struct Torrent {
     announce: Announce,
     /// `None` while a lookup runs or waits among the questions.
     due_at: Option<Instant>,
+    /// Lookups in a row that found no peer.
+    fruitless_count: u32,
+}
+
+/// How a lookup for a torrent ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Found {
+    /// Nodes that were told of us.
+    pub(super) announce_count: usize,
+    /// Peers that were named to us.
+    pub(super) peer_count: usize,
 }
 
 /// The torrents of one node.
@@ -59,6 +74,22 @@ pub(super) struct Schedule {
     due: BTreeSet<(Instant, InfoHash)>,
     questions: VecDeque<(InfoHash, Task)>,
     running: BTreeSet<(InfoHash, Task)>,
+}
+
+impl Torrent {
+    /// How long it is until its next lookup. Who lacks data and knows nobody asks again soon: the
+    /// only peer may be announced a moment after we asked.
+    fn wait_after(&mut self, found: Found) -> Duration {
+        let is_fruitless = found.peer_count == 0 && !self.announce.is_seed;
+        let wait = match is_fruitless {
+            true => SEEK_AFTER.saturating_mul(1 << self.fruitless_count.min(16)),
+            false => ANNOUNCE_EVERY,
+        };
+        self.fruitless_count =
+            if is_fruitless { self.fruitless_count.saturating_add(1) } else { 0 };
+        let wait_max = if found.announce_count == 0 { RETRY_AFTER } else { ANNOUNCE_EVERY };
+        wait.min(wait_max)
+    }
 }
 
 impl Schedule {
@@ -73,7 +104,7 @@ impl Schedule {
         }
         // One that was removed and came back may still be running.
         let due_at = (!self.running.contains(&(hash, Task::Announce))).then_some(now);
-        self.torrents.insert(hash, Torrent { announce, due_at });
+        self.torrents.insert(hash, Torrent { announce, due_at, fruitless_count: 0 });
         self.due.extend(due_at.map(|due_at| (due_at, hash)));
         true
     }
@@ -137,20 +168,19 @@ impl Schedule {
         Some(next)
     }
 
-    /// Notes that a lookup ended, with announces to `announce_count` nodes.
+    /// Notes that a lookup ended.
     pub(super) fn handle_done(
         &mut self,
         now: Instant,
         (hash, task): (InfoHash, Task),
-        announce_count: usize,
+        found: Found,
         rng: &mut fastrand::Rng,
     ) {
         self.running.remove(&(hash, task));
         let torrent = self.torrents.get_mut(&hash).filter(|_| task == Task::Announce);
         if let Some(torrent) = torrent {
-            let wait = if announce_count == 0 { RETRY_AFTER } else { ANNOUNCE_EVERY };
             let percent = 100 - JITTER_PERCENT + rng.u32(..=2 * JITTER_PERCENT);
-            let due_at = now + wait / 100 * percent;
+            let due_at = now + torrent.wait_after(found) / 100 * percent;
             torrent.due_at = Some(due_at);
             self.due.insert((due_at, hash));
         }
@@ -187,8 +217,44 @@ mod tests {
 
     const SAYS: Announce = Announce { port: 6881, is_seed: true };
 
+    const NOBODY: Found = Found { announce_count: 0, peer_count: 0 };
+
     fn hash(number: u8) -> InfoHash {
         InfoHash([number; 20])
+    }
+
+    #[test]
+    fn who_lacks_data_and_finds_nobody_asks_again_soon_and_then_less_often() {
+        let mut now = super::super::tests::start();
+        let mut rng = fastrand::Rng::with_seed(8);
+        let mut waits = |announce: Announce, founds: &[Found]| {
+            let mut schedule = Schedule::default();
+            schedule.add(now, hash(1), announce);
+            let waits = founds.iter().map(|found| {
+                assert_eq!(schedule.poll(now), Some((hash(1), Task::Announce)));
+                schedule.handle_done(now, (hash(1), Task::Announce), *found, &mut rng);
+                schedule.check_invariants();
+                let due_at = schedule.next_at(now).unwrap();
+                let wait = due_at - now;
+                now = due_at;
+                wait.as_secs_f64()
+            });
+            waits.collect::<Vec<_>>()
+        };
+        let about = |waits: Vec<f64>, expected: &[u32]| {
+            assert_eq!(waits.len(), expected.len());
+            for (wait, expected) in waits.iter().zip(expected) {
+                let share = wait / f64::from(*expected);
+                assert!((0.89..1.11).contains(&share), "{waits:?}");
+            }
+        };
+        let leech = Announce { is_seed: false, ..SAYS };
+        let told = Found { announce_count: 8, peer_count: 0 };
+        let met = Found { announce_count: 8, peer_count: 1 };
+        about(waits(leech, &[told; 8]), &[30, 60, 120, 240, 480, 900, 900, 900]);
+        about(waits(leech, &[told, told, met, told, told]), &[30, 60, 900, 30, 60]);
+        about(waits(leech, &[NOBODY; 4]), &[30, 60, 60, 60]);
+        about(waits(SAYS, &[told, told, NOBODY]), &[900, 900, 60]);
     }
 
     #[test]
@@ -199,12 +265,17 @@ mod tests {
         assert!(schedule.add(now, hash(1), SAYS));
         assert_eq!(schedule.poll(now), Some((hash(1), Task::Announce)));
         assert_eq!((schedule.poll(now), schedule.next_at(now)), (None, None));
-        schedule.handle_done(now, (hash(1), Task::Announce), 8, &mut rng);
+        schedule.handle_done(
+            now,
+            (hash(1), Task::Announce),
+            Found { announce_count: 8, peer_count: 0 },
+            &mut rng,
+        );
         let wait = schedule.next_at(now).unwrap() - now;
         assert!((ANNOUNCE_EVERY * 9 / 10..=ANNOUNCE_EVERY * 11 / 10).contains(&wait), "{wait:?}");
         assert_eq!(schedule.overdue_count(now + wait * 2, wait / 2), 1);
         assert!(schedule.poll(now + wait).is_some());
-        schedule.handle_done(now + wait, (hash(1), Task::Announce), 0, &mut rng);
+        schedule.handle_done(now + wait, (hash(1), Task::Announce), NOBODY, &mut rng);
         assert!(schedule.next_at(now).unwrap() - (now + wait) <= RETRY_AFTER * 11 / 10);
         schedule.check_invariants();
     }
@@ -251,7 +322,7 @@ mod tests {
         assert_eq!(schedule.announce(hash(1)), None);
         schedule.add(now, hash(1), SAYS);
         assert_eq!(schedule.poll(now), None, "the old lookup runs still");
-        schedule.handle_done(now, (hash(1), Task::Announce), 0, &mut rng);
+        schedule.handle_done(now, (hash(1), Task::Announce), NOBODY, &mut rng);
         schedule.check_invariants();
         schedule.remove(hash(1));
         assert_eq!((schedule.len(), schedule.next_at(now)), (0, None));

@@ -11,6 +11,7 @@
 
 mod catalogue;
 mod cells;
+mod dht;
 mod labels;
 mod process;
 mod trackers;
@@ -20,6 +21,7 @@ pub use self::cells::{
     BUCKETS, Bounds, Counter, Family, Gauge, Histogram, Kind, LATENCY_BUCKETS, Latencies,
     STALL_BUCKETS, Seconds, Stalls,
 };
+pub use self::dht::{DhtNode, DhtNodes};
 pub use self::labels::*;
 pub use self::trackers::{OTHERS, TRACKERS_MAX, TrackerAnnounces};
 
@@ -64,6 +66,7 @@ struct Cells {
     helpers: Mutex<Vec<Arc<Core>>>,
     process: Arc<Process>,
     tracker_announces: TrackerAnnounces,
+    dht: DhtNodes,
 }
 
 impl Registry {
@@ -74,6 +77,7 @@ impl Registry {
             helpers: Mutex::default(),
             process: Arc::default(),
             tracker_announces: TrackerAnnounces::default(),
+            dht: DhtNodes::default(),
         });
         let exposition = prometheus::Registry::new();
         exposition
@@ -84,6 +88,9 @@ impl Registry {
             .expect("the names of the process collector are its own");
         exposition
             .register(Box::new(cells.tracker_announces.clone()))
+            .expect("a collector without fixed names collides with none");
+        exposition
+            .register(Box::new(cells.dht.clone()))
             .expect("a collector without fixed names collides with none");
         Self { cells, exposition }
     }
@@ -110,6 +117,11 @@ impl Registry {
     /// Announces by tracker.
     pub fn tracker_announces(&self) -> &TrackerAnnounces {
         &self.cells.tracker_announces
+    }
+
+    /// The nodes of the DHT.
+    pub fn dht(&self) -> &DhtNodes {
+        &self.cells.dht
     }
 
     /// Everything, in Prometheus' text format.

@@ -12,8 +12,9 @@ use ::ring::rand::{SecureRandom, SystemRandom};
 
 use super::engine::StartError;
 use super::udp::{Machine, Transmit};
-use crate::dht::{Announce, Config, Dht, Event};
+use crate::dht::{Announce, Config, Dht, Event, from_file};
 use crate::metainfo::Metainfo;
+use crate::metrics::DhtNode;
 use crate::sys::clock;
 use crate::tracker::{AddressPolicy, policy::permits_operator};
 use crate::units::InfoHash;
@@ -39,8 +40,8 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    /// One node for each socket, which enters the DHT by `bootstrap`, each `HOST:PORT`. `None` if
-    /// there is no socket.
+    /// One node for each socket, which enters the DHT by `bootstrap`, each `HOST:PORT`, and by the
+    /// nodes that were `saved` the last time. `None` if there is no socket.
     ///
     /// # Errors
     /// The system gives no random numbers.
@@ -49,12 +50,15 @@ impl Finder {
         policy: &AddressPolicy,
         port: u16,
         bootstrap: &[String],
+        saved: &[u8],
     ) -> Result<Option<Self>, StartError> {
         let mut configs = Vec::new();
-        for &local in udp.addrs() {
+        let saved = from_file(saved, udp.addrs());
+        for (&local, saved) in udp.addrs().iter().zip(saved) {
             let mut secret = [0; 32];
             SystemRandom::new().fill(&mut secret).map_err(|_| StartError::Random)?;
-            configs.push(Config::new(local, policy.clone(), secret, fastrand::u64(..)));
+            let config = Config::new(local, policy.clone(), secret, fastrand::u64(..));
+            configs.push(Config { saved, ..config });
         }
         if configs.is_empty() {
             return Ok(None);
@@ -65,6 +69,11 @@ impl Finder {
             tokio::spawn(look_up(names, Arc::downgrade(&dht)));
         }
         Ok(Some(Self { dht, port }))
+    }
+
+    /// The UDP port of the nodes: it has the number of the TCP port.
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     /// What the hub turns.
@@ -103,6 +112,11 @@ impl Finder {
         self.lock().remove_torrent(info_hash);
     }
 
+    /// Names a node that may be there.
+    pub(super) fn insert_node(&self, addr: SocketAddr) {
+        self.lock().insert_node(addr);
+    }
+
     /// Peers that were found since this was last asked.
     pub(super) fn poll_peers(&self) -> Option<(InfoHash, Vec<SocketAddr>)> {
         let mut dht = self.lock();
@@ -123,6 +137,22 @@ impl Finder {
     pub(super) fn node_count(&self) -> usize {
         let (dht, now) = (self.lock(), clock::now());
         dht.nodes().iter().map(|node| node.gauges(now).good_count).sum()
+    }
+
+    /// What the nodes have counted, for the metrics.
+    pub(super) fn figures(&self) -> Vec<DhtNode> {
+        let (dht, now) = (self.lock(), clock::now());
+        let figures = dht.nodes().iter().map(|node| DhtNode {
+            is_ipv4: node.is_ipv4(),
+            counters: node.counters().clone(),
+            gauges: node.gauges(now),
+        });
+        figures.collect()
+    }
+
+    /// What is worth saving, if anything is.
+    pub(super) fn export(&self) -> Option<Vec<u8>> {
+        self.lock().export(clock::now())
     }
 
     fn lock(&self) -> MutexGuard<'_, Dht> {

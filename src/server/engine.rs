@@ -214,11 +214,16 @@ impl Engine {
         start_workers(&settings, &shared, &registry, &cores, listeners, end)?;
         let port = ports.addrs.first().map_or(0, SocketAddr::port);
         let finder = match &settings.dht {
-            Some(names) => Finder::start(hub.udp(), &settings.policy, port, names)?,
+            Some(names) => {
+                let saved = std::mem::take(&mut settings.dht_saved);
+                Finder::start(hub.udp(), &settings.policy, port, names, &saved)?
+            }
             None => None,
         };
         if let Some(finder) = &finder {
             hub.attach(DatagramKind::Dht, finder.machine());
+            let source = finder.clone();
+            registry.dht().set(move || source.figures());
         }
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
@@ -226,8 +231,10 @@ impl Engine {
         config.options.parallel_tiers = settings.parallel_tiers;
         config.cells = Arc::clone(registry.process());
         config.tracker_announces = registry.tracker_announces().clone();
+        config.outgoing = Some(Arc::new(hub.udp().clone()));
         let (trackers, found) = tracker::Service::spawn(config)
             .map_err(|error| StartError::Trackers(error.to_string()))?;
+        hub.attach(DatagramKind::Tracker, Box::new(trackers.clone()));
         let threads = verify::Options { threads: cores.len(), low_priority: settings.quiet_checks };
         let checker = Checker::start(threads).map_err(StartError::Thread)?;
         let mut retry = tokio::time::interval(UNSENT_RETRY);
@@ -271,6 +278,11 @@ impl Engine {
     /// Nodes of the DHT that answered lately; `None` if it is not used.
     pub fn dht_node_count(&self) -> Option<usize> {
         self.finder.as_ref().map(Finder::node_count)
+    }
+
+    /// What is worth saving of the DHT, for [`Settings::dht_saved`], if anything is.
+    pub fn dht_export(&self) -> Option<Vec<u8>> {
+        self.finder.as_ref().and_then(Finder::export)
     }
 
     /// The way out for datagrams.
@@ -497,6 +509,7 @@ impl Engine {
         let mut options = self.swarm_options(info_hash);
         options.fetch = fetch;
         options.private = content.metainfo.private;
+        options.dht_port = options.dht_port.filter(|_| !options.private);
         options.metadata = Some(content.metainfo.shared_info());
         if let Some(finder) = &self.finder {
             finder.add(&content.metainfo, left == 0);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
+use super::dht::Finder;
 use super::engine::{AddError, Engine, Event};
 use crate::metainfo::Metainfo;
 use crate::metainfo::magnet::{Magnet, PeerName};
@@ -159,6 +160,7 @@ impl Engine {
             info_hash,
             peer_id: self.shared.peer_id,
             listen_port: self.peer_addrs().first().map(SocketAddr::port),
+            dht_port: self.finder.as_ref().map(Finder::port),
             ..self.settings.torrent.clone()
         }
     }

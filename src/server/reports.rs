@@ -27,6 +27,10 @@ impl Engine {
                 self.on_ban(offender, until);
                 return None;
             }
+            Report::Node(addr) => {
+                self.finder.as_ref()?.insert_node(addr);
+                return None;
+            }
             Report::Removed(info_hash) => {
                 self.torrents.get_mut(&info_hash)?.is_leaving = false;
                 return None;

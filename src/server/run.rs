@@ -22,7 +22,7 @@ use self::links::Links;
 use super::engine::{Add, AddError, Engine, Event, Past, StartError, Verify};
 use super::folders;
 use super::ledger::{Counted, Ledger};
-use super::settings::settings;
+use super::settings::{Settings, settings};
 use crate::config::Config;
 use crate::control::http::{Http, Service};
 use crate::control::state::{LoadError, NewTorrent, OpenError, State, StoredTorrent};
@@ -35,6 +35,9 @@ use crate::worker::mailbox;
 
 /// How often totals go to the database.
 const TOTALS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the nodes of the DHT are saved, besides at the end.
+const NODES_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How long the end waits for HTTP connections, after everything else.
 const HTTP_STOP: Duration = Duration::from_millis(300);
@@ -118,7 +121,8 @@ pub async fn run(
         Ok(State::open(&paths.state)?)
     };
     let Some((state, stored)) = on_disk(open, stop.as_mut()).await? else { return Ok(()) };
-    let mut engine = Engine::start(settings)?;
+    let dht_saved = state.nodes().to_vec();
+    let mut engine = Engine::start(Settings { dht_saved, ..settings })?;
     engine.restore_bans(state.bans());
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {
@@ -272,6 +276,8 @@ impl Server {
     ) -> Result<(), Error> {
         let mut totals = tokio::time::interval(TOTALS_INTERVAL);
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
+        let first = tokio::time::Instant::now() + NODES_INTERVAL;
+        let mut nodes = tokio::time::interval_at(first, NODES_INTERVAL);
         loop {
             let remembering_count = self.remembering.len() + self.links.remembering_count();
             let room = remembering_count + self.waiting.len() < REMEMBERING_MAX;
@@ -291,6 +297,7 @@ impl Server {
                 }
                 Some(remembered) = self.links.next() => self.on_remembered(remembered),
                 _ = totals.tick() => self.write_totals(),
+                _ = nodes.tick() => save_nodes(&self.state, self.engine.dht_export()),
                 _ = gauges.tick() => {
                     self.set_gauges();
                     self.answer_waiting();
@@ -503,6 +510,7 @@ impl Server {
     async fn end(self) {
         let Self { mut engine, state, watch, mut ledger, .. } = self;
         let bans = engine.take_fresh_bans();
+        save_nodes(&state, engine.dht_export());
         // A disk that hangs must not hold up what does not need it.
         let close = async {
             if let Some(watch) = watch {
@@ -526,6 +534,15 @@ impl Server {
         if tokio::time::timeout(STATE_STOP, last).await.is_err() {
             tracing::warn!("the state does not answer: totals may be lost");
         }
+    }
+}
+
+/// Has the nodes of the DHT written, if any are known.
+fn save_nodes(state: &State, nodes: Option<Vec<u8>>) {
+    if let Some(nodes) = nodes
+        && let Err(error) = state.save_nodes(nodes)
+    {
+        tracing::warn!(%error, "nodes of the DHT are not saved");
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Settings {
     pub parallel_tiers: bool,
     /// Names of nodes, `HOST:PORT`, to enter the DHT by; `None` if it is not used.
     pub dht: Option<Vec<String>>,
+    /// Nodes of the DHT that were saved by an earlier run, as [`crate::dht::from_file`] takes them.
+    pub dht_saved: Vec<u8>,
     /// Which addresses may be talked to.
     pub policy: AddressPolicy,
 }
@@ -95,6 +97,7 @@ pub fn settings(config: &Config) -> Settings {
         retry: Duration::from_secs(u64::from(config.storage.retry_seconds)),
         parallel_tiers: config.trackers.parallel_tiers,
         dht: config.net.dht.then(|| bootstrap(config)),
+        dht_saved: Vec::new(),
         policy,
     }
 }

@@ -5,6 +5,7 @@
 //! state with whoever attached it. Invariant: nothing here blocks, a turn is bounded by the named
 //! limits, and what a machine wants to send waits in the machine while the worker's queue is full.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::metrics::{Core, DatagramDrop, DatagramKind};
 use crate::sys::clock;
+use crate::tracker::{self, udp::Outgoing};
 use crate::worker::datagrams::{Arrival, Departure, Udp, Unsent};
 
 /// Datagrams taken from the worker in one turn.
@@ -49,6 +51,42 @@ pub trait Machine: Send {
 
     /// The next datagram to send.
     fn poll_transmit(&mut self) -> Option<Transmit>;
+}
+
+/// Datagrams of UDP trackers (BEP 15) leave by the ring's sockets, so that trackers see the port that
+/// peers know.
+impl Outgoing for Udp {
+    fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        if !self.has_way(to) {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        match self.send(DatagramKind::Tracker, to, datagram.to_vec()) {
+            // Lost, as any datagram may be: it is sent again.
+            Ok(()) | Err(Unsent::Full(_)) => Ok(()),
+            Err(Unsent::Unreachable(_)) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+
+    fn reaches(&self, is_ipv4: bool) -> bool {
+        self.reaches(is_ipv4)
+    }
+}
+
+/// The announces are a machine with a task of its own for all that is not the answer to something.
+impl Machine for tracker::Handle {
+    fn handle_datagram(&mut self, _: Instant, _: usize, from: SocketAddr, bytes: &[u8]) {
+        tracker::Handle::handle_datagram(self, from, bytes);
+    }
+
+    fn handle_timeout(&mut self, _: Instant) {}
+
+    fn poll_timeout(&self, _: Instant) -> Option<Instant> {
+        None
+    }
+
+    fn poll_transmit(&mut self) -> Option<Transmit> {
+        None
+    }
 }
 
 /// A machine with what was taken out of it and found no room.

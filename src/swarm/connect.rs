@@ -134,6 +134,9 @@ impl Swarm {
         if peer.extensions {
             self.say_extensions(peer);
         }
+        if let Some(port) = self.options.dht_port.filter(|_| peer.dht) {
+            peer.say(Message::Port(port));
+        }
         self.offer_fast_set(peer);
     }
 

@@ -35,7 +35,7 @@ impl World {
         let mut id = [0; 20];
         id.iter_mut().zip(addr.to_string().bytes()).for_each(|(to, byte)| *to = byte);
         let peer_id = PeerId(id);
-        let init = PeerInit { addr, peer_id, fast: true, extensions: true, outgoing };
+        let init = PeerInit { addr, peer_id, fast: true, extensions: true, dht: true, outgoing };
         let key = self.swarm.handle_connected(self.now, init).unwrap();
         let handshake = ExtensionHandshake {
             m: vec![(PEX_NAME.to_vec(), THEIR_ID)],
@@ -199,4 +199,30 @@ fn exchange_can_be_switched_off() {
     world.pass(120);
     assert_eq!(world.hear(first), (vec![], vec![None]));
     assert_eq!(world.connects(), []);
+}
+
+/// BEP 5: who has a node of the DHT is told of ours, and the first word of its own counts.
+#[test]
+fn nodes_of_the_dht_are_told_both_ways_unless_the_torrent_has_none() {
+    for dht_port in [Some(6881), None] {
+        let mut world = World::new(Options { dht_port, ..Options::default() });
+        let key = world.join(addr(1, 5000), false, None);
+        let (mut control, mut blocks) = (Vec::new(), Vec::new());
+        world.swarm.poll_transmit(world.now, key, 0, &mut control, &mut blocks);
+        let mut told = Vec::new();
+        Decoder::new(crate::wire::Limits::new(PIECES))
+            .decode_all(&control, |incoming| {
+                if let Incoming::Message(Message::Port(port)) = incoming {
+                    told.push(port);
+                }
+            })
+            .unwrap();
+        assert_eq!(told, Vec::from_iter(dht_port));
+        for port in [7000, 7000, 7001] {
+            world.swarm.handle_message(world.now, key, Message::Port(port)).unwrap();
+        }
+        let actions = std::iter::from_fn(|| world.swarm.poll_action());
+        let nodes: Vec<_> = actions.filter(|action| matches!(action, Action::Node(_))).collect();
+        assert_eq!(nodes, Vec::from_iter(dht_port.map(|_| Action::Node(addr(1, 7000)))));
+    }
 }

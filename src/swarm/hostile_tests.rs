@@ -84,7 +84,8 @@ fn one_public_host_has_few_places_and_a_network_of_its_own_does_not_help() {
         id += 1;
         let peer_id = PeerId([id; 20]);
         let addr = addr.parse().unwrap();
-        let init = PeerInit { addr, peer_id, fast: true, extensions: true, outgoing: false };
+        let init =
+            PeerInit { addr, peer_id, fast: true, extensions: true, dht: false, outgoing: false };
         pair.swarm.handle_connected(pair.now, init).map(drop)
     };
     for number in 0..max {

@@ -4,13 +4,14 @@
 //! called. Invariant: a message changes nothing before it is known to be valid.
 #![forbid(unsafe_code)]
 
-use super::Swarm;
 use super::options::{
     ALLOWED_FAST_MAX, NUISANCES_PER_SECOND_MAX, STATE_CHANGES_PER_SECOND_MAX, UNCHOKE_INTERVAL,
 };
 use super::peer::{Error, PeerKey, Pieces};
+use super::{Action, Swarm};
 use crate::units::{Bitfield, PieceIndex};
 use crate::wire::Message;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Nuisances are counted over this long.
@@ -37,7 +38,8 @@ impl Swarm {
             // By far the most frequent one of a seed: nothing else is settled for it.
             Message::Request(block) => return self.on_request(now, key, block),
             Message::Cancel(block) => return self.on_cancel(key, block),
-            Message::KeepAlive | Message::Port(_) => self.nuisance(key),
+            Message::KeepAlive => self.nuisance(key),
+            Message::Port(port) => self.on_port(key, port),
             Message::Choke => self.on_choke(now, key, true),
             Message::Unchoke => self.on_choke(now, key, false),
             Message::Interested => self.on_interest(now, key, true),
@@ -59,6 +61,17 @@ impl Swarm {
         result?;
         self.settle(now);
         Ok(())
+    }
+
+    /// Takes word of the peer's node of the DHT (BEP 5); only the first counts.
+    fn on_port(&mut self, key: PeerKey, port: u16) -> Result<(), Error> {
+        let is_used = self.options.dht_port.is_some();
+        if let Some(peer) = self.peer_mut(key).filter(|peer| is_used && peer.dht) {
+            peer.dht = false;
+            let ip = peer.addr.ip().to_canonical();
+            self.actions.push_back(Action::Node(SocketAddr::new(ip, port)));
+        }
+        self.nuisance(key)
     }
 
     /// Counts something of no use; the count is cleared every ten seconds.

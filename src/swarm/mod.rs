@@ -110,6 +110,8 @@ pub enum Action {
     /// connections here get a `Close` of their own, those with others end by their
     /// [`Swarm::handle_bans`].
     Ban(Offender, Instant),
+    /// The peer of this address says that it has a node of the DHT there.
+    Node(SocketAddr),
     /// The last piece is stored.
     Finished,
 }
@@ -249,6 +251,11 @@ impl Swarm {
             next_round: None,
             next_turnover: None,
         }
+    }
+
+    /// Whether peers are told of our node of the DHT, and theirs is taken.
+    pub fn has_dht(&self) -> bool {
+        self.options.dht_port.is_some()
     }
 
     /// The next thing to do; `None` when all is done.

@@ -116,6 +116,9 @@ pub struct Options {
     pub extensions: Vec<(Vec<u8>, u8)>,
     /// The TCP port under which we can be reached, for the extension handshake.
     pub listen_port: Option<u16>,
+    /// The UDP port of our node of the DHT, told to peers that have one too (BEP 5); `None` if we
+    /// have none, and for private torrents.
+    pub dht_port: Option<u16>,
     /// Peers come from trackers and from the operator only, and nothing is told of them (BEP 27).
     pub private: bool,
     /// Whether peers are exchanged with peers (BEP 11).
@@ -187,6 +190,7 @@ impl Default for Options {
             client: String::from(concat!("seedring ", env!("CARGO_PKG_VERSION"))),
             extensions: Vec::new(),
             listen_port: None,
+            dht_port: None,
             private: false,
             pex: true,
             metadata: None,

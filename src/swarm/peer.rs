@@ -34,6 +34,8 @@ pub struct PeerInit {
     pub fast: bool,
     /// Both sides have the extension protocol (BEP 10).
     pub extensions: bool,
+    /// Both sides have a node of the DHT (BEP 5).
+    pub dht: bool,
     /// We connected to it.
     pub outgoing: bool,
 }
@@ -243,6 +245,8 @@ pub(super) struct Peer {
     pub(super) source: Source,
     pub(super) fast: bool,
     pub(super) extensions: bool,
+    /// Both sides have a node of the DHT, and it has not said yet where its own is.
+    pub(super) dht: bool,
     pub(super) outgoing: bool,
     pub(super) connected_at: Instant,
     pub(super) tie: u64,
@@ -336,6 +340,7 @@ impl Peer {
             source: Source::Incoming,
             fast: init.fast,
             extensions: init.extensions,
+            dht: init.dht,
             outgoing: init.outgoing,
             connected_at: now,
             tie,

@@ -23,7 +23,7 @@ pub(super) fn block(index: u32, number: u32) -> Block {
 
 pub(super) fn init(port: u16, id: u8, outgoing: bool) -> PeerInit {
     let addr = SocketAddr::from(([20, 0, 0, id], port));
-    PeerInit { addr, peer_id: PeerId([id; 20]), fast: true, extensions: true, outgoing }
+    PeerInit { addr, peer_id: PeerId([id; 20]), fast: true, extensions: true, dht: false, outgoing }
 }
 
 pub(super) fn pair(have: Bitfield, options: Options) -> Pair {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 use super::http::{self, HttpConfig, HttpExecutor};
 use super::reply::Scraped;
 use super::tracker_url::Protocol;
-use super::udp::{Sockets, UdpExecutor};
+use super::udp::{Outgoing, Sockets, UdpExecutor};
 use super::{Announce, Failure, Reply, Totals, TrackerUrl};
 use crate::units::InfoHash;
 
@@ -27,6 +28,23 @@ pub enum BuildError {
     Udp(#[from] io::Error),
 }
 
+/// One way for datagrams, and another where that one does not lead.
+#[derive(Debug)]
+struct Either {
+    first: Arc<dyn Outgoing>,
+    then: Arc<Sockets>,
+}
+
+impl Outgoing for Either {
+    fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        self.first.send(to, datagram).or_else(|_| self.then.send(to, datagram))
+    }
+
+    fn reaches(&self, is_ipv4: bool) -> bool {
+        self.first.reaches(is_ipv4) || self.then.reaches(is_ipv4)
+    }
+}
+
 /// Executors of both kinds.
 pub struct Executor {
     http: HttpExecutor,
@@ -36,14 +54,24 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Sets up both kinds on the current tokio runtime. `seed` decides transaction ids.
+    /// Sets up both kinds on the current tokio runtime. `seed` decides transaction ids. Datagrams
+    /// leave by `first` where that has a way, and their answers come back by
+    /// [`UdpExecutor::handle_datagram`]; else by sockets of our own.
     ///
     /// # Errors
     /// Says which kind cannot be set up.
-    pub fn new(config: HttpConfig, seed: u64) -> Result<Self, BuildError> {
+    pub fn new(
+        config: HttpConfig,
+        seed: u64,
+        first: Option<Arc<dyn Outgoing>>,
+    ) -> Result<Self, BuildError> {
         let sockets = Arc::new(Sockets::bind(config.bind.as_ref())?);
         let http = HttpExecutor::new(config.clone())?;
-        let udp = UdpExecutor::new(&config, http.names(), Arc::clone(&sockets) as _, seed);
+        let outgoing: Arc<dyn Outgoing> = match first {
+            Some(first) => Arc::new(Either { first, then: Arc::clone(&sockets) }),
+            None => Arc::clone(&sockets) as _,
+        };
+        let udp = UdpExecutor::new(&config, http.names(), outgoing, seed);
         let receiver = udp.clone();
         let mut tasks =
             sockets.receive(move |from, bytes| receiver.handle_datagram(from, bytes))?;

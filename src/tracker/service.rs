@@ -20,7 +20,7 @@ use super::http::{Bind, HttpConfig};
 use super::reply::Scraped;
 use super::scheduler::{AddError, Job};
 use super::tracker_url::{Protocol, TrackerUrl};
-use super::udp::Ignored;
+use super::udp::{Ignored, Outgoing};
 use super::{AddressPolicy, Event, Failure, Limits, Options, Reply, Scheduler, Status, Totals};
 use crate::metrics::{self, AnnounceProtocol, AnnounceResult, Labels as _, TrackerAnnounces};
 use crate::sys::clock;
@@ -51,6 +51,8 @@ pub struct Config {
     pub policy: AddressPolicy,
     /// What connections leave from (`--bind`).
     pub bind: Option<Bind>,
+    /// What carries datagrams where it has a way; its other half calls [`Handle::handle_datagram`].
+    pub outgoing: Option<Arc<dyn Outgoing>>,
     /// The times of the schedule.
     pub options: Options,
     /// How much may happen at once.
@@ -76,6 +78,7 @@ impl Config {
             seed,
             policy: AddressPolicy::default(),
             bind: None,
+            outgoing: None,
             options: Options::default(),
             limits: Limits::default(),
             announce_wall: Duration::from_secs(30),
@@ -156,7 +159,7 @@ impl Service {
             policy: config.policy,
             bind: config.bind,
         };
-        let executor = Arc::new(Executor::new(http, rng.u64(..))?);
+        let executor = Arc::new(Executor::new(http, rng.u64(..), config.outgoing)?);
         let (is_over, _) = watch::channel(false);
         let shared = Arc::new(Shared {
             scheduler: Mutex::new(Scheduler::new(config.options, config.limits, rng.u64(..))),
@@ -262,6 +265,11 @@ impl Handle {
         // It is never closed; without a turn the scrape would only be one too many.
         let _turn = self.shared.scrapes.acquire().await;
         self.shared.executor.scrape(url, torrents, wall).await
+    }
+
+    /// Takes a datagram that may be a tracker's, from whoever carries those of [`Config::outgoing`].
+    pub fn handle_datagram(&self, from: SocketAddr, bytes: &[u8]) {
+        self.shared.executor.udp().handle_datagram(from, bytes);
     }
 
     /// Datagrams that were no answer of a UDP tracker.

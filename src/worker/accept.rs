@@ -225,8 +225,9 @@ impl<D: Driver> Worker<D> {
         let Some(info_hash) = self.info_hash_of(torrent) else {
             return self.give_up(key, HandshakeResult::UnknownTorrent);
         };
+        let has_dht = self.has_dht(torrent);
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let ours = Handshake::new(info_hash, self.shared.peer_id, false).encode().to_vec();
+        let ours = Handshake::new(info_hash, self.shared.peer_id, has_dht).encode().to_vec();
         conn.phase = Phase::Outgoing { torrent, reader: HandshakeReader::new() };
         if conn.way.is_some_and(|way| way.is_encrypted) {
             return self.open_encrypted(key, info_hash, ours);
@@ -338,6 +339,7 @@ impl<D: Driver> Worker<D> {
             peer_id: handshake.peer_id,
             fast: handshake.supports_fast(),
             extensions: handshake.supports_extensions(),
+            dht: handshake.supports_dht() && self.has_dht(subject),
             outgoing,
         };
         let peer_key = match self.admit(subject, init) {
@@ -345,12 +347,13 @@ impl<D: Driver> Worker<D> {
             Some(Ok(peer_key)) => peer_key,
             Some(Err(refused)) => return self.turn_down(key, subject, direction, &refused),
         };
+        let has_dht = self.has_dht(subject);
         let Some(conn) = self.conns.get_mut(key) else { return };
         self.core.handshakes[(direction, HandshakeResult::Ok)].add(1);
         let encryption = if conn.ciphers.is_some() { Encryption::Rc4 } else { Encryption::Plain };
         self.core.peer_connections[(direction, encryption)].add(1);
         if !outgoing {
-            let ours = Handshake::new(handshake.info_hash, self.shared.peer_id, false);
+            let ours = Handshake::new(handshake.info_hash, self.shared.peer_id, has_dht);
             conn.push_first(&ours.encode());
         }
         conn.phase = match subject {

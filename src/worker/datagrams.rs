@@ -102,6 +102,8 @@ pub enum Unsent {
 struct Door {
     /// Nothing is sent any more.
     is_closed: AtomicBool,
+    /// Nothing is received: the kernel cannot do it as we ask.
+    is_deaf: AtomicBool,
     /// Departures that were dropped before they reached the worker.
     full_count: AtomicU64,
     unreachable_count: AtomicU64,
@@ -148,6 +150,11 @@ impl Udp {
     /// Whether there is a socket for IPv4 (true) or IPv6 (false).
     pub fn reaches(&self, is_ipv4: bool) -> bool {
         self.addrs.iter().any(|addr| addr.is_ipv4() == is_ipv4)
+    }
+
+    /// Whether a question sent to `to` and its answer have a way.
+    pub fn has_way(&self, to: SocketAddr) -> bool {
+        !self.door.is_deaf.load(Relaxed) && choose(&self.addrs, to).is_some()
     }
 
     /// Sends a datagram through a socket that reaches `to`.
@@ -289,6 +296,9 @@ impl<D: Driver> Worker<D> {
             Some(libc::ENOBUFS) => self.core.buffer_exhausted.add(1),
             Some(libc::EINVAL) => {
                 tracing::warn!("UDP is off: this kernel is older than Linux 6.0");
+                if let Some(queues) = &self.datagrams.queues {
+                    queues.door.is_deaf.store(true, Relaxed);
+                }
                 return;
             }
             _ => {}

@@ -264,6 +264,7 @@ impl<D: Driver> Worker<D> {
                     }
                 }
                 MagnetAction::Connect(addr) => self.connect(Subject::Magnet(key), addr),
+                MagnetAction::Node(addr) => self.tell_node(addr),
                 MagnetAction::Ban(offender, until) => {
                     let info_hash = magnet.info_hash;
                     tracing::warn!(

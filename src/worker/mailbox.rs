@@ -225,6 +225,8 @@ pub enum Report {
     Failed(InfoHash, storage::Error, Box<Had>),
     /// Somebody was banned until this moment; the other workers are to hear of it.
     Banned(Offender, Instant),
+    /// A peer says that it has a node of the DHT there (BEP 5).
+    Node(SocketAddr),
     /// A torrent was removed, and nothing of it is on its way to its files any more: only now may
     /// they be looked at for another attempt.
     Removed(InfoHash),

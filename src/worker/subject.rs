@@ -8,10 +8,14 @@ use std::time::Instant;
 
 use super::Worker;
 use super::connection::Subject;
+use super::mailbox::Report;
 use super::table::Key;
 use crate::ring::Driver;
 use crate::swarm::{Offender, PeerInit, PeerKey, Refused};
 use crate::units::InfoHash;
+
+/// Reports that may wait before one of a node of the DHT, which nobody misses.
+const REPORTS_BEFORE_NODES_MAX: usize = 64;
 
 impl<D: Driver> Worker<D> {
     /// Carries out what is decided for whatever something happened to.
@@ -76,6 +80,21 @@ impl<D: Driver> Worker<D> {
         match subject {
             Subject::Torrent(key) => self.torrents.get(key).map(|it| it.info_hash),
             Subject::Magnet(key) => self.magnets.get(key).map(|it| it.info_hash),
+        }
+    }
+
+    /// Whether its peers hear of our node of the DHT, and we of theirs.
+    pub(super) fn has_dht(&self, subject: Subject) -> bool {
+        match subject {
+            Subject::Torrent(key) => self.torrents.get(key).is_some_and(|it| it.swarm.has_dht()),
+            Subject::Magnet(key) => self.magnets.get(key).is_some_and(|it| it.swarm.has_dht()),
+        }
+    }
+
+    /// Passes on where a peer has its node of the DHT, unless too much waits to be told already.
+    pub(super) fn tell_node(&mut self, addr: SocketAddr) {
+        if self.reports.len() < REPORTS_BEFORE_NODES_MAX {
+            self.reports.push_back(Report::Node(addr));
         }
     }
 

@@ -329,14 +329,14 @@ impl<D: Driver> Worker<D> {
                     self.discard_in_place(key, piece);
                 }
                 Action::Ban(offender, until) => {
-                    let (info_hash, name) =
-                        (torrent.info_hash, torrent.content.metainfo.shown_name());
+                    let name = torrent.content.metainfo.shown_name();
                     tracing::warn!(
-                        ?offender, torrent = %info_hash, %name,
+                        ?offender, torrent = %torrent.info_hash, %name,
                         "peer banned: it sent bad data"
                     );
                     self.reports.push_back(Report::Banned(offender, until));
                 }
+                Action::Node(addr) => self.tell_node(addr),
                 Action::Finished => self.finish_torrent(key),
             }
         }

@@ -5,7 +5,7 @@
 
 LISTEN, PEER and NODE are HOST:PORT, hosts in IPv6 without brackets. With a NODE the DHT is used, which
 is entered by it; "set:" changes a setting of the session. Prints "listening PORT" once it does,
-"seeding" once it can serve and "complete" once everything is there; a leech ends then, a
+"dht" once it knows a node, "seeding" once it can serve and "complete" once everything is there; a leech ends then, a
 seed and a leech that seeds on when they are killed. Nodes print "node PORT" of the first one once each
 of them knows another.
 """
@@ -105,6 +105,9 @@ def main():
         if port and "listening" not in told:
             told.add("listening")
             say("listening", port)
+        if "dht" not in told and session.status().dht_nodes:
+            told.add("dht")
+            say("dht")
         if status.is_seeding and port and "seeding" not in told:
             told.add("seeding")
             say("seeding")

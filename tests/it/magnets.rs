@@ -116,7 +116,7 @@ fn aria2_takes_metadata() {
 }
 
 /// Ten nodes of libtorrent, and the address of one.
-fn dht(dir: &Path) -> (Process, String) {
+pub(crate) fn dht(dir: &Path) -> (Process, String) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = libtorrent_of("nodes", "", dir, "").get_program().to_owned();
     let mut command = program(python);
@@ -128,7 +128,7 @@ fn dht(dir: &Path) -> (Process, String) {
 }
 
 /// A seed of libtorrent that nobody knows of but the DHT.
-fn hidden_seed(dir: &Path, content: &Content, node: &str) -> Process {
+pub(crate) fn hidden_seed(dir: &Path, content: &Content, node: &str) -> Process {
     let mut command = libtorrent("seed", content, &content.root, "127.0.0.1");
     command.arg(format!("dht={node}"));
     let mut seed = Process::start("libtorrent-seed", dir, &mut command);

@@ -15,6 +15,7 @@ mod support;
 mod cli;
 mod cold;
 mod dht;
+mod dht_nodes;
 mod encryption;
 mod faults;
 mod handover;

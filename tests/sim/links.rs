@@ -31,6 +31,7 @@ impl World {
             peer_id: PeerId([u8::try_from(number + 1).unwrap(); 20]),
             fast,
             extensions: fast,
+            dht: false,
             outgoing,
         };
         let ours = self.nodes[from].swarm.handle_connected(now, init(to_addr, to, true));

@@ -380,6 +380,8 @@ impl World {
                         self.violation(format!("S8: node {number} banned honest node {other}"));
                     }
                 }
+                // Its nodes have no DHT.
+                Action::Node(_) => {}
                 Action::Finished => self.nodes[number].finished_at_ms = Some(self.now_ms),
             }
         }

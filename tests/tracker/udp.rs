@@ -116,7 +116,7 @@ fn honest(request: &Request, is_ipv4: bool) -> Vec<u8> {
 
 fn executor(policy: AddressPolicy, bind: Option<Bind>) -> Executor {
     let peer_id = PeerId(*b"-sg0100-abcdefghijkl");
-    Executor::new(HttpConfig { peer_id, port: 6881, key: 7, policy, bind }, 3).unwrap()
+    Executor::new(HttpConfig { peer_id, port: 6881, key: 7, policy, bind }, 3, None).unwrap()
 }
 
 async fn announce(executor: &Executor, url: &str, wall: Duration) -> Result<Reply, Failure> {

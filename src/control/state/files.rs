@@ -111,6 +111,43 @@ impl TorrentFiles {
     }
 }
 
+/// A file of which only the latest version counts, and which may be lost.
+#[derive(Clone, Debug)]
+pub(super) struct Keepsake {
+    path: PathBuf,
+    len_max: u64,
+}
+
+impl Keepsake {
+    pub(super) fn new(path: PathBuf, len_max: u64) -> Self {
+        Self { path, len_max }
+    }
+
+    /// What it holds; nothing if it is not there, cannot be read or is too long.
+    pub(super) fn load(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let read = File::open(&self.path)
+            .and_then(|file| file.take(self.len_max + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(len) if len as u64 <= self.len_max => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            result => {
+                tracing::warn!(file = %self.path.display(), ?result, "it is not used");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Replaces what it holds: at any crash it is whole, in its old version or the new one.
+    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let fresh = self.path.with_extension("new");
+        let mut file = File::create(&fresh)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&fresh, &self.path)
+    }
+}
+
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }

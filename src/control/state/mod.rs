@@ -1,8 +1,8 @@
 //! What a server remembers: its torrents, their totals, its bans and its settings.
 //!
 //! Orders enter through a bounded queue, answers leave when what was ordered is on the device.
-//! `STATE/torrents/<info-hash>.torrent` holds each torrent as it came, `STATE/seedring.db` (SQLite)
-//! all else. One writer thread takes whatever waits in the queue as one group: torrent files are
+//! `STATE/torrents/<info-hash>.torrent` holds each torrent as it came, `STATE/dht.nodes` the nodes of
+//! the DHT that were known last, `STATE/seedring.db` (SQLite) all else. One writer thread takes whatever waits in the queue as one group: torrent files are
 //! written and flushed, then one transaction commits, then files of removed torrents go. Totals of a
 //! group that failed go with the next one.
 //!
@@ -30,7 +30,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::database::Database;
 pub use self::files::LoadError;
-use self::files::TorrentFiles;
+use self::files::{Keepsake, TorrentFiles};
+use crate::dht;
 use crate::metainfo::shown_name;
 use crate::sys::clock;
 use crate::units::InfoHash;
@@ -39,6 +40,9 @@ use crate::units::InfoHash;
 pub const QUEUE_LEN_MAX: usize = 1024;
 /// Orders that are committed as one group.
 pub const GROUP_LEN_MAX: usize = 256;
+
+/// The file of the nodes of the DHT, beside the database: it may be removed at any time.
+const NODES_NAME: &str = "dht.nodes";
 
 /// One torrent of an earlier run.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -207,6 +211,7 @@ enum Order {
     Totals(Vec<Totals>),
     Bans(Vec<StoredBan>),
     Setting(String, String, Answer),
+    Nodes(Vec<u8>),
     Close(oneshot::Sender<()>),
 }
 
@@ -220,6 +225,7 @@ pub struct State {
     settings: BTreeMap<String, String>,
     magnets: Vec<StoredMagnet>,
     bans: Vec<StoredBan>,
+    nodes: Vec<u8>,
 }
 
 impl State {
@@ -260,11 +266,14 @@ impl State {
             let name = shown_name(&torrent.name);
             tracing::warn!(torrent = %torrent.info_hash, %name, "its file is missing");
         }
+        let nodes_file = Keepsake::new(dir.join(NODES_NAME), dht::FILE_LEN_MAX as u64);
+        let nodes = nodes_file.load();
         let (orders, queue) = mpsc::channel(QUEUE_LEN_MAX);
         let totals_wait = Arc::default();
         let writer = Writer {
             database,
             files: files.clone(),
+            nodes: nodes_file,
             queue,
             totals_wait: Arc::clone(&totals_wait),
             unwritten: BTreeMap::new(),
@@ -274,7 +283,7 @@ impl State {
             .name("state".to_owned())
             .spawn(move || writer.run())
             .map_err(failed(dir))?;
-        Ok((Self { orders, totals_wait, files, settings, magnets, bans }, kept))
+        Ok((Self { orders, totals_wait, files, settings, magnets, bans, nodes }, kept))
     }
 
     /// The metainfo of a torrent, unchanged since it was added. Blocks on the disk.
@@ -303,6 +312,11 @@ impl State {
     /// The bans of earlier runs, also those that are over.
     pub fn bans(&self) -> &[StoredBan] {
         &self.bans
+    }
+
+    /// What [`State::save_nodes`] was given by an earlier run; nothing if that cannot be read.
+    pub fn nodes(&self) -> &[u8] {
+        &self.nodes
     }
 
     /// The links of earlier runs whose torrents are not known yet, in the order of adding.
@@ -360,10 +374,15 @@ impl State {
     /// # Errors
     /// If the queue is full or the state is closed; a failure to write is logged.
     pub fn add_bans(&self, bans: Vec<StoredBan>) -> Result<(), OrderError> {
-        self.orders.try_send(Order::Bans(bans)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => OrderError::Full,
-            mpsc::error::TrySendError::Closed(_) => OrderError::Closed,
-        })
+        self.try_order(Order::Bans(bans))
+    }
+
+    /// Writes the nodes of the DHT soon, without waiting for the device.
+    ///
+    /// # Errors
+    /// If the queue is full or the state is closed; a failure to write is logged.
+    pub fn save_nodes(&self, nodes: Vec<u8>) -> Result<(), OrderError> {
+        self.try_order(Order::Nodes(nodes))
     }
 
     /// Remembers a setting for the next run.
@@ -381,6 +400,13 @@ impl State {
             // An error means that the writer has gone already: nothing is left to wait for.
             let _ = closed.await;
         }
+    }
+
+    fn try_order(&self, order: Order) -> Result<(), OrderError> {
+        self.orders.try_send(order).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => OrderError::Full,
+            mpsc::error::TrySendError::Closed(_) => OrderError::Closed,
+        })
     }
 
     async fn order(&self, order: impl FnOnce(Answer) -> Order) -> Result<(), OrderError> {
@@ -407,6 +433,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
 struct Writer {
     database: Database,
     files: TorrentFiles,
+    nodes: Keepsake,
     queue: mpsc::Receiver<Order>,
     totals_wait: Arc<AtomicBool>,
     /// Totals of groups that failed: nobody gives them a second time.
@@ -457,6 +484,12 @@ impl Writer {
                     self.unwritten.extend(totals.into_iter().map(|it| (it.info_hash, it)));
                 }
                 Order::Totals(_) | Order::Bans(_) => {}
+                // They have nothing to do with what else the group holds.
+                Order::Nodes(bytes) => {
+                    if let Err(error) = self.nodes.write(&bytes) {
+                        tracing::warn!(%error, "nodes of the DHT are not saved");
+                    }
+                }
                 Order::Close(done) => closing = Some(done),
             }
         }
@@ -476,6 +509,7 @@ impl Writer {
                 | Order::Totals(_)
                 | Order::Bans(_)
                 | Order::Setting(..)
+                | Order::Nodes(_)
                 | Order::Close(_) => None,
             };
         }
@@ -513,7 +547,7 @@ impl Writer {
                 Order::Totals(totals) => totals.iter().try_for_each(|each| transaction.total(each)),
                 Order::Bans(bans) => transaction.ban(clock::wall_seconds(), bans),
                 Order::Setting(key, value, _) => transaction.set(key, value),
-                Order::Close(_) => Ok(()),
+                Order::Nodes(_) | Order::Close(_) => Ok(()),
             }
             .map_err(write)?;
         }

@@ -11,7 +11,7 @@ impl State {
         let (totals_wait, settings, magnets) = (Arc::default(), BTreeMap::new(), Vec::new());
         while orders.try_send(Order::Totals(Vec::new())).is_ok() {}
         let bans = Vec::new();
-        (Self { orders, totals_wait, files, settings, magnets, bans }, queue)
+        (Self { orders, totals_wait, files, settings, magnets, bans, nodes: Vec::new() }, queue)
     }
 }
 
@@ -356,6 +356,35 @@ fn a_device_that_refuses_fails_the_order_and_nothing_else() {
     assert_eq!(hashes(&open(dir.path()).1), [1, 2]);
 }
 
+#[test]
+fn nodes_of_the_dht_are_kept_in_a_file_that_may_be_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(NODES_NAME);
+    let kept = || {
+        let (state, _) = open(dir.path());
+        block_on(state.close());
+        state.nodes().to_vec()
+    };
+    assert!(kept().is_empty());
+    for bytes in [b"some".as_slice(), b"fewer"] {
+        let (state, _) = open(dir.path());
+        state.save_nodes(b"older".into()).unwrap();
+        state.save_nodes(bytes.into()).unwrap();
+        block_on(state.close());
+        assert_eq!(state.save_nodes(Vec::new()), Err(OrderError::Closed));
+        assert_eq!(kept(), bytes);
+    }
+    std::fs::write(&path, vec![0; dht::FILE_LEN_MAX + 1]).unwrap();
+    assert!(kept().is_empty(), "it is longer than any that was written");
+    std::fs::remove_file(&path).unwrap();
+    // Nothing can be written there: a server starts and ends all the same.
+    std::fs::create_dir(&path).unwrap();
+    let (state, _) = open(dir.path());
+    state.save_nodes(b"lost".into()).unwrap();
+    block_on(state.close());
+    assert!(kept().is_empty());
+}
+
 fn totals(seed: u8, uploaded: u64) -> Totals {
     let info_hash = InfoHash([seed; 20]);
     Totals { info_hash, uploaded, downloaded: 0, had_bytes: 0, was_whole: false }
@@ -370,6 +399,7 @@ fn totals_of_a_group_that_failed_go_with_the_next_one() {
     let mut writer = Writer {
         database: Database::open(dir.path(), &BTreeSet::new()).unwrap(),
         files: TorrentFiles::new(torrents_dir.clone()),
+        nodes: Keepsake::new(dir.path().join(NODES_NAME), 9),
         queue,
         totals_wait: Arc::default(),
         unwritten: BTreeMap::new(),

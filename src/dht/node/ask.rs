@@ -20,7 +20,7 @@ use crate::dht::encode::QueryOut;
 use crate::dht::krpc::{Args, Reply};
 use crate::dht::lookup::Lookup;
 use crate::dht::pending::{Due, Purpose};
-use crate::dht::schedule::Task;
+use crate::dht::schedule::{Found, Task};
 use crate::dht::table::K;
 use crate::dht::{Contact, NodeId};
 use crate::units::InfoHash;
@@ -112,6 +112,7 @@ impl Node {
             return;
         };
         self.counters.ask(sent.method, Asked::Reply);
+        self.counters.waited(now.saturating_duration_since(sent.sent_at));
         self.answered_at = Some(now);
         if reply.id == self.id() || sent.id.is_some_and(|id| id != reply.id) {
             self.counters.drop(Dropped::WrongId);
@@ -148,6 +149,7 @@ impl Node {
             return;
         };
         self.counters.ask(sent.method, Asked::Error);
+        self.counters.waited(now.saturating_duration_since(sent.sent_at));
         self.handle_no_answer(now, from, sent.purpose);
     }
 
@@ -260,7 +262,8 @@ impl Node {
             Task::Announce => self.announce(now, info_hash, &running.lookup),
             Task::FindPeers | Task::Scrape => 0,
         };
-        self.schedule.handle_done(now, (info_hash, task), announce_count, &mut self.rng);
+        let found = Found { announce_count, peer_count: running.peers.len() };
+        self.schedule.handle_done(now, (info_hash, task), found, &mut self.rng);
         let (query_count, reply_count) = running.lookup.counts();
         let filters = running.filters.as_ref();
         let outcome = Outcome {

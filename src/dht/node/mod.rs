@@ -293,6 +293,11 @@ impl Node {
         self.gate.local.is_ipv4()
     }
 
+    /// Where its socket is bound.
+    pub fn local(&self) -> SocketAddr {
+        self.gate.local
+    }
+
     /// Totals since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -320,7 +325,8 @@ impl Node {
     pub fn export(&self, now: Instant) -> Saved {
         let mut nodes = self.table.export(now);
         nodes.truncate(NODES_MAX);
-        Saved { id: Some(self.id()), external_ip: self.gate.external, nodes }
+        let (local, id) = (Some(self.gate.local), Some(self.id()));
+        Saved { local, id, external_ip: self.gate.external, nodes }
     }
 
     /// Names addresses to start from, at most [`BOOTSTRAP_MAX`], instead of earlier ones.

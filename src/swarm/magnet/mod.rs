@@ -59,6 +59,8 @@ pub enum MagnetAction {
     Close(PeerKey, Error),
     /// Connect; then `handle_connected` or `handle_connect_failed`.
     Connect(SocketAddr),
+    /// The peer of this address says that it has a node of the DHT there.
+    Node(SocketAddr),
     /// The offender is banned until then, as [`super::Action::Ban`] says.
     Ban(Offender, Instant),
     /// The `info` dictionary, whose SHA-1 is the info-hash: make a torrent of it, then call
@@ -129,6 +131,11 @@ impl MagnetSwarm {
         Some(action)
     }
 
+    /// Whether peers are told of our node of the DHT, and theirs is taken.
+    pub fn has_dht(&self) -> bool {
+        self.options.dht_port.is_some()
+    }
+
     /// When `handle_timeout` has to be called, if nothing else happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.is_done {
@@ -175,6 +182,9 @@ impl MagnetSwarm {
         }
         if init.extensions {
             encode_extension_handshake(&self.introduction(&init), &mut control);
+        }
+        if let Some(port) = self.options.dht_port.filter(|_| init.dht) {
+            encode(&Message::Port(port), &mut control);
         }
         let key = key_of(self.peers.insert(Peer {
             init,
@@ -332,7 +342,15 @@ impl MagnetSwarm {
                 peer.interested = message == Message::Interested;
                 peer.nuisance()
             }
-            Message::KeepAlive | Message::Port(_) | Message::Cancel(_) => peer.nuisance(),
+            Message::Port(port) => {
+                let is_used = std::mem::take(&mut peer.init.dht);
+                if is_used && self.options.dht_port.is_some() {
+                    let ip = peer.init.addr.ip().to_canonical();
+                    self.actions.push_back(MagnetAction::Node(SocketAddr::new(ip, port)));
+                }
+                peer.nuisance()
+            }
+            Message::KeepAlive | Message::Cancel(_) => peer.nuisance(),
             Message::Have(_) | Message::Bitfield(_) => self.keep(key, message),
             Message::Extended { .. } if !extensions => Err(Error::NotNegotiated),
             Message::Extended { id, payload } => self.on_extended(now, key, id, payload),

@@ -45,7 +45,7 @@ fn start() -> Instant {
 
 fn init(id: u8, outgoing: bool) -> PeerInit {
     let addr = SocketAddr::from(([20, 0, 0, id], 5000));
-    PeerInit { addr, peer_id: PeerId([id; 20]), fast: true, extensions: true, outgoing }
+    PeerInit { addr, peer_id: PeerId([id; 20]), fast: true, extensions: true, dht: false, outgoing }
 }
 
 fn seed(info: &[u8]) -> Swarm {
@@ -107,7 +107,7 @@ impl World {
             match action {
                 MagnetAction::Transmit(key) => self.transmit(key),
                 MagnetAction::Close(key, _) => self.magnet.handle_disconnected(self.now, key),
-                MagnetAction::Connect(_) => {}
+                MagnetAction::Connect(_) | MagnetAction::Node(_) => {}
                 MagnetAction::Ban(offender, _) => self.banned.push(offender),
                 MagnetAction::Metadata(info) => assert!(self.found.replace(info).is_none()),
             }

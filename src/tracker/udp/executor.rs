@@ -28,7 +28,7 @@ use crate::units::InfoHash;
 const ADDRESSES_TRIED_MAX: usize = 3;
 
 /// What carries datagrams away. Its other half calls [`UdpExecutor::handle_datagram`].
-pub trait Outgoing: Send + Sync {
+pub trait Outgoing: Send + Sync + std::fmt::Debug {
     /// Sends one datagram now. One that would have to wait may be dropped: it is sent again.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! UDP trackers (BEP 15, 41), without a socket of their own.
 //!
 //! [`Client`] is the machine: datagrams and `now` enter, datagrams and answers leave.
-//! [`UdpExecutor`] drives it on the control thread; what carries its datagrams is an [`Outgoing`],
-//! today the [`Sockets`] of this room. Invariant: nothing that a datagram says is believed unless
+//! [`UdpExecutor`] drives it on the control thread; what carries its datagrams is an [`Outgoing`]:
+//! the sockets with the number of the peer port, or the [`Sockets`] of this room. Invariant: nothing that a datagram says is believed unless
 //! its source, its transaction and its action are those that were asked; all else is counted.
 #![forbid(unsafe_code)]
 

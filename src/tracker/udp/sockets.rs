@@ -1,4 +1,5 @@
-//! Sockets for the datagrams of UDP trackers, on the control thread.
+//! Sockets for the datagrams of UDP trackers, on the control thread, where those of the peer port
+//! have no way.
 //!
 //! Datagrams leave by [`Outgoing`] and come in by a function that is given to
 //! [`Sockets::receive`]. Invariant: what `net.bind` names is what everything leaves from; a family

@@ -59,6 +59,11 @@ impl OpenTracker {
         format!("http://{}/announce", self.addr)
     }
 
+    /// The announce URL for UDP.
+    pub(crate) fn udp_url(&self) -> String {
+        format!("udp://{}/announce", self.addr)
+    }
+
     /// Seeds and leechers that it knows of a torrent.
     pub(crate) fn scrape(&self, content: &Content) -> (u32, u32) {
         let (status, body) = http_get(self.addr, &format!("/scrape?{}", escaped(content)));
