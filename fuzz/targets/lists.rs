@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use seedring::lsd::{self, Discovery, Search};
+use seedring::lsd::{self, Discovery, Error, Search};
 use seedring::swarm::Blocklist;
 use seedring::units::InfoHash;
 
@@ -82,15 +82,18 @@ pub(super) fn lsd(data: &[u8]) {
                     assert!(datagram.len() <= lsd::DATAGRAM_LEN_MAX);
                     assert_eq!(Search::parse(&datagram), Ok(search));
                     count_read(now, &mut read, &mut second);
-                    let heard = discovery.handle_datagram(now, lsd::group(true), &datagram);
-                    assert_eq!(heard, Ok(Vec::new()), "our own words");
+                    let from = lsd::group(true);
+                    let heard = discovery.handle_datagram(now, from, true, &datagram);
+                    assert!(matches!(heard, Err(Error::Own | Error::Flood)), "our own words");
                     assert!(discovery.poll_timeout().is_none_or(|at| at > now));
                 }
             }
             3 => {
                 count_read(now, &mut read, &mut second);
                 let from = SocketAddr::from(([10, 0, 0, input.byte()], 6771));
-                let heard = discovery.handle_datagram(now, from, input.chunk());
+                let is_near = input.flag();
+                let heard = discovery.handle_datagram(now, from, is_near, input.chunk());
+                assert!(is_near || heard.is_err());
                 for (info_hash, peer) in heard.into_iter().flatten() {
                     assert!(read <= lsd::READ_PER_SECOND_MAX, "too many are read");
                     assert!(ours[usize::from(info_hash.0[0])], "not a torrent of ours");

@@ -96,6 +96,9 @@ pub struct Net {
     /// Nodes to enter the DHT by, each `HOST:PORT`. Default: those of the public DHT, which a
     /// server that only listens on local addresses does not ask.
     pub dht_bootstrap: Vec<String>,
+    /// Whether peers are looked for on the local networks, by multicast (BEP 14); private torrents
+    /// are never named there. Default: true.
+    pub lsd: bool,
 }
 
 /// `[trackers]`
@@ -211,6 +214,7 @@ impl Default for Net {
             pex: true,
             dht: true,
             dht_bootstrap: DHT_BOOTSTRAP.map(String::from).to_vec(),
+            lsd: true,
         }
     }
 }

@@ -212,6 +212,8 @@ catalogue! {
         announce_seconds: latency [AnnounceProtocol];
         /// Datagrams that were no answer of a UDP tracker, by why.
         tracker_datagrams_ignored: counter [DatagramFault];
+        /// Datagrams of local discovery, by what became of them.
+        local_datagrams: counter [LocalDatagram];
         /// Files in watch folders, by what became of them.
         watch_files: counter [WatchResult];
         /// HTTP requests, by resource and status.

@@ -382,6 +382,30 @@ labels! {
         Action "action",
     }
 
+    /// What became of a datagram of local discovery.
+    LocalDatagram "result" {
+        /// It was sent to neighbours.
+        Sent "sent",
+        /// It was to be sent, and the kernel refused it.
+        Unsent "unsent",
+        /// It came from a neighbour.
+        Received "received",
+        /// It came, and was our own.
+        Own "own",
+        /// It came, and was longer than what is read.
+        TooLong "too_long",
+        /// It came, and was no announce.
+        NotSearch "not_search",
+        /// It came, and named no port that peers listen on.
+        Port "port",
+        /// It came, and named no torrent.
+        NoInfoHash "no_info_hash",
+        /// It came from outside of our networks.
+        Stranger "stranger",
+        /// It came, and there were too many.
+        Flood "flood",
+    }
+
     /// What became of a file in a watch folder.
     WatchResult "result" {
         /// A torrent was added.

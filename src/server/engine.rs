@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::bans::BanList;
 use super::budgets::Budgets;
 use super::dht::Finder;
+use super::lsd::{self, Neighbours};
 use super::magnets::{Names, Pending};
 use super::outbox::Outbox;
 use super::ports::{self, Ports};
@@ -177,6 +178,7 @@ pub struct Engine {
     pub(super) outbox: Outbox,
     pub(super) hub: Hub,
     pub(super) finder: Option<Finder>,
+    pub(super) neighbours: Option<Neighbours>,
     pub(super) budgets: Budgets,
     pub(super) bans: BanList,
     retry: tokio::time::Interval,
@@ -220,6 +222,10 @@ impl Engine {
         if let Some(finder) = &finder {
             hub.attach(DatagramKind::Dht, finder.machine());
         }
+        let cells = registry.process();
+        let neighbours = settings
+            .lsd
+            .then(|| Neighbours::new(&ports.addrs, settings.bind.as_ref(), Arc::clone(cells)));
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
         config.bind.clone_from(&settings.bind);
@@ -254,6 +260,7 @@ impl Engine {
             outbox: Outbox::new(cores.len()),
             hub,
             finder,
+            neighbours,
             budgets: Budgets::new(cores.len()),
             bans: BanList::default(),
             retry,
@@ -418,6 +425,12 @@ impl Engine {
                     }
                     None
                 }
+                named = lsd::next(&mut self.neighbours) => {
+                    for (info_hash, addr) in named {
+                        self.add_peers(&info_hash, Source::Lsd, vec![addr]);
+                    }
+                    None
+                }
                 _ = self.retry.tick() => {
                     self.post_unsent();
                     self.share_budgets(clock::now());
@@ -500,6 +513,9 @@ impl Engine {
         options.metadata = Some(content.metainfo.shared_info());
         if let Some(finder) = &self.finder {
             finder.add(&content.metainfo, left == 0);
+        }
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.add(&content.metainfo);
         }
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();

@@ -7,6 +7,7 @@
 //! - [`magnets`]: links on their way to torrents.
 //! - `bans`: who is banned, in every torrent of every worker.
 //! - `ledger`: totals of torrents over all runs.
+//! - `lsd`: neighbours that have the same torrents.
 //! - `outbox`: letters on their way to workers, one queue for each.
 //! - `retry`: torrents that their files failed, until they can go on.
 //! - `stop`: the end of an engine.
@@ -21,6 +22,7 @@ mod dht;
 pub mod engine;
 pub mod folders;
 mod ledger;
+mod lsd;
 pub mod magnets;
 mod outbox;
 mod owners;

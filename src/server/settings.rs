@@ -50,6 +50,8 @@ pub struct Settings {
     pub parallel_tiers: bool,
     /// Names of nodes, `HOST:PORT`, to enter the DHT by; `None` if it is not used.
     pub dht: Option<Vec<String>>,
+    /// Whether peers are looked for among neighbours.
+    pub lsd: bool,
     /// Which addresses may be talked to.
     pub policy: AddressPolicy,
 }
@@ -95,6 +97,7 @@ pub fn settings(config: &Config) -> Settings {
         retry: Duration::from_secs(u64::from(config.storage.retry_seconds)),
         parallel_tiers: config.trackers.parallel_tiers,
         dht: config.net.dht.then(|| bootstrap(config)),
+        lsd: config.net.lsd,
         policy,
     }
 }

@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ports;
 use super::settings::Settings;
 use crate::metrics::Registry;
 use crate::ring::{self, Driver, Uring};

@@ -92,7 +92,9 @@ impl Swarm {
         if self.shared.is_banned(now, init.addr) {
             return Err(Refused::Banned);
         }
-        if local && !init.outgoing && !self.options.welcomes(init.addr.ip()) {
+        let is_welcome =
+            || self.options.welcomes(init.addr.ip()) || self.contacts.is_neighbour(init.addr.ip());
+        if local && !init.outgoing && !is_welcome() {
             return Err(Refused::LocalAddress);
         }
         if self.by_addr.contains_key(&init.addr) {

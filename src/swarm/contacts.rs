@@ -140,6 +140,13 @@ impl Contacts {
         self.known.get(&addr).map(|contact| contact.source)
     }
 
+    /// Whether local discovery has named a peer at `ip`, under any port.
+    pub(super) fn is_neighbour(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let ports = SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX);
+        self.known.range(ports).any(|(_, contact)| contact.sources & 1 << Source::Lsd as u8 != 0)
+    }
+
     /// Learns of `addr`; a full table takes it in place of one that is trusted less. `tie` ranks it
     /// if its canonical priority is not known.
     pub(super) fn insert(
@@ -162,7 +169,9 @@ impl Contacts {
             contact.sources |= 1 << source as u8;
             return;
         }
-        if source != Source::Operator && !is_local(ip) && self.is_crowded(ip) {
+        // Local addresses are told apart by their ports; but who speaks for itself needs only a few.
+        let is_gossip = !is_local(ip) || source == Source::Lsd;
+        if source != Source::Operator && is_gossip && self.is_crowded(ip) {
             return;
         }
         if self.known.len() >= CONTACTS_MAX {
@@ -406,6 +415,22 @@ mod tests {
 
     fn shared() -> Rc<Shared> {
         Shared::new(None, None, Slots::Unlimited)
+    }
+
+    #[test]
+    fn neighbours_are_known_by_what_they_say_themselves() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        let ip = addr(1).ip();
+        for port in 5000..5100 {
+            contacts.insert(start, Source::Tracker, addr(port), 0, &shared);
+        }
+        assert!(contacts.len() == 100 && !contacts.is_neighbour(ip));
+        contacts = Contacts::default();
+        for port in 5000..5100 {
+            contacts.insert(start, Source::Lsd, addr(port), 0, &shared);
+        }
+        assert_eq!(contacts.len(), PER_HOST_KNOWN_MAX);
+        assert!(contacts.is_neighbour(ip) && !contacts.is_neighbour([10, 0, 0, 2].into()));
     }
 
     #[test]

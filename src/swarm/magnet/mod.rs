@@ -224,7 +224,8 @@ impl MagnetSwarm {
         if self.shared.is_banned(now, init.addr) {
             return Err(Refused::Banned);
         }
-        if local && !init.outgoing && !self.options.welcomes(ip) {
+        let is_welcome = || self.options.welcomes(ip) || self.contacts.is_neighbour(ip);
+        if local && !init.outgoing && !is_welcome() {
             return Err(Refused::LocalAddress);
         }
         if others().any(|other| other.addr == init.addr || other.peer_id == init.peer_id) {
