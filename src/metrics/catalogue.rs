@@ -110,6 +110,14 @@ catalogue! {
         requests: counter [RequestResult];
         /// Peers, by state; a peer counts in every state that is true of it.
         peers: gauge [PeerState];
+        /// Peers, by what carries their connection and how it is encrypted.
+        peers_by_transport: gauge [Transport, Encryption];
+        /// Peers, by who named them.
+        peers_by_source: gauge [PeerSource];
+        /// Addresses of peers that became known, by who named them first.
+        peer_addresses: counter [PeerSource];
+        /// Addresses of peers that were named, or due to be tried, and are on the blocklist.
+        peer_addresses_blocked: counter;
         /// Open TCP connections with peers, handshakes included.
         connections: gauge per core;
         /// Connections that became peers.

@@ -162,6 +162,30 @@ labels! {
         Rc4 "rc4",
     }
 
+    /// What carries a connection.
+    Transport "transport" {
+        /// TCP.
+        Tcp "tcp",
+    }
+
+    /// Who named a peer; of several, the most trusted one.
+    PeerSource "source" {
+        /// The peer itself: it connected to us.
+        Incoming "incoming",
+        /// Another peer (PEX).
+        Pex "pex",
+        /// The DHT.
+        Dht "dht",
+        /// The peer itself, to its neighbours (LSD).
+        Lsd "lsd",
+        /// A tracker.
+        Tracker "tracker",
+        /// A magnet link.
+        Magnet "magnet",
+        /// The operator.
+        Manual "manual",
+    }
+
     /// What became of a connection on its way to the home worker of its torrent.
     HandoverResult "result" {
         /// It was put into the other worker's queue.

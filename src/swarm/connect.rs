@@ -44,6 +44,7 @@ impl Swarm {
         if init.outgoing {
             peer.source = self.contacts.source_of(init.addr).unwrap_or(Source::Operator);
         }
+        self.shared.seat(peer.source);
         let remembered = self.recent.get(&Offender::of(init.addr));
         peer.uploaded_recently = remembered.map_or(0, |&(bytes, _)| bytes);
         match greeted {
@@ -146,6 +147,7 @@ impl Swarm {
         }
         self.take_back_all(key, false);
         let peer = self.peers.remove(key.0 as usize);
+        self.shared.unseat(peer.source);
         match &peer.pieces {
             Pieces::All => self.counts.have_all -= 1,
             Pieces::Some(pieces) => {

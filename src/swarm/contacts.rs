@@ -191,6 +191,7 @@ impl Contacts {
             .insert(addr, Contact { source, sources, rank, failures: 0, state: State::Trying });
         self.trying += 1;
         self.set(addr, State::Due(now, rank));
+        shared.count(|counted| counted.addresses_learnt[source as usize] += 1);
     }
 
     /// Whether gossip has named enough addresses of this host, or of its neighbours.

@@ -362,10 +362,11 @@ fn key_of(slot: usize) -> PeerKey {
 }
 
 impl Drop for Swarm {
-    /// Slots of the worker that its peers held, and memory of its pieces, are free again.
+    /// Slots and seats of the worker that its peers held, and memory of its pieces, are free again.
     fn drop(&mut self) {
         let left = self.shared.unchoked.get().saturating_sub(self.counts.unchoked);
         self.shared.unchoked.set(left);
+        self.peers.iter().for_each(|(_, peer)| self.shared.unseat(peer.source));
         let len = |piece| u64::from(self.geometry.piece_len(piece));
         let in_memory = self.partials.iter().filter(|(_, partial)| !partial.is_in_place);
         let held: u64 = in_memory.map(|(&piece, _)| len(piece)).sum();

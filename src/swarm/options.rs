@@ -7,7 +7,7 @@
 use super::bans::{Bans, Offender, is_local};
 use super::blocklist::Blocklist;
 use super::choker::{Choker, Phase, Slots, default_of};
-use super::contacts::Source;
+use super::contacts::{SOURCE_COUNT, Source};
 use super::destinations::{Destinations, Wait};
 use super::priority::canonical_priority;
 use crate::metainfo::RawInfo;
@@ -240,6 +240,8 @@ pub struct Shared {
     blocklist: RefCell<Option<Arc<Blocklist>>>,
     /// Where we can be reached ourselves.
     own_addrs: RefCell<Vec<SocketAddr>>,
+    /// Peers that its swarms have, by who named them, in the order of [`Source::ALL`].
+    seated: Cell<[u32; SOURCE_COUNT]>,
     /// Who is banned, by whichever swarm of whichever worker.
     bans: RefCell<Bans>,
 }
@@ -261,6 +263,10 @@ pub struct Counted {
     /// Payload bytes of blocks that were dropped: those that came twice or too late, and those that
     /// nobody asked for.
     pub bytes_discarded: u64,
+    /// Addresses of peers that became known, by who named them first.
+    pub addresses_learnt: [u64; SOURCE_COUNT],
+    /// Addresses of peers that were named, or were due to be tried, and are blocked.
+    pub addresses_blocked: u64,
 }
 
 impl Shared {
@@ -278,6 +284,7 @@ impl Shared {
             destinations: RefCell::default(),
             blocklist: RefCell::default(),
             own_addrs: RefCell::default(),
+            seated: Cell::default(),
             bans: RefCell::default(),
         })
     }
@@ -314,6 +321,25 @@ impl Shared {
     pub fn set_own_addrs(&self, addrs: &[SocketAddr]) {
         let plain = |addr: &SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
         self.own_addrs.replace(addrs.iter().take(OWN_ADDRS_MAX).map(plain).collect());
+    }
+
+    /// A peer that `source` named took its place.
+    pub(super) fn seat(&self, source: Source) {
+        let mut seated = self.seated.get();
+        seated[source as usize] += 1;
+        self.seated.set(seated);
+    }
+
+    /// Such a peer has gone.
+    pub(super) fn unseat(&self, source: Source) {
+        let mut seated = self.seated.get();
+        seated[source as usize] = seated[source as usize].saturating_sub(1);
+        self.seated.set(seated);
+    }
+
+    /// Peers that the worker's swarms have, by who named them, in the order of [`Source::ALL`].
+    pub fn seated(&self) -> [u32; SOURCE_COUNT] {
+        self.seated.get()
     }
 
     /// Whether the operator wants nothing to do with `ip`.

@@ -68,6 +68,7 @@ pub enum MagnetAction {
 
 struct Peer {
     init: PeerInit,
+    source: Source,
     connected_at: Instant,
     last_heard_at: Instant,
     last_sent_at: Instant,
@@ -176,8 +177,12 @@ impl MagnetSwarm {
         if init.extensions {
             encode_extension_handshake(&self.introduction(&init), &mut control);
         }
+        let named = self.contacts.source_of(init.addr).unwrap_or(Source::Operator);
+        let source = if init.outgoing { named } else { Source::Incoming };
+        self.shared.seat(source);
         let key = key_of(self.peers.insert(Peer {
             init,
+            source,
             connected_at: now,
             last_heard_at: now,
             last_sent_at: now,
@@ -261,6 +266,7 @@ impl MagnetSwarm {
     /// The connection is gone, for whatever reason; its key is free from now on.
     pub fn handle_disconnected(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.try_remove(key.0 as usize) else { return };
+        self.shared.unseat(peer.source);
         self.said_len -= peer.said.as_ref().map_or(0, Vec::len);
         self.fetch.handle_gone(key);
         self.actions.retain(|action| {
@@ -540,6 +546,13 @@ impl MagnetSwarm {
         {
             self.actions.push_back(MagnetAction::Close(key, reason));
         }
+    }
+}
+
+impl Drop for MagnetSwarm {
+    /// Seats of the worker that its peers held are free again.
+    fn drop(&mut self) {
+        self.peers.iter().for_each(|(_, peer)| self.shared.unseat(peer.source));
     }
 }
 
