@@ -178,7 +178,7 @@ fn fail_config(error: &Error) -> Exit {
 /// Ends because the engine does not start.
 fn fail_start(error: &StartError) -> Exit {
     let exit = match error {
-        StartError::Bind { .. } | StartError::Core { .. } => Exit::Usage,
+        StartError::Bind { .. } | StartError::Core { .. } | StartError::Blocklist(_) => Exit::Usage,
         _ => Exit::Failure,
     };
     fail(exit, error)

@@ -99,6 +99,10 @@ pub struct Net {
     /// Whether peers are looked for on the local networks, by multicast (BEP 14); private torrents
     /// are never named there. Default: true.
     pub lsd: bool,
+    /// File with ranges of addresses that no peer is met at, whoever names it: CIDR, P2P or DAT, one
+    /// range on a line. It is read again when it changes; a broken line is told and passed over.
+    /// Default: empty, none.
+    pub blocklist: PathBuf,
 }
 
 /// `[trackers]`
@@ -215,6 +219,7 @@ impl Default for Net {
             dht: true,
             dht_bootstrap: DHT_BOOTSTRAP.map(String::from).to_vec(),
             lsd: true,
+            blocklist: PathBuf::new(),
         }
     }
 }

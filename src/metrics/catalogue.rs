@@ -208,6 +208,10 @@ catalogue! {
     Process {
         /// Addresses that are banned for bad data.
         banned_peers: gauge;
+        /// Ranges of addresses on the blocklist, once those that touch are one.
+        blocklist_ranges: gauge;
+        /// Lines of the blocklist that are broken and were passed over.
+        blocklist_broken_lines: gauge;
         /// Announces to trackers, by what became of them.
         announces: counter [AnnounceResult];
         /// Announces that wait for their tracker's answer.

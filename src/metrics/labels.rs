@@ -206,6 +206,8 @@ labels! {
         PrefixLimit "prefix_limit",
         /// It was closed at once, its network connects too often.
         PrefixRate "prefix_rate",
+        /// It was closed at once, its address is on the blocklist.
+        Blocked "blocked",
         /// It was closed at once, there is no descriptor for it.
         NoDescriptor "no_descriptor",
         /// The kernel could not give it to us, and accepting pauses; or it was dead on arrival.
@@ -230,6 +232,8 @@ labels! {
         Idle "idle",
         /// It sent data that failed the hash check.
         Banned "banned",
+        /// Its address came on the blocklist.
+        Blocked "blocked",
         /// A second connection to the same peer.
         Duplicate "duplicate",
         /// The torrent was stopped or removed.

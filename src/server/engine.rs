@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::bans::BanList;
+use super::blocklist::BlocklistFile;
 use super::budgets::Budgets;
 use super::dht::Finder;
 use super::lsd::{self, Neighbours};
@@ -181,6 +182,7 @@ pub struct Engine {
     pub(super) neighbours: Option<Neighbours>,
     pub(super) budgets: Budgets,
     pub(super) bans: BanList,
+    pub(super) blocklist: BlocklistFile,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -263,6 +265,7 @@ impl Engine {
             neighbours,
             budgets: Budgets::new(cores.len()),
             bans: BanList::default(),
+            blocklist: BlocklistFile::default(),
             retry,
             gone_count: 0,
         };
@@ -425,6 +428,10 @@ impl Engine {
                     }
                     None
                 }
+                Some(looked) = self.blocklist.looked.recv() => {
+                    self.on_blocklist(looked);
+                    None
+                }
                 named = lsd::next(&mut self.neighbours) => {
                     for (info_hash, addr) in named {
                         self.add_peers(&info_hash, Source::Lsd, vec![addr]);
@@ -433,7 +440,9 @@ impl Engine {
                 }
                 _ = self.retry.tick() => {
                     self.post_unsent();
-                    self.share_budgets(clock::now());
+                    let now = clock::now();
+                    self.share_budgets(now);
+                    self.watch_blocklist(now);
                     self.try_due();
                     None
                 }

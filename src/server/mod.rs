@@ -5,6 +5,7 @@
 //! - [`ports`]: the peer ports, held once and listened on by every worker.
 //! - [`settings`]: from the configuration to the engine.
 //! - [`magnets`]: links on their way to torrents.
+//! - [`blocklist`]: whom the operator wants nothing to do with.
 //! - `bans`: who is banned, in every torrent of every worker.
 //! - `ledger`: totals of torrents over all runs.
 //! - `lsd`: neighbours that have the same torrents.
@@ -17,6 +18,7 @@
 //! Invariant: the control thread never blocks on a disk, and a worker that dies ends the process.
 
 mod bans;
+pub mod blocklist;
 mod budgets;
 mod dht;
 pub mod engine;

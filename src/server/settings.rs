@@ -4,6 +4,7 @@
 //! its effect here and nowhere else.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{self, Config, StorageMode};
@@ -50,6 +51,8 @@ pub struct Settings {
     pub parallel_tiers: bool,
     /// Names of nodes, `HOST:PORT`, to enter the DHT by; `None` if it is not used.
     pub dht: Option<Vec<String>>,
+    /// File with addresses to have nothing to do with.
+    pub blocklist: Option<PathBuf>,
     /// Whether peers are looked for among neighbours.
     pub lsd: bool,
     /// Which addresses may be talked to.
@@ -97,6 +100,7 @@ pub fn settings(config: &Config) -> Settings {
         retry: Duration::from_secs(u64::from(config.storage.retry_seconds)),
         parallel_tiers: config.trackers.parallel_tiers,
         dht: config.net.dht.then(|| bootstrap(config)),
+        blocklist: Some(&config.net.blocklist).filter(|it| !it.as_os_str().is_empty()).cloned(),
         lsd: config.net.lsd,
         policy,
     }

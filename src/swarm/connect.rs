@@ -10,7 +10,6 @@ use super::peer::{Error, Peer, PeerInit, PeerKey, Pieces, Refused};
 use super::{Action, Source, Swarm, key_of};
 use crate::wire::Message;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Two connections made towards each other at the same time: both sides keep the one that the
@@ -228,15 +227,14 @@ impl Swarm {
         self.connect_due(now);
     }
 
-    /// The list of whom we have nothing to do with was changed: closes and forgets whom it names.
+    /// The list of whom we have nothing to do with was changed: closes those whom it names. They and
+    /// addresses that it names are passed over when they are due.
     pub fn handle_blocklist(&mut self, now: Instant) {
         for key in self.keys() {
             if self.peer(key).is_some_and(|peer| self.shared.blocks(peer.addr.ip())) {
                 self.close(key, Error::Blocked);
             }
         }
-        let shared = Rc::clone(&self.shared);
-        self.contacts.forget_if(|addr| shared.blocks(addr.ip()));
         self.settle(now);
     }
 

@@ -231,7 +231,8 @@ impl Contacts {
             let due = self.due.iter().take_while(|(at, ..)| *at <= now).take(LOOK_MAX);
             let &(_, rank, addr) = due.min_by_key(|(_, rank, _)| *rank)?;
             if shared.refuses(addr) {
-                self.useless(addr);
+                // Another list may let it pass, when somebody names it again.
+                self.forget(addr);
                 continue;
             }
             if shared.is_banned(now, addr) {
@@ -507,7 +508,7 @@ mod tests {
         let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
         let [first, second] = ["9.0.0.1:5000", "9.0.0.2:5000"].map(|addr| addr.parse().unwrap());
         contacts.insert(start, Source::Tracker, first, 0, &shared);
-        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap();
+        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap().list;
         shared.set_blocklist(Some(list.into()));
         contacts.insert(start, Source::Operator, second, 0, &shared);
         assert_eq!((contacts.len(), contacts.take(start, &shared)), (1, None));
@@ -528,7 +529,7 @@ mod tests {
         assert!((1..100).contains(&count), "{count} connections to one host at once");
         let fresh = self::shared();
         assert!(again(&fresh));
-        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap();
+        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap().list;
         fresh.set_blocklist(Some(list.into()));
         assert!(!again(&fresh), "a blocked address");
         fresh.set_blocklist(None);

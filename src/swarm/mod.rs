@@ -58,7 +58,10 @@ mod hostile_tests;
 mod tests;
 
 pub use bans::{Bans, Offender, is_local};
-pub use blocklist::{BLOCKLIST_LINE_LEN_MAX, BLOCKLIST_RANGES_MAX, Blocklist, BlocklistError};
+pub use blocklist::{
+    BLOCKLIST_LINE_LEN_MAX, BLOCKLIST_RANGES_MAX, BROKEN_LINES_TOLD_MAX, Blocklist, BlocklistError,
+    ReadBlocklist,
+};
 pub use contacts::{SOURCE_COUNT, Source};
 pub use destinations::{PER_HOST_MAX, PER_NET_MAX};
 pub use magnet::{Carried, MAGNET_PEERS_MAX, MagnetAction, MagnetSwarm, SAID_LEN_MAX};

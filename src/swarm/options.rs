@@ -343,7 +343,7 @@ impl Shared {
     }
 
     /// Whether the operator wants nothing to do with `ip`.
-    pub(super) fn blocks(&self, ip: IpAddr) -> bool {
+    pub fn blocks(&self, ip: IpAddr) -> bool {
         self.blocklist.borrow().as_ref().is_some_and(|list| list.contains(ip))
     }
 

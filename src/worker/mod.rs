@@ -382,6 +382,7 @@ impl<D: Driver> Worker<D> {
                 self.budget.down.borrow_mut().set_rate(self.now, down);
             }
             Letter::Ban(bans) => self.ban(&bans),
+            Letter::Blocklist(list) => self.block(list),
             Letter::Stop => self.begin_stop(),
         }
     }

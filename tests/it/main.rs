@@ -12,6 +12,7 @@
 
 mod support;
 
+mod blocklist;
 mod cli;
 mod cold;
 mod dht;

@@ -474,6 +474,16 @@ impl MagnetSwarm {
         }
     }
 
+    /// The list of whom we have nothing to do with was changed.
+    pub fn handle_blocklist(&mut self) {
+        for key in self.keys() {
+            let ip = self.peers.get(key.0 as usize).map(|peer| peer.init.addr.ip());
+            if ip.is_some_and(|ip| self.shared.blocks(ip)) {
+                self.close(key, Error::Blocked);
+            }
+        }
+    }
+
     /// Asks for what can be asked for now.
     fn go_on(&mut self, now: Instant) {
         if self.is_done {
