@@ -40,3 +40,4 @@ pub use nodes::Dht;
 pub use saved::Saved;
 pub use schedule::{Announce, Task};
 pub use table::K;
+pub(crate) use votes::Votes;

@@ -16,10 +16,11 @@ use tokio::sync::mpsc;
 use super::bans::BanList;
 use super::blocklist::BlocklistFile;
 use super::budgets::Budgets;
-use super::dht::Finder;
+use super::dht::{self, Finder};
 use super::lsd::{self, Neighbours};
 use super::magnets::{Names, Pending};
 use super::outbox::Outbox;
+use super::own::OwnAddrs;
 use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS_MAX, Probed, Trial};
 use super::settings::Settings;
@@ -183,6 +184,7 @@ pub struct Engine {
     pub(super) budgets: Budgets,
     pub(super) bans: BanList,
     pub(super) blocklist: BlocklistFile,
+    pub(super) own: OwnAddrs,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -266,10 +268,12 @@ impl Engine {
             budgets: Budgets::new(cores.len()),
             bans: BanList::default(),
             blocklist: BlocklistFile::default(),
+            own: OwnAddrs::default(),
             retry,
             gone_count: 0,
         };
         engine.share_budgets(clock::now());
+        engine.renew_own_addrs(clock::now());
         Ok(engine)
     }
 
@@ -413,6 +417,9 @@ impl Engine {
                 Some(report) = self.reports.recv() => self.on_report(report),
                 Some(probed) = self.probed.1.recv() => self.on_probed(probed),
                 Some(found) = self.found.recv() => {
+                    if let Some(ip) = found.external_ip {
+                        self.on_external(ip);
+                    }
                     self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
@@ -421,10 +428,13 @@ impl Engine {
                     None
                 }
                 () = self.hub.turn(&self.cells) => {
-                    while let Some((info_hash, peers)) =
-                        self.finder.as_ref().and_then(Finder::poll_peers)
-                    {
-                        self.add_peers(&info_hash, Source::Dht, peers);
+                    while let Some(found) = self.finder.as_ref().and_then(Finder::poll_found) {
+                        match found {
+                            dht::Found::External(ip) => self.on_external(ip),
+                            dht::Found::Peers(info_hash, peers) => {
+                                self.add_peers(&info_hash, Source::Dht, peers);
+                            }
+                        }
                     }
                     None
                 }
@@ -442,6 +452,7 @@ impl Engine {
                     self.post_unsent();
                     let now = clock::now();
                     self.share_budgets(now);
+                    self.renew_own_addrs(now);
                     self.watch_blocklist(now);
                     self.try_due();
                     None

@@ -10,6 +10,7 @@
 //! - `ledger`: totals of torrents over all runs.
 //! - `lsd`: neighbours that have the same torrents.
 //! - `outbox`: letters on their way to workers, one queue for each.
+//! - `own`: where we can be reached ourselves.
 //! - `retry`: torrents that their files failed, until they can go on.
 //! - `stop`: the end of an engine.
 //! - [`udp`]: the machines behind the UDP sockets.
@@ -27,6 +28,7 @@ mod ledger;
 mod lsd;
 pub mod magnets;
 mod outbox;
+mod own;
 mod owners;
 pub mod ports;
 mod reports;

@@ -512,6 +512,7 @@ mod tests {
         shared.set_blocklist(Some(list.into()));
         contacts.insert(start, Source::Operator, second, 0, &shared);
         assert_eq!((contacts.len(), contacts.take(start, &shared)), (1, None));
+        assert_eq!(shared.counted().addresses_blocked, 2);
         shared.set_blocklist(None);
         contacts.insert(start, Source::Operator, second, 0, &shared);
         assert_eq!(contacts.take(start, &shared), Some(second));
@@ -535,6 +536,29 @@ mod tests {
         fresh.set_blocklist(None);
         fresh.set_own_addrs(&[addr]);
         assert!(!again(&fresh), "ourselves");
+    }
+
+    #[test]
+    fn where_most_peers_see_us_we_are() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        shared.set_own_addrs(&["0.0.0.0:5000".parse().unwrap(), "1.2.3.4:6000".parse().unwrap()]);
+        let insert = |contacts: &mut Contacts, addr: &str| {
+            contacts.insert(start, Source::Pex, addr.parse().unwrap(), 0, &shared);
+            contacts.len()
+        };
+        let hear = |voters: std::ops::Range<u8>, ip: &str| {
+            let voter = |net| SocketAddr::from(([8, 8, net, 1], 5000));
+            voters.for_each(|net| shared.handle_seen_at(start, voter(net), ip.parse().unwrap()));
+        };
+        // A few liars change nothing.
+        hear(0..3, "9.9.9.9");
+        assert_eq!(insert(&mut contacts, "9.9.9.9:5000"), 1);
+        hear(3..20, "7.7.7.7");
+        for own in ["7.7.7.7:5000", "7.7.7.7:6000", "1.2.3.4:6000"] {
+            assert_eq!(insert(&mut contacts, own), 1, "{own}");
+        }
+        assert_eq!(insert(&mut contacts, "7.7.7.7:7000"), 2, "somebody behind the same address");
+        assert_eq!(insert(&mut contacts, "1.2.3.4:5000"), 3);
     }
 
     #[test]

@@ -214,6 +214,24 @@ fn neighbours_are_welcome_although_their_addresses_are_private() {
 }
 
 #[test]
+fn where_peers_see_us_nobody_is_looked_for() {
+    let mut world = World::new(Options::default());
+    let ours = SocketAddr::from(([7, 7, 7, 7], 5000));
+    world.swarm.shared.set_own_addrs(&["10.0.0.1:5000".parse().unwrap()]);
+    for net in 0..20 {
+        let key = world.join(SocketAddr::from(([20, 0, net, 1], 5001)), true, None);
+        let handshake =
+            ExtensionHandshake { yourip: Some(ours.ip()), ..ExtensionHandshake::default() };
+        let mut bytes = Vec::new();
+        encode_extension_handshake(&handshake, &mut bytes);
+        world.extended(key, bytes[5], &bytes[6..]).unwrap();
+    }
+    let other = SocketAddr::from(([7, 7, 7, 7], 5001));
+    world.swarm.handle_contacts(world.now, Source::Tracker, &[ours, other]);
+    assert_eq!(world.connects(), [other]);
+}
+
+#[test]
 fn exchange_can_be_switched_off() {
     let mut world = World::new(Options { pex: false, ..Options::default() });
     let first = world.join(addr(1, 5001), true, None);

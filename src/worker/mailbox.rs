@@ -89,6 +89,8 @@ pub enum Letter {
     Ban(Vec<(Offender, Instant)>),
     /// Have nothing to do with anybody on this list, instead of the one before.
     Blocklist(Arc<Blocklist>),
+    /// Where we can be reached ourselves.
+    OwnAddrs(Arc<[SocketAddr]>),
     /// Write what is verified, sync, close everything and end.
     Stop,
 }

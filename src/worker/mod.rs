@@ -383,6 +383,7 @@ impl<D: Driver> Worker<D> {
             }
             Letter::Ban(bans) => self.ban(&bans),
             Letter::Blocklist(list) => self.block(list),
+            Letter::OwnAddrs(addrs) => self.budget.set_own_addrs(&addrs),
             Letter::Stop => self.begin_stop(),
         }
     }

@@ -28,6 +28,7 @@ mod interop_transmission;
 mod lsd;
 mod magnets;
 mod names;
+mod own;
 mod refusals;
 mod restart;
 mod seccomp;
