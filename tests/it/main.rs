@@ -29,6 +29,7 @@ mod lsd;
 mod magnets;
 mod names;
 mod own;
+mod pex;
 mod refusals;
 mod restart;
 mod seccomp;
