@@ -30,6 +30,7 @@ mod magnets;
 mod names;
 mod own;
 mod pex;
+mod private;
 mod refusals;
 mod restart;
 mod seccomp;

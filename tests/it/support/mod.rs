@@ -1,5 +1,6 @@
 //! What every integration test needs: folders, processes, content, servers, waiting.
 
+pub(crate) mod capture;
 pub(crate) mod data;
 pub(crate) mod netns;
 pub(crate) mod network;
