@@ -2,9 +2,10 @@
 //!
 //! Torrents, datagrams and the time enter; datagrams to send, and peers that neighbours named,
 //! leave. Sockets are the caller's. Invariant: a private torrent is never named; each torrent is
-//! announced every [`ANNOUNCE_INTERVAL`] and one datagram leaves per [`DATAGRAM_INTERVAL`] at most;
-//! what is read is bounded by [`DATAGRAM_LEN_MAX`] and [`HASHES_MAX`], and our own words, known by
-//! their cookie, are not answered to.
+//! announced every [`ANNOUNCE_INTERVAL`]; one datagram leaves per [`DATAGRAM_INTERVAL_MAX`] on
+//! average as long as that is enough for all torrents, and never two within [`DATAGRAM_INTERVAL`];
+//! what is read is bounded by [`DATAGRAM_LEN_MAX`], [`HASHES_MAX`] and [`READ_PER_SECOND_MAX`], and
+//! neither our own words, known by their cookie, nor those of strangers are listened to.
 #![forbid(unsafe_code)]
 
 use std::collections::btree_map::Entry;
@@ -27,8 +28,12 @@ pub const HASHES_MAX: usize = 20;
 /// Between two announces of one torrent; up to a fifth more, so that neighbours do not speak at
 /// once.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(300);
-/// Between two datagrams of ours of one family.
+/// Between two datagrams of ours, on average: what BEP 14 asks for.
+pub const DATAGRAM_INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// Between two datagrams of ours at least.
 pub const DATAGRAM_INTERVAL: Duration = Duration::from_secs(1);
+/// Datagrams that may leave ahead of the average, so that a new torrent need not wait for its turn.
+pub const DATAGRAMS_AHEAD_MAX: u32 = 5;
 /// Torrents that are announced; more of them would never have their turn in time.
 pub const TORRENTS_MAX: usize = 300 * HASHES_MAX;
 /// Datagrams that are read per second.
@@ -63,18 +68,15 @@ pub enum Error {
     /// It has no info-hash in 40 hexadecimal digits.
     #[error("the datagram has no info-hash")]
     NoInfoHash,
-}
-
-impl Error {
-    /// The name of the reason in metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::TooLong => "too_long",
-            Self::NotSearch => "not_search",
-            Self::Port => "port",
-            Self::NoInfoHash => "no_info_hash",
-        }
-    }
+    /// It is one of ours, which the group brought back.
+    #[error("the datagram is our own")]
+    Own,
+    /// Its sender is in no network of ours.
+    #[error("the datagram comes from outside of the local network")]
+    Stranger,
+    /// There were [`READ_PER_SECOND_MAX`] in this second already.
+    #[error("there are more than {READ_PER_SECOND_MAX} datagrams per second")]
+    Flood,
 }
 
 impl Search {
@@ -141,7 +143,9 @@ pub struct Discovery {
     cookie: String,
     torrents: BTreeMap<InfoHash, Instant>,
     due: BTreeSet<(Instant, InfoHash)>,
+    /// Before this none leaves, and when the next one would be if all kept to the average.
     next_datagram: Option<Instant>,
+    next_regular: Option<Instant>,
     read_until: Option<Instant>,
     read_count: u32,
     rng: fastrand::Rng,
@@ -157,6 +161,7 @@ impl Discovery {
             torrents: BTreeMap::new(),
             due: BTreeSet::new(),
             next_datagram: None,
+            next_regular: None,
             read_until: None,
             read_count: 0,
             rng,
@@ -188,10 +193,28 @@ impl Discovery {
         }
     }
 
+    /// There is somebody new to tell: all torrents are due.
+    pub fn announce_all(&mut self, now: Instant) {
+        self.due.clear();
+        for (&info_hash, at) in &mut self.torrents {
+            *at = now;
+            self.due.insert((now, info_hash));
+        }
+    }
+
     /// When [`Discovery::poll_datagram`] has something.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let &(at, _) = self.due.first()?;
-        Some(self.next_datagram.map_or(at, |next| at.max(next)))
+        let ahead = self.pace() * (DATAGRAMS_AHEAD_MAX - 1);
+        let regular = self.next_regular.and_then(|next| next.checked_sub(ahead));
+        [Some(at), self.next_datagram, regular].into_iter().flatten().max()
+    }
+
+    /// Between two datagrams on average, so that each torrent has its turn.
+    fn pace(&self) -> Duration {
+        let datagrams = self.torrents.len().div_ceil(HASHES_MAX).max(1);
+        let enough = ANNOUNCE_INTERVAL / u32::try_from(datagrams).unwrap_or(u32::MAX);
+        enough.clamp(DATAGRAM_INTERVAL, DATAGRAM_INTERVAL_MAX)
     }
 
     /// The torrents to announce now; to be encoded for each group and sent there.
@@ -209,6 +232,7 @@ impl Discovery {
             self.torrents.insert(info_hash, next);
         }
         self.next_datagram = Some(now + DATAGRAM_INTERVAL);
+        self.next_regular = Some(self.next_regular.map_or(now, |next| next.max(now)) + self.pace());
         Some(Search {
             port: self.port,
             info_hashes: due.into_iter().map(|(_, info_hash)| info_hash).collect(),
@@ -216,28 +240,37 @@ impl Discovery {
         })
     }
 
-    /// A datagram came: the torrents of ours that the neighbour has, and where it is. Empty for our
-    /// own datagrams, and beyond [`READ_PER_SECOND_MAX`].
+    /// When datagrams may be read again, if there were too many in this second.
+    pub fn reads_again_at(&self, now: Instant) -> Option<Instant> {
+        self.read_until.filter(|&until| now < until && self.read_count >= READ_PER_SECOND_MAX)
+    }
+
+    /// A datagram came: the torrents of ours that the neighbour has, and where it is. `is_near` says
+    /// that its sender is in a network of ours.
     ///
     /// # Errors
-    /// It is none that can be read.
+    /// It is none that can be read, or none that is listened to.
     pub fn handle_datagram(
         &mut self,
         now: Instant,
         from: SocketAddr,
+        is_near: bool,
         datagram: &[u8],
     ) -> Result<Vec<(InfoHash, SocketAddr)>, Error> {
         if self.read_until.is_none_or(|until| now >= until) {
             self.read_until = Some(now + Duration::from_secs(1));
             self.read_count = 0;
         }
-        self.read_count = self.read_count.saturating_add(1);
-        if self.read_count > READ_PER_SECOND_MAX {
-            return Ok(Vec::new());
+        if self.read_count >= READ_PER_SECOND_MAX {
+            return Err(Error::Flood);
+        }
+        self.read_count += 1;
+        if !is_near {
+            return Err(Error::Stranger);
         }
         let search = Search::parse(datagram)?;
         if search.cookie.as_ref() == Some(&self.cookie) {
-            return Ok(Vec::new());
+            return Err(Error::Own);
         }
         let peer = SocketAddr::new(from.ip().to_canonical(), search.port);
         let ours = search.info_hashes.into_iter().filter(|hash| self.torrents.contains_key(hash));
@@ -248,6 +281,8 @@ impl Discovery {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     fn now() -> Instant {
         #[expect(clippy::disallowed_methods, reason = "any moment will do")]
@@ -324,7 +359,7 @@ mod tests {
             (0..500).for_each(|number| assert!(discovery.insert(start, hash(number), false)));
             assert!(!discovery.insert(start, hash(9999), true));
             let mut told: BTreeMap<InfoHash, Vec<u64>> = BTreeMap::new();
-            let (mut at, mut last) = (start, None);
+            let (mut at, mut last, mut count) = (start, None, 0);
             while let Some(next) = discovery.poll_timeout() {
                 at = at.max(next);
                 let second = (at - start).as_secs();
@@ -335,12 +370,15 @@ mod tests {
                 assert!(last.is_none_or(|last| at >= last + DATAGRAM_INTERVAL), "seed {seed}");
                 assert!((1..=HASHES_MAX).contains(&search.info_hashes.len()));
                 last = Some(at);
+                count += 1;
                 search
                     .info_hashes
                     .into_iter()
                     .for_each(|it| told.entry(it).or_default().push(second));
             }
             assert_eq!(told.len(), 500, "seed {seed}");
+            // 500 torrents in 25 datagrams, every five minutes.
+            assert!(count <= 1000 / 12 + DATAGRAMS_AHEAD_MAX, "seed {seed}: {count} datagrams");
             for seconds in told.values() {
                 let gaps = seconds.windows(2).map(|pair| pair[1] - pair[0]);
                 assert!(seconds.len() >= 2 && gaps.min() >= Some(300), "seed {seed}: {seconds:?}");
@@ -351,21 +389,65 @@ mod tests {
     }
 
     #[test]
+    fn few_torrents_are_told_in_a_datagram_per_minute() {
+        for seed in 0..5 {
+            let (mut discovery, start) = (Discovery::new(5000, seed), now());
+            let mut sent = Vec::new();
+            // One by one, each as soon as the one before is out.
+            for number in 0..30 {
+                let at = start + Duration::from_secs(number);
+                discovery.insert(at, hash(usize::try_from(number).unwrap()), false);
+                sent.extend(discovery.poll_datagram(at).map(|search| search.info_hashes.len()));
+            }
+            assert_eq!(sent, vec![1; DATAGRAMS_AHEAD_MAX as usize], "seed {seed}");
+            let mut at = start;
+            while let Some(next) = discovery.poll_timeout().filter(|&it| it < start + 3600 * SECOND)
+            {
+                at = at.max(next);
+                sent.push(discovery.poll_datagram(at).unwrap().info_hashes.len());
+            }
+            assert!(sent.len() <= 60 + DATAGRAMS_AHEAD_MAX as usize, "seed {seed}: {sent:?}");
+            // Each is told about every five and a half minutes.
+            assert!(
+                (30 * 9..30 * 12).contains(&sent.iter().sum::<usize>()),
+                "seed {seed}: {sent:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_comes_later_is_told_of_everything() {
+        let (mut discovery, start) = (Discovery::new(5000, 1), now());
+        (0..3).for_each(|number| assert!(discovery.insert(start, hash(number), false)));
+        assert_eq!(discovery.poll_datagram(start).unwrap().info_hashes.len(), 3);
+        let later = start + 2 * SECOND;
+        assert_eq!(discovery.poll_datagram(later), None);
+        discovery.announce_all(later);
+        assert_eq!(discovery.poll_datagram(later).unwrap().info_hashes.len(), 3);
+    }
+
+    #[test]
     fn neighbours_are_heard_and_we_ourselves_are_not() {
         let (mut discovery, start) = (Discovery::new(5000, 1), now());
         discovery.insert(start, hash(1), false);
-        let ours = discovery.poll_datagram(start).unwrap();
-        let heard = discovery.handle_datagram(start, neighbour(), &ours.encode(group(true)));
-        assert_eq!(heard, Ok(vec![]));
+        let ours = discovery.poll_datagram(start).unwrap().encode(group(true));
+        let heard = discovery.handle_datagram(start, neighbour(), true, &ours);
+        assert_eq!(heard, Err(Error::Own));
         let theirs = Search { port: 7000, info_hashes: vec![hash(2), hash(1)], cookie: None };
         let datagram = theirs.encode(group(true));
+        let stranger = discovery.handle_datagram(start, neighbour(), false, &datagram);
+        assert_eq!(stranger, Err(Error::Stranger));
         let peer = SocketAddr::new(neighbour().ip(), 7000);
-        let mut heard = || discovery.handle_datagram(start, neighbour(), &datagram).unwrap();
-        assert_eq!(heard(), [(hash(1), peer)]);
-        let taken = (0..1000).filter(|_| !heard().is_empty()).count();
-        assert_eq!(taken, READ_PER_SECOND_MAX as usize - 2);
-        let later = start + Duration::from_secs(1);
-        assert_eq!(discovery.handle_datagram(later, neighbour(), &datagram).unwrap().len(), 1);
+        let mut hear = || discovery.handle_datagram(start, neighbour(), true, &datagram);
+        assert_eq!(hear().unwrap(), [(hash(1), peer)]);
+        let taken = (0..1000).filter(|_| hear().is_ok()).count();
+        assert_eq!(taken, READ_PER_SECOND_MAX as usize - 3);
+        assert_eq!(hear(), Err(Error::Flood));
+        let later = start + SECOND;
+        assert_eq!(discovery.reads_again_at(start), Some(later));
+        assert_eq!(discovery.reads_again_at(later), None);
+        assert!(discovery.handle_datagram(later, neighbour(), true, &datagram).is_ok());
+        assert_eq!(discovery.reads_again_at(later), None);
     }
 
     #[test]

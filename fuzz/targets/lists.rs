@@ -3,26 +3,31 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use seedring::lsd::{self, Discovery, Search};
+use seedring::lsd::{self, Discovery, Error, Search};
 use seedring::swarm::Blocklist;
 use seedring::units::InfoHash;
 
 use super::{Input, Script, assert_sentence, start, texts};
 
-/// A blocklist: order and repetition change nothing, and what a line names is blocked.
+/// A blocklist: order and repetition change nothing, what a line names is blocked, and what is
+/// broken is told.
 pub(super) fn blocklist(data: &[u8]) {
-    let list = match Blocklist::parse(data) {
-        Ok(list) => list,
+    let read = match Blocklist::parse(data) {
+        Ok(read) => read,
         Err(error) => return assert_sentence(&error.to_string()),
     };
+    read.broken.iter().for_each(|error| assert_sentence(&error.to_string()));
+    assert_eq!(read.broken.is_empty(), read.broken_count == 0);
+    let parse = |text: &[u8]| Blocklist::parse(text).unwrap();
+    let list = read.list;
     let plain = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data);
     let lines: Vec<&[u8]> = plain.split(|&byte| byte == b'\n').collect();
     assert!(list.range_count() <= lines.len());
     let reversed: Vec<&[u8]> = lines.iter().rev().copied().collect();
-    assert_eq!(Blocklist::parse(&[b"\n", &reversed.join(&b'\n')[..]].concat()).unwrap(), list);
-    assert_eq!(Blocklist::parse(&[plain, b"\n", plain].concat()).unwrap(), list);
-    let everything = [plain, b"\n0.0.0.0/0\n::/0"].concat();
-    let everything = Blocklist::parse(&everything).unwrap();
+    let reversed = parse(&[b"\n", &reversed.join(&b'\n')[..]].concat());
+    assert_eq!((reversed.list, reversed.broken_count), (list.clone(), read.broken_count));
+    assert_eq!(parse(&[plain, b"\n", plain].concat()).list, list);
+    let everything = parse(&[plain, b"\n0.0.0.0/0\n::/0"].concat()).list;
     assert_eq!(everything.range_count(), 2);
     for line in lines {
         let text = String::from_utf8_lossy(line.trim_ascii());
@@ -82,15 +87,18 @@ pub(super) fn lsd(data: &[u8]) {
                     assert!(datagram.len() <= lsd::DATAGRAM_LEN_MAX);
                     assert_eq!(Search::parse(&datagram), Ok(search));
                     count_read(now, &mut read, &mut second);
-                    let heard = discovery.handle_datagram(now, lsd::group(true), &datagram);
-                    assert_eq!(heard, Ok(Vec::new()), "our own words");
+                    let from = lsd::group(true);
+                    let heard = discovery.handle_datagram(now, from, true, &datagram);
+                    assert!(matches!(heard, Err(Error::Own | Error::Flood)), "our own words");
                     assert!(discovery.poll_timeout().is_none_or(|at| at > now));
                 }
             }
             3 => {
                 count_read(now, &mut read, &mut second);
                 let from = SocketAddr::from(([10, 0, 0, input.byte()], 6771));
-                let heard = discovery.handle_datagram(now, from, input.chunk());
+                let is_near = input.flag();
+                let heard = discovery.handle_datagram(now, from, is_near, input.chunk());
+                assert!(is_near || heard.is_err());
                 for (info_hash, peer) in heard.into_iter().flatten() {
                     assert!(read <= lsd::READ_PER_SECOND_MAX, "too many are read");
                     assert!(ours[usize::from(info_hash.0[0])], "not a torrent of ours");

@@ -326,10 +326,7 @@ impl Session {
     }
 
     fn block(&mut self, text: &[u8]) {
-        self.blocklist = Blocklist::parse(text).ok().map(Arc::new);
-        if let Some(list) = &self.blocklist {
-            self.trying.retain(|addr| !list.contains(addr.ip()));
-        }
+        self.blocklist = Blocklist::parse(text).ok().map(|read| Arc::new(read.list));
         self.shared.set_blocklist(self.blocklist.clone());
         self.swarm.handle_blocklist(self.now);
     }

@@ -117,6 +117,13 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
         Ok(engine) => engine,
         Err(error) => return Ok(super::fail_start(&error)),
     };
+    let opened = tokio::select! {
+        opened = engine.open_blocklist() => opened,
+        exit = signals.next() => return Ok(exit),
+    };
+    if let Err(error) = opened {
+        return Ok(super::fail_start(&error));
+    }
     // Nothing on the disk is changed before all that may be refused has been.
     let save_path = args.output.clone();
     let make =

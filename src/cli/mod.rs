@@ -2,7 +2,7 @@
 //!
 //! One file per command. Data leaves on stdout, talk and progress on stderr; bars only on a
 //! terminal, colours only without `NO_COLOR`. Invariant: every flag of the documented command line
-//! parses, those too that have no effect yet (their help says so), and a wrong one ends with 2.
+//! parses, and a wrong one ends with 2.
 
 pub mod check;
 pub mod create;
@@ -99,13 +99,13 @@ pub enum Command {
     Remove(remote::TorrentArgs),
 }
 
-/// Ways of finding peers. Switching off those that are not built yet is accepted already.
+/// Ways of finding peers.
 #[derive(Args, Clone, PartialEq, Eq, Debug, Default)]
 pub struct DiscoveryArgs {
     /// Do not use the DHT.
     #[arg(long)]
     pub no_dht: bool,
-    /// Do not look for peers on the local network (not built yet, no effect).
+    /// Do not look for peers on the local networks.
     #[arg(long)]
     pub no_lsd: bool,
     /// Do not exchange peers with peers.
@@ -121,6 +121,7 @@ impl DiscoveryArgs {
     fn apply(&self, net: &mut config::Net) {
         net.pex &= !self.no_pex;
         net.dht &= !self.no_dht;
+        net.lsd &= !self.no_lsd;
         run::replace_list(&mut net.dht_bootstrap, self.dht_bootstrap.clone());
     }
 }
@@ -177,7 +178,7 @@ fn fail_config(error: &Error) -> Exit {
 /// Ends because the engine does not start.
 fn fail_start(error: &StartError) -> Exit {
     let exit = match error {
-        StartError::Bind { .. } | StartError::Core { .. } => Exit::Usage,
+        StartError::Bind { .. } | StartError::Core { .. } | StartError::Blocklist(_) => Exit::Usage,
         _ => Exit::Failure,
     };
     fail(exit, error)

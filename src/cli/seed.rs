@@ -74,6 +74,13 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
         Ok(engine) => engine,
         Err(error) => return Ok(super::fail_start(&error)),
     };
+    let opened = tokio::select! {
+        opened = engine.open_blocklist() => opened,
+        _ = signals.next() => return Ok(Exit::Ok),
+    };
+    if let Err(error) = opened {
+        return Ok(super::fail_start(&error));
+    }
     let verify = if args.trust { Verify::Trust } else { Verify::Full };
     let save_path = config.paths.downloads;
     let peers = Vec::new();

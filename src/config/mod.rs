@@ -96,6 +96,13 @@ pub struct Net {
     /// Nodes to enter the DHT by, each `HOST:PORT`. Default: those of the public DHT, which a
     /// server that only listens on local addresses does not ask.
     pub dht_bootstrap: Vec<String>,
+    /// Whether peers are looked for on the local networks, by multicast (BEP 14); private torrents
+    /// are never named there. Default: true.
+    pub lsd: bool,
+    /// File with ranges of addresses that no peer is met at, whoever names it: CIDR, P2P or DAT, one
+    /// range on a line. It is read again when it changes; a broken line is told and passed over.
+    /// Default: empty, none.
+    pub blocklist: PathBuf,
 }
 
 /// `[trackers]`
@@ -211,6 +218,8 @@ impl Default for Net {
             pex: true,
             dht: true,
             dht_bootstrap: DHT_BOOTSTRAP.map(String::from).to_vec(),
+            lsd: true,
+            blocklist: PathBuf::new(),
         }
     }
 }

@@ -40,3 +40,4 @@ pub use nodes::Dht;
 pub use saved::{FILE_LEN_MAX, Saved, from_file};
 pub use schedule::{Announce, Task};
 pub use table::K;
+pub(crate) use votes::Votes;

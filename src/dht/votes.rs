@@ -22,7 +22,7 @@ pub(super) const CHANGE_EVERY: Duration = Duration::from_secs(300);
 
 /// The votes of one round.
 #[derive(Debug, Default)]
-pub(super) struct Votes {
+pub(crate) struct Votes {
     votes: BTreeMap<Subnet, IpAddr>,
     changed_at: Option<Instant>,
 }
@@ -30,7 +30,7 @@ pub(super) struct Votes {
 impl Votes {
     /// Takes the word of the node at `voter`; gives the address that won, if it is another one
     /// than `current`.
-    pub(super) fn handle_vote(
+    pub(crate) fn handle_vote(
         &mut self,
         now: Instant,
         voter: IpAddr,

@@ -110,6 +110,14 @@ catalogue! {
         requests: counter [RequestResult];
         /// Peers, by state; a peer counts in every state that is true of it.
         peers: gauge [PeerState];
+        /// Peers, by what carries their connection and how it is encrypted.
+        peers_by_transport: gauge [Transport, Encryption];
+        /// Peers, by who named them.
+        peers_by_source: gauge [PeerSource];
+        /// Addresses of peers that became known, by who named them first.
+        peer_addresses: counter [PeerSource];
+        /// Addresses of peers that were named, or due to be tried, and are on the blocklist.
+        peer_addresses_blocked: counter;
         /// Open TCP connections with peers, handshakes included.
         connections: gauge per core;
         /// Connections that became peers.
@@ -200,6 +208,10 @@ catalogue! {
     Process {
         /// Addresses that are banned for bad data.
         banned_peers: gauge;
+        /// Ranges of addresses on the blocklist, once those that touch are one.
+        blocklist_ranges: gauge;
+        /// Lines of the blocklist that are broken and were passed over.
+        blocklist_broken_lines: gauge;
         /// Announces to trackers, by what became of them.
         announces: counter [AnnounceResult];
         /// Announces that wait for their tracker's answer.
@@ -212,6 +224,8 @@ catalogue! {
         announce_seconds: latency [AnnounceProtocol];
         /// Datagrams that were no answer of a UDP tracker, by why.
         tracker_datagrams_ignored: counter [DatagramFault];
+        /// Datagrams of local discovery, by what became of them.
+        local_datagrams: counter [LocalDatagram];
         /// Files in watch folders, by what became of them.
         watch_files: counter [WatchResult];
         /// HTTP requests, by resource and status.

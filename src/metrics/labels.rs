@@ -162,6 +162,30 @@ labels! {
         Rc4 "rc4",
     }
 
+    /// What carries a connection.
+    Transport "transport" {
+        /// TCP.
+        Tcp "tcp",
+    }
+
+    /// Who named a peer; of several, the most trusted one.
+    PeerSource "source" {
+        /// The peer itself: it connected to us.
+        Incoming "incoming",
+        /// Another peer (PEX).
+        Pex "pex",
+        /// The DHT.
+        Dht "dht",
+        /// The peer itself, to its neighbours (LSD).
+        Lsd "lsd",
+        /// A tracker.
+        Tracker "tracker",
+        /// A magnet link.
+        Magnet "magnet",
+        /// The operator.
+        Manual "manual",
+    }
+
     /// What became of a connection on its way to the home worker of its torrent.
     HandoverResult "result" {
         /// It was put into the other worker's queue.
@@ -182,6 +206,8 @@ labels! {
         PrefixLimit "prefix_limit",
         /// It was closed at once, its network connects too often.
         PrefixRate "prefix_rate",
+        /// It was closed at once, its address is on the blocklist.
+        Blocked "blocked",
         /// It was closed at once, there is no descriptor for it.
         NoDescriptor "no_descriptor",
         /// The kernel could not give it to us, and accepting pauses; or it was dead on arrival.
@@ -206,6 +232,8 @@ labels! {
         Idle "idle",
         /// It sent data that failed the hash check.
         Banned "banned",
+        /// Its address came on the blocklist.
+        Blocked "blocked",
         /// A second connection to the same peer.
         Duplicate "duplicate",
         /// The torrent was stopped or removed.
@@ -380,6 +408,30 @@ labels! {
         Source "source",
         /// An answer to something else than what was asked.
         Action "action",
+    }
+
+    /// What became of a datagram of local discovery.
+    LocalDatagram "result" {
+        /// It was sent to neighbours.
+        Sent "sent",
+        /// It was to be sent, and the kernel refused it.
+        Unsent "unsent",
+        /// It came from a neighbour.
+        Received "received",
+        /// It came, and was our own.
+        Own "own",
+        /// It came, and was longer than what is read.
+        TooLong "too_long",
+        /// It came, and was no announce.
+        NotSearch "not_search",
+        /// It came, and named no port that peers listen on.
+        Port "port",
+        /// It came, and named no torrent.
+        NoInfoHash "no_info_hash",
+        /// It came from outside of our networks.
+        Stranger "stranger",
+        /// It came, and there were too many.
+        Flood "flood",
     }
 
     /// What became of a file in a watch folder.

@@ -4,7 +4,7 @@
 //! ([`crate::dht`]) is turned by the hub of all machines ([`super::udp`]). Invariant: a private
 //! torrent (BEP 27) is never named to it, and names are looked up without anybody waiting.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,14 @@ const NAMES_MAX: usize = 32;
 const LOOK_UP_WAIT_MIN: Duration = Duration::from_secs(30);
 /// See [`LOOK_UP_WAIT_MIN`].
 const LOOK_UP_WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// What comes of lookups.
+pub(super) enum Found {
+    /// Peers of a torrent.
+    Peers(InfoHash, Vec<SocketAddr>),
+    /// Where most nodes see us.
+    External(IpAddr),
+}
 
 /// Announces and lookups for the torrents of the engine. Cheap to clone.
 #[derive(Clone)]
@@ -117,17 +125,18 @@ impl Finder {
         self.lock().insert_node(addr);
     }
 
-    /// Peers that were found since this was last asked.
-    pub(super) fn poll_peers(&self) -> Option<(InfoHash, Vec<SocketAddr>)> {
+    /// What was found since this was last asked.
+    pub(super) fn poll_found(&self) -> Option<Found> {
         let mut dht = self.lock();
         loop {
             match dht.poll_event()?.1 {
-                Event::Peers { info_hash, peers } => return Some((info_hash, peers)),
+                Event::Peers { info_hash, peers } => return Some(Found::Peers(info_hash, peers)),
                 Event::Done { info_hash, task, outcome } => {
                     tracing::debug!(torrent = %info_hash, ?task, ?outcome, "a look-up in the DHT");
                 }
                 Event::Moved { external_ip, .. } => {
                     tracing::debug!(%external_ip, "nodes of the DHT see us there");
+                    return Some(Found::External(external_ip));
                 }
             }
         }

@@ -14,10 +14,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::bans::BanList;
+use super::blocklist::BlocklistFile;
 use super::budgets::Budgets;
-use super::dht::Finder;
+use super::dht::{self, Finder};
+use super::lsd::{self, Neighbours};
 use super::magnets::{Names, Pending};
 use super::outbox::Outbox;
+use super::own::OwnAddrs;
 use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS_MAX, Probed, Trial};
 use super::settings::Settings;
@@ -177,8 +180,11 @@ pub struct Engine {
     pub(super) outbox: Outbox,
     pub(super) hub: Hub,
     pub(super) finder: Option<Finder>,
+    pub(super) neighbours: Option<Neighbours>,
     pub(super) budgets: Budgets,
     pub(super) bans: BanList,
+    pub(super) blocklist: BlocklistFile,
+    pub(super) own: OwnAddrs,
     retry: tokio::time::Interval,
     /// Workers that have ended.
     pub(super) gone_count: usize,
@@ -225,6 +231,10 @@ impl Engine {
             let source = finder.clone();
             registry.dht().set(move || source.figures());
         }
+        let cells = registry.process();
+        let neighbours = settings
+            .lsd
+            .then(|| Neighbours::new(&ports.addrs, settings.bind.as_ref(), Arc::clone(cells)));
         let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
         config.policy = settings.policy.clone();
         config.bind.clone_from(&settings.bind);
@@ -261,12 +271,16 @@ impl Engine {
             outbox: Outbox::new(cores.len()),
             hub,
             finder,
+            neighbours,
             budgets: Budgets::new(cores.len()),
             bans: BanList::default(),
+            blocklist: BlocklistFile::default(),
+            own: OwnAddrs::default(),
             retry,
             gone_count: 0,
         };
         engine.share_budgets(clock::now());
+        engine.renew_own_addrs(clock::now());
         Ok(engine)
     }
 
@@ -415,6 +429,9 @@ impl Engine {
                 Some(report) = self.reports.recv() => self.on_report(report),
                 Some(probed) = self.probed.1.recv() => self.on_probed(probed),
                 Some(found) = self.found.recv() => {
+                    if let Some(ip) = found.external_ip {
+                        self.on_external(ip);
+                    }
                     self.add_peers(&found.info_hash, Source::Tracker, found.peers);
                     None
                 }
@@ -423,16 +440,32 @@ impl Engine {
                     None
                 }
                 () = self.hub.turn(&self.cells) => {
-                    while let Some((info_hash, peers)) =
-                        self.finder.as_ref().and_then(Finder::poll_peers)
-                    {
-                        self.add_peers(&info_hash, Source::Dht, peers);
+                    while let Some(found) = self.finder.as_ref().and_then(Finder::poll_found) {
+                        match found {
+                            dht::Found::External(ip) => self.on_external(ip),
+                            dht::Found::Peers(info_hash, peers) => {
+                                self.add_peers(&info_hash, Source::Dht, peers);
+                            }
+                        }
+                    }
+                    None
+                }
+                Some(looked) = self.blocklist.looked.recv() => {
+                    self.on_blocklist(looked);
+                    None
+                }
+                named = lsd::next(&mut self.neighbours) => {
+                    for (info_hash, addr) in named {
+                        self.add_peers(&info_hash, Source::Lsd, vec![addr]);
                     }
                     None
                 }
                 _ = self.retry.tick() => {
                     self.post_unsent();
-                    self.share_budgets(clock::now());
+                    let now = clock::now();
+                    self.share_budgets(now);
+                    self.renew_own_addrs(now);
+                    self.watch_blocklist(now);
                     self.try_due();
                     None
                 }
@@ -513,6 +546,9 @@ impl Engine {
         options.metadata = Some(content.metainfo.shared_info());
         if let Some(finder) = &self.finder {
             finder.add(&content.metainfo, left == 0);
+        }
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.add(&content.metainfo);
         }
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();

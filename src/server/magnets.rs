@@ -90,6 +90,9 @@ impl Engine {
         if let Some(finder) = &self.finder {
             finder.seek(info_hash);
         }
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.seek(info_hash);
+        }
         let tiers: Vec<_> = link.trackers.iter().map(|url| vec![url.to_string()]).collect();
         let name = link.name.as_deref().map(crate::metainfo::shown_name).unwrap_or_default();
         self.announce(info_hash, &name, &tiers, &totals);
@@ -145,6 +148,9 @@ impl Engine {
         }
         if let Some(finder) = self.finder.as_ref().filter(|_| metainfo.private) {
             finder.remove(metainfo.info_hash);
+        }
+        if let Some(neighbours) = self.neighbours.as_mut().filter(|_| metainfo.private) {
+            neighbours.remove(&metainfo.info_hash);
         }
     }
 

@@ -243,11 +243,14 @@ impl Engine {
         self.leave_home(info_hash, home);
     }
 
-    /// Takes whatever it is from its worker, from its trackers and from the DHT.
+    /// Takes whatever it is from its worker and from all who are told of it.
     pub(super) fn leave_home(&mut self, info_hash: &InfoHash, home: usize) {
         self.trackers.remove(*info_hash);
         if let Some(finder) = &self.finder {
             finder.remove(*info_hash);
+        }
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.remove(info_hash);
         }
         self.shared.directory.remove(info_hash);
         self.loads[home] -= 1;

@@ -123,6 +123,11 @@ pub async fn run(
     let Some((state, stored)) = on_disk(open, stop.as_mut()).await? else { return Ok(()) };
     let dht_saved = state.nodes().to_vec();
     let mut engine = Engine::start(Settings { dht_saved, ..settings })?;
+    tokio::select! {
+        opened = engine.open_blocklist() => opened?,
+        // A disk that hangs from the start.
+        () = stop.as_mut() => return Ok(()),
+    }
     engine.restore_bans(state.bans());
     let registry = engine.registry().clone();
     let http = match config.http.listen.0 {

@@ -4,6 +4,7 @@
 //! its effect here and nowhere else.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{self, Config, StorageMode};
@@ -52,6 +53,10 @@ pub struct Settings {
     pub dht: Option<Vec<String>>,
     /// Nodes of the DHT that were saved by an earlier run, as [`crate::dht::from_file`] takes them.
     pub dht_saved: Vec<u8>,
+    /// File with addresses to have nothing to do with.
+    pub blocklist: Option<PathBuf>,
+    /// Whether peers are looked for among neighbours.
+    pub lsd: bool,
     /// Which addresses may be talked to.
     pub policy: AddressPolicy,
 }
@@ -98,6 +103,8 @@ pub fn settings(config: &Config) -> Settings {
         parallel_tiers: config.trackers.parallel_tiers,
         dht: config.net.dht.then(|| bootstrap(config)),
         dht_saved: Vec::new(),
+        blocklist: Some(&config.net.blocklist).filter(|it| !it.as_os_str().is_empty()).cloned(),
+        lsd: config.net.lsd,
         policy,
     }
 }

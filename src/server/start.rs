@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ports;
 use super::settings::Settings;
+use super::{blocklist, ports};
 use crate::metrics::Registry;
 use crate::ring::{self, Driver, Uring};
 use crate::sys::net::{self, Bind};
@@ -47,6 +47,9 @@ pub enum StartError {
         /// The system's words.
         reason: std::io::Error,
     },
+    /// The blocklist.
+    #[error("{0} (net.blocklist)")]
+    Blocklist(#[from] blocklist::Error),
     /// Trackers cannot be talked to.
     #[error("cannot ask trackers: {0}")]
     Trackers(String),

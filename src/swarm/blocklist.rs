@@ -4,7 +4,7 @@
 //! ways, which may be mixed: CIDR (`10.0.0.0/8`, or an address alone), P2P (`some name:1.2.3.4-1.2.3.9`)
 //! and DAT (`1.2.3.4 - 1.2.3.9 , 000 , some name`, where a level above 127 lets the range pass). Empty
 //! lines and lines that begin with `#` or `;` are passed over. IPv6 addresses stand wherever IPv4
-//! addresses do. Invariant: a list takes no more memory than [`BLOCKLIST_RANGES_MAX`] ranges, its ranges are
+//! addresses do. A broken line costs itself only. Invariant: a list takes no more memory than [`BLOCKLIST_RANGES_MAX`] ranges, its ranges are
 //! sorted and do not touch, and a look-up takes as many steps as they have binary digits.
 #![forbid(unsafe_code)]
 
@@ -18,10 +18,13 @@ pub const BLOCKLIST_RANGES_MAX: usize = 2_000_000;
 /// Longest line in bytes.
 pub const BLOCKLIST_LINE_LEN_MAX: usize = 4096;
 
+/// Broken lines that are told; the others are counted.
+pub const BROKEN_LINES_TOLD_MAX: usize = 8;
+
 /// From this level on a line of a DAT list does not block.
 const LEVEL_PASSED: u32 = 128;
 
-/// Why a text is no blocklist.
+/// Why a line of a list is passed over, or a text is no blocklist.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BlocklistError {
     /// A line has none of the three forms.
@@ -46,6 +49,20 @@ pub enum BlocklistError {
         /// The first line too many, from 1.
         line: usize,
     },
+    /// Every line is broken: it is something else.
+    #[error("no line of the blocklist is a range of addresses; it must be plain text")]
+    NoRange,
+}
+
+/// A list as it was read.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReadBlocklist {
+    /// Its ranges.
+    pub list: Blocklist,
+    /// Lines that were passed over because they are broken.
+    pub broken_count: u64,
+    /// The first [`BROKEN_LINES_TOLD_MAX`] of them.
+    pub broken: Vec<BlocklistError>,
 }
 
 /// Ranges of addresses, first and last.
@@ -57,43 +74,61 @@ pub struct Blocklist {
 
 impl Blocklist {
     /// Reads a list. Bytes that are not UTF-8 may stand in names.
-    pub fn parse(text: &[u8]) -> Result<Self, BlocklistError> {
-        let mut list = Self::default();
+    ///
+    /// # Errors
+    /// There are too many ranges, or broken lines and nothing else.
+    pub fn parse(text: &[u8]) -> Result<ReadBlocklist, BlocklistError> {
+        let mut read = ReadBlocklist::default();
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+        let mut is_passed = false;
         for (line, raw) in (1..).zip(text.split(|&byte| byte == b'\n')) {
             let bytes = raw.trim_ascii();
             if bytes.is_empty() || bytes.starts_with(b"#") || bytes.starts_with(b";") {
                 continue;
             }
-            let wrong = || BlocklistError::Line { line, text: excerpt(bytes) };
-            if bytes.len() > BLOCKLIST_LINE_LEN_MAX {
-                return Err(wrong());
-            }
-            let (first, last) = match range(&String::from_utf8_lossy(bytes)).ok_or_else(wrong)? {
-                Line::Range(first, last) => canonical(first, last),
-                Line::Passed => continue,
-            };
-            let is_full = match (first, last) {
-                (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => {
-                    list.v4.push((first.to_bits(), last.to_bits()));
-                    list.v4.len() > BLOCKLIST_RANGES_MAX
+            match read.list.read_line(line, bytes) {
+                Ok(()) => is_passed = true,
+                Err(error @ BlocklistError::TooMany { .. }) => return Err(error),
+                Err(error) => {
+                    read.broken_count += 1;
+                    if read.broken.len() < BROKEN_LINES_TOLD_MAX {
+                        read.broken.push(error);
+                    }
                 }
-                (IpAddr::V6(first), IpAddr::V6(last)) if first <= last => {
-                    list.v6.push((first.to_bits(), last.to_bits()));
-                    list.v6.len() > BLOCKLIST_RANGES_MAX
-                }
-                (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => {
-                    return Err(BlocklistError::Backwards { line, text: excerpt(bytes) });
-                }
-                _ => return Err(wrong()),
-            };
-            if is_full {
-                return Err(BlocklistError::TooMany { line });
             }
         }
-        merge(&mut list.v4, |last| last.checked_add(1));
-        merge(&mut list.v6, |last| last.checked_add(1));
-        Ok(list)
+        if !is_passed && read.broken_count > 0 {
+            return Err(BlocklistError::NoRange);
+        }
+        merge(&mut read.list.v4, |last| last.checked_add(1));
+        merge(&mut read.list.v6, |last| last.checked_add(1));
+        Ok(read)
+    }
+
+    fn read_line(&mut self, line: usize, bytes: &[u8]) -> Result<(), BlocklistError> {
+        let wrong = || BlocklistError::Line { line, text: excerpt(bytes) };
+        if bytes.len() > BLOCKLIST_LINE_LEN_MAX {
+            return Err(wrong());
+        }
+        let (first, last) = match range(&String::from_utf8_lossy(bytes)).ok_or_else(wrong)? {
+            Line::Range(first, last) => canonical(first, last),
+            Line::Passed => return Ok(()),
+        };
+        let is_full = match (first, last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => {
+                self.v4.push((first.to_bits(), last.to_bits()));
+                self.v4.len() > BLOCKLIST_RANGES_MAX
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) if first <= last => {
+                self.v6.push((first.to_bits(), last.to_bits()));
+                self.v6.len() > BLOCKLIST_RANGES_MAX
+            }
+            (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => {
+                return Err(BlocklistError::Backwards { line, text: excerpt(bytes) });
+            }
+            _ => return Err(wrong()),
+        };
+        if is_full { Err(BlocklistError::TooMany { line }) } else { Ok(()) }
     }
 
     /// Whether `ip` is in one of the ranges; an IPv4 address mapped into IPv6 counts as what it is.
@@ -221,7 +256,7 @@ mod tests {
     use super::*;
 
     fn blocked(list: &str, ip: &str) -> bool {
-        Blocklist::parse(list.as_bytes()).unwrap().contains(ip.parse().unwrap())
+        Blocklist::parse(list.as_bytes()).unwrap().list.contains(ip.parse().unwrap())
     }
 
     #[test]
@@ -249,8 +284,12 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_their_line() {
-        let error = |list: &str| Blocklist::parse(list.as_bytes()).unwrap_err();
+    fn broken_lines_cost_themselves_and_are_named() {
+        let error = |list: &str| {
+            let read = Blocklist::parse(format!("{list}\n9.9.9.9\n").as_bytes()).unwrap();
+            assert!(read.list.contains([9, 9, 9, 9].into()) && read.broken_count == 1, "{list}");
+            read.broken[0].clone()
+        };
         for line in [
             "x",
             "1.2.3.4/33",
@@ -267,6 +306,11 @@ mod tests {
         assert!(backwards.to_string().contains("line 3"), "{backwards}");
         assert!(matches!(error(&"x".repeat(10_000)), BlocklistError::Line { line: 1, .. }));
         assert!(matches!(error("a:0256.1.1.1-1.1.1.1"), BlocklistError::Line { .. }));
+        let many = Blocklist::parse(("nonsense\n".repeat(1000) + "1.1.1.1").as_bytes()).unwrap();
+        assert_eq!((many.broken_count, many.broken.len()), (1000, BROKEN_LINES_TOLD_MAX));
+        let page = Blocklist::parse(b"<html>\n<body>not found</body>\n");
+        assert_eq!(page, Err(BlocklistError::NoRange));
+        assert_eq!(Blocklist::parse(b"# empty\n").unwrap(), ReadBlocklist::default());
     }
 
     #[test]
@@ -275,7 +319,7 @@ mod tests {
             b"1.0.0.0/25\n1.0.0.128/25\n1.0.1.0-1.0.1.5\n255.255.255.255\n255.0.0.0/8",
         )
         .unwrap();
-        assert_eq!(list.range_count(), 2);
+        assert_eq!(list.list.range_count(), 2);
         for seed in 0..50 {
             let mut rng = fastrand::Rng::with_seed(seed);
             let ranges: Vec<(u32, u32)> = (0..rng.usize(..30))
@@ -287,7 +331,7 @@ mod tests {
                 .iter()
                 .map(|&(first, last)| format!("n:{}-{}", ip(first), ip(last)))
                 .collect();
-            let list = Blocklist::parse(lines.join("\n").as_bytes()).unwrap();
+            let list = Blocklist::parse(lines.join("\n").as_bytes()).unwrap().list;
             for bits in 0..600 {
                 let expected = ranges.iter().any(|&(first, last)| (first..=last).contains(&bits));
                 assert_eq!(list.contains(ip(bits)), expected, "seed {seed}: {bits}");

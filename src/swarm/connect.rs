@@ -10,7 +10,6 @@ use super::peer::{Error, Peer, PeerInit, PeerKey, Pieces, Refused};
 use super::{Action, Source, Swarm, key_of};
 use crate::wire::Message;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Two connections made towards each other at the same time: both sides keep the one that the
@@ -44,6 +43,7 @@ impl Swarm {
         if init.outgoing {
             peer.source = self.contacts.source_of(init.addr).unwrap_or(Source::Operator);
         }
+        self.shared.seat(peer.source);
         let remembered = self.recent.get(&Offender::of(init.addr));
         peer.uploaded_recently = remembered.map_or(0, |&(bytes, _)| bytes);
         match greeted {
@@ -92,7 +92,9 @@ impl Swarm {
         if self.shared.is_banned(now, init.addr) {
             return Err(Refused::Banned);
         }
-        if local && !init.outgoing && !self.options.welcomes(init.addr.ip()) {
+        let is_welcome =
+            || self.options.welcomes(init.addr.ip()) || self.contacts.is_neighbour(init.addr.ip());
+        if local && !init.outgoing && !is_welcome() {
             return Err(Refused::LocalAddress);
         }
         if self.by_addr.contains_key(&init.addr) {
@@ -147,6 +149,7 @@ impl Swarm {
         }
         self.take_back_all(key, false);
         let peer = self.peers.remove(key.0 as usize);
+        self.shared.unseat(peer.source);
         match &peer.pieces {
             Pieces::All => self.counts.have_all -= 1,
             Pieces::Some(pieces) => {
@@ -227,15 +230,14 @@ impl Swarm {
         self.connect_due(now);
     }
 
-    /// The list of whom we have nothing to do with was changed: closes and forgets whom it names.
+    /// The list of whom we have nothing to do with was changed: closes those whom it names. They and
+    /// addresses that it names are passed over when they are due.
     pub fn handle_blocklist(&mut self, now: Instant) {
         for key in self.keys() {
             if self.peer(key).is_some_and(|peer| self.shared.blocks(peer.addr.ip())) {
                 self.close(key, Error::Blocked);
             }
         }
-        let shared = Rc::clone(&self.shared);
-        self.contacts.forget_if(|addr| shared.blocks(addr.ip()));
         self.settle(now);
     }
 

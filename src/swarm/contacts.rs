@@ -140,6 +140,13 @@ impl Contacts {
         self.known.get(&addr).map(|contact| contact.source)
     }
 
+    /// Whether local discovery has named a peer at `ip`, under any port.
+    pub(super) fn is_neighbour(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let ports = SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX);
+        self.known.range(ports).any(|(_, contact)| contact.sources & 1 << Source::Lsd as u8 != 0)
+    }
+
     /// Learns of `addr`; a full table takes it in place of one that is trusted less. `tie` ranks it
     /// if its canonical priority is not known.
     pub(super) fn insert(
@@ -162,7 +169,9 @@ impl Contacts {
             contact.sources |= 1 << source as u8;
             return;
         }
-        if source != Source::Operator && !is_local(ip) && self.is_crowded(ip) {
+        // Local addresses are told apart by their ports; but who speaks for itself needs only a few.
+        let is_gossip = !is_local(ip) || source == Source::Lsd;
+        if source != Source::Operator && is_gossip && self.is_crowded(ip) {
             return;
         }
         if self.known.len() >= CONTACTS_MAX {
@@ -182,6 +191,7 @@ impl Contacts {
             .insert(addr, Contact { source, sources, rank, failures: 0, state: State::Trying });
         self.trying += 1;
         self.set(addr, State::Due(now, rank));
+        shared.count(|counted| counted.addresses_learnt[source as usize] += 1);
     }
 
     /// Whether gossip has named enough addresses of this host, or of its neighbours.
@@ -221,7 +231,8 @@ impl Contacts {
             let due = self.due.iter().take_while(|(at, ..)| *at <= now).take(LOOK_MAX);
             let &(_, rank, addr) = due.min_by_key(|(_, rank, _)| *rank)?;
             if shared.refuses(addr) {
-                self.useless(addr);
+                // Another list may let it pass, when somebody names it again.
+                self.forget(addr);
                 continue;
             }
             if shared.is_banned(now, addr) {
@@ -409,6 +420,22 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_are_known_by_what_they_say_themselves() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        let ip = addr(1).ip();
+        for port in 5000..5100 {
+            contacts.insert(start, Source::Tracker, addr(port), 0, &shared);
+        }
+        assert!(contacts.len() == 100 && !contacts.is_neighbour(ip));
+        contacts = Contacts::default();
+        for port in 5000..5100 {
+            contacts.insert(start, Source::Lsd, addr(port), 0, &shared);
+        }
+        assert_eq!(contacts.len(), PER_HOST_KNOWN_MAX);
+        assert!(contacts.is_neighbour(ip) && !contacts.is_neighbour([10, 0, 0, 2].into()));
+    }
+
+    #[test]
     fn gossip_cannot_fill_the_table_with_one_place_nor_aim_at_it() {
         let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
         let insert = |contacts: &mut Contacts, source, addr: &str| {
@@ -481,10 +508,11 @@ mod tests {
         let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
         let [first, second] = ["9.0.0.1:5000", "9.0.0.2:5000"].map(|addr| addr.parse().unwrap());
         contacts.insert(start, Source::Tracker, first, 0, &shared);
-        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap();
+        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap().list;
         shared.set_blocklist(Some(list.into()));
         contacts.insert(start, Source::Operator, second, 0, &shared);
         assert_eq!((contacts.len(), contacts.take(start, &shared)), (1, None));
+        assert_eq!(shared.counted().addresses_blocked, 2);
         shared.set_blocklist(None);
         contacts.insert(start, Source::Operator, second, 0, &shared);
         assert_eq!(contacts.take(start, &shared), Some(second));
@@ -502,12 +530,35 @@ mod tests {
         assert!((1..100).contains(&count), "{count} connections to one host at once");
         let fresh = self::shared();
         assert!(again(&fresh));
-        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap();
+        let list = crate::swarm::Blocklist::parse(b"9.0.0.0/24").unwrap().list;
         fresh.set_blocklist(Some(list.into()));
         assert!(!again(&fresh), "a blocked address");
         fresh.set_blocklist(None);
         fresh.set_own_addrs(&[addr]);
         assert!(!again(&fresh), "ourselves");
+    }
+
+    #[test]
+    fn where_most_peers_see_us_we_are() {
+        let (mut contacts, start, shared) = (Contacts::default(), now(), shared());
+        shared.set_own_addrs(&["0.0.0.0:5000".parse().unwrap(), "1.2.3.4:6000".parse().unwrap()]);
+        let insert = |contacts: &mut Contacts, addr: &str| {
+            contacts.insert(start, Source::Pex, addr.parse().unwrap(), 0, &shared);
+            contacts.len()
+        };
+        let hear = |voters: std::ops::Range<u8>, ip: &str| {
+            let voter = |net| SocketAddr::from(([8, 8, net, 1], 5000));
+            voters.for_each(|net| shared.handle_seen_at(start, voter(net), ip.parse().unwrap()));
+        };
+        // A few liars change nothing.
+        hear(0..3, "9.9.9.9");
+        assert_eq!(insert(&mut contacts, "9.9.9.9:5000"), 1);
+        hear(3..20, "7.7.7.7");
+        for own in ["7.7.7.7:5000", "7.7.7.7:6000", "1.2.3.4:6000"] {
+            assert_eq!(insert(&mut contacts, own), 1, "{own}");
+        }
+        assert_eq!(insert(&mut contacts, "7.7.7.7:7000"), 2, "somebody behind the same address");
+        assert_eq!(insert(&mut contacts, "1.2.3.4:5000"), 3);
     }
 
     #[test]

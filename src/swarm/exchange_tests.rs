@@ -191,6 +191,47 @@ fn a_private_torrent_exchanges_nothing_and_refuses_strangers() {
 }
 
 #[test]
+fn neighbours_are_welcome_although_their_addresses_are_private() {
+    for is_private in [false, true] {
+        let local = Some(Default::default());
+        let options = Options { local, private: is_private, ..Options::default() };
+        let mut world = World::new(options);
+        let init = |port| PeerInit {
+            addr: SocketAddr::from(([192, 168, 1, 9], port)),
+            peer_id: PeerId([9; 20]),
+            fast: true,
+            extensions: true,
+            outgoing: false,
+        };
+        let refused = world.swarm.handle_connected(world.now, init(40_000));
+        assert_eq!(refused, Err(Refused::LocalAddress));
+        let neighbour = SocketAddr::from(([192, 168, 1, 9], 5000));
+        world.swarm.handle_contacts(world.now, Source::Lsd, &[neighbour]);
+        let connected = world.swarm.handle_connected(world.now, init(40_001));
+        assert_eq!(connected.is_ok(), !is_private);
+        assert_eq!(world.connects(), if is_private { vec![] } else { vec![neighbour] });
+    }
+}
+
+#[test]
+fn where_peers_see_us_nobody_is_looked_for() {
+    let mut world = World::new(Options::default());
+    let ours = SocketAddr::from(([7, 7, 7, 7], 5000));
+    world.swarm.shared.set_own_addrs(&["10.0.0.1:5000".parse().unwrap()]);
+    for net in 0..20 {
+        let key = world.join(SocketAddr::from(([20, 0, net, 1], 5001)), true, None);
+        let handshake =
+            ExtensionHandshake { yourip: Some(ours.ip()), ..ExtensionHandshake::default() };
+        let mut bytes = Vec::new();
+        encode_extension_handshake(&handshake, &mut bytes);
+        world.extended(key, bytes[5], &bytes[6..]).unwrap();
+    }
+    let other = SocketAddr::from(([7, 7, 7, 7], 5001));
+    world.swarm.handle_contacts(world.now, Source::Tracker, &[ours, other]);
+    assert_eq!(world.connects(), [other]);
+}
+
+#[test]
 fn exchange_can_be_switched_off() {
     let mut world = World::new(Options { pex: false, ..Options::default() });
     let first = world.join(addr(1, 5001), true, None);

@@ -79,6 +79,7 @@ impl Swarm {
         if let Some(id) = theirs.id_of(PEX_NAME) {
             peer.pex_out.id = id;
         }
+        let (voter, yourip) = (peer.addr, theirs.yourip);
         let before = peer.listen_addr();
         peer.listen_port = theirs.p.or(peer.listen_port);
         let after = peer.listen_addr();
@@ -86,6 +87,9 @@ impl Swarm {
             peer.upload_only = upload_only;
         }
         self.relist(before, after);
+        if let Some(ip) = yourip {
+            self.shared.handle_seen_at(now, voter, ip);
+        }
         // While we seed, those who came to us know the way back.
         if let Some(addr) = after.filter(|_| before != after && self.wants_pieces()) {
             let tie = self.rng.u32(..);

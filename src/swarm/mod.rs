@@ -58,7 +58,10 @@ mod hostile_tests;
 mod tests;
 
 pub use bans::{Bans, Offender, is_local};
-pub use blocklist::{BLOCKLIST_LINE_LEN_MAX, BLOCKLIST_RANGES_MAX, Blocklist, BlocklistError};
+pub use blocklist::{
+    BLOCKLIST_LINE_LEN_MAX, BLOCKLIST_RANGES_MAX, BROKEN_LINES_TOLD_MAX, Blocklist, BlocklistError,
+    ReadBlocklist,
+};
 pub use contacts::{SOURCE_COUNT, Source};
 pub use destinations::{PER_HOST_MAX, PER_NET_MAX};
 pub use magnet::{Carried, MAGNET_PEERS_MAX, MagnetAction, MagnetSwarm, SAID_LEN_MAX};
@@ -369,10 +372,11 @@ fn key_of(slot: usize) -> PeerKey {
 }
 
 impl Drop for Swarm {
-    /// Slots of the worker that its peers held, and memory of its pieces, are free again.
+    /// Slots and seats of the worker that its peers held, and memory of its pieces, are free again.
     fn drop(&mut self) {
         let left = self.shared.unchoked.get().saturating_sub(self.counts.unchoked);
         self.shared.unchoked.set(left);
+        self.peers.iter().for_each(|(_, peer)| self.shared.unseat(peer.source));
         let len = |piece| u64::from(self.geometry.piece_len(piece));
         let in_memory = self.partials.iter().filter(|(_, partial)| !partial.is_in_place);
         let held: u64 = in_memory.map(|(&piece, _)| len(piece)).sum();

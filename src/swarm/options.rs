@@ -7,9 +7,10 @@
 use super::bans::{Bans, Offender, is_local};
 use super::blocklist::Blocklist;
 use super::choker::{Choker, Phase, Slots, default_of};
-use super::contacts::Source;
+use super::contacts::{SOURCE_COUNT, Source};
 use super::destinations::{Destinations, Wait};
 use super::priority::canonical_priority;
+use crate::dht::Votes;
 use crate::metainfo::RawInfo;
 use crate::rate::Bucket;
 use crate::tracker::AddressPolicy;
@@ -244,6 +245,11 @@ pub struct Shared {
     blocklist: RefCell<Option<Arc<Blocklist>>>,
     /// Where we can be reached ourselves.
     own_addrs: RefCell<Vec<SocketAddr>>,
+    /// Where peers say that they see us, one for each family, and what the last of them said.
+    seen_at: Cell<[Option<IpAddr>; 2]>,
+    votes: RefCell<[Votes; 2]>,
+    /// Peers that its swarms have, by who named them, in the order of [`Source::ALL`].
+    seated: Cell<[u32; SOURCE_COUNT]>,
     /// Who is banned, by whichever swarm of whichever worker.
     bans: RefCell<Bans>,
 }
@@ -265,6 +271,10 @@ pub struct Counted {
     /// Payload bytes of blocks that were dropped: those that came twice or too late, and those that
     /// nobody asked for.
     pub bytes_discarded: u64,
+    /// Addresses of peers that became known, by who named them first.
+    pub addresses_learnt: [u64; SOURCE_COUNT],
+    /// Addresses of peers that were named, or were due to be tried, and are blocked.
+    pub addresses_blocked: u64,
 }
 
 impl Shared {
@@ -282,6 +292,9 @@ impl Shared {
             destinations: RefCell::default(),
             blocklist: RefCell::default(),
             own_addrs: RefCell::default(),
+            seen_at: Cell::default(),
+            votes: RefCell::default(),
+            seated: Cell::default(),
             bans: RefCell::default(),
         })
     }
@@ -320,14 +333,56 @@ impl Shared {
         self.own_addrs.replace(addrs.iter().take(OWN_ADDRS_MAX).map(plain).collect());
     }
 
+    /// A peer says at which address it sees us (`yourip` of BEP 10). One that most of several
+    /// networks agree on is ours, with each port of ours.
+    pub(super) fn handle_seen_at(&self, now: Instant, voter: SocketAddr, ip: IpAddr) {
+        let (voter, ip) = (voter.ip().to_canonical(), ip.to_canonical());
+        let (family, mut seen_at) = (usize::from(ip.is_ipv6()), self.seen_at.get());
+        let votes = &mut self.votes.borrow_mut()[family];
+        if let Some(won) = votes.handle_vote(now, voter, ip, seen_at[family]) {
+            seen_at[family] = Some(won);
+            self.seen_at.set(seen_at);
+        }
+    }
+
+    /// Whether we can be reached at `addr` ourselves.
+    fn is_own(&self, addr: SocketAddr) -> bool {
+        let own = self.own_addrs.borrow();
+        let is_seen = self.seen_at.get().contains(&Some(addr.ip()));
+        own.contains(&addr) || (is_seen && own.iter().any(|ours| ours.port() == addr.port()))
+    }
+
+    /// A peer that `source` named took its place.
+    pub(super) fn seat(&self, source: Source) {
+        let mut seated = self.seated.get();
+        seated[source as usize] += 1;
+        self.seated.set(seated);
+    }
+
+    /// Such a peer has gone.
+    pub(super) fn unseat(&self, source: Source) {
+        let mut seated = self.seated.get();
+        seated[source as usize] = seated[source as usize].saturating_sub(1);
+        self.seated.set(seated);
+    }
+
+    /// Peers that the worker's swarms have, by who named them, in the order of [`Source::ALL`].
+    pub fn seated(&self) -> [u32; SOURCE_COUNT] {
+        self.seated.get()
+    }
+
     /// Whether the operator wants nothing to do with `ip`.
-    pub(super) fn blocks(&self, ip: IpAddr) -> bool {
+    pub fn blocks(&self, ip: IpAddr) -> bool {
         self.blocklist.borrow().as_ref().is_some_and(|list| list.contains(ip))
     }
 
-    /// Whether `addr` is ourselves or blocked.
+    /// Whether `addr` is ourselves or blocked; the latter is counted.
     pub(super) fn refuses(&self, addr: SocketAddr) -> bool {
-        self.own_addrs.borrow().contains(&addr) || self.blocks(addr.ip())
+        let is_blocked = self.blocks(addr.ip());
+        if is_blocked {
+            self.count(|counted| counted.addresses_blocked += 1);
+        }
+        is_blocked || self.is_own(addr)
     }
 
     /// The canonical priority of a connection with `addr`, if we know an address of ours.

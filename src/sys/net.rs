@@ -3,6 +3,8 @@
 //! Addresses and descriptors enter; non-blocking, close-on-exec sockets, addresses, and the lock
 //! on a port leave. Invariant: nothing here waits for the network, and no name is resolved.
 
+pub mod multicast;
+
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};

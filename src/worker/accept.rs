@@ -99,6 +99,10 @@ impl<D: Driver> Worker<D> {
             self.core.accepts[AcceptResult::Error].add(1);
             return;
         };
+        if self.budget.blocks(addr.ip()) {
+            self.core.accepts[AcceptResult::Blocked].add(1);
+            return;
+        }
         if let Err(refusal) = self.admission.judge(self.now, addr.ip()) {
             let result = match refusal {
                 Refusal::Handshakes => AcceptResult::PrefixLimit,

@@ -550,7 +550,8 @@ impl Intake<'_> {
 pub(super) fn why_closed(error: &swarm::Error) -> DisconnectReason {
     tracing::debug!(%error, "the swarm closes a connection");
     match error {
-        swarm::Error::Banned | swarm::Error::Blocked => DisconnectReason::Banned,
+        swarm::Error::Banned => DisconnectReason::Banned,
+        swarm::Error::Blocked => DisconnectReason::Blocked,
         swarm::Error::NothingToTrade => DisconnectReason::Useless,
         swarm::Error::Replaced | swarm::Error::Forgotten => DisconnectReason::Duplicate,
         swarm::Error::Idle => DisconnectReason::Idle,

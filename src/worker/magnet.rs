@@ -298,6 +298,16 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// The list of whom nobody has to do with was changed.
+    pub(super) fn block_from_magnets(&mut self) {
+        for key in self.magnets.table.keys() {
+            if let Some(magnet) = self.magnets.get_mut(key) {
+                magnet.swarm.handle_blocklist();
+                self.touch_magnet(key);
+            }
+        }
+    }
+
     pub(super) fn on_magnet_timer(&mut self, key: Key) {
         let Some(magnet) = self.magnets.get_mut(key) else { return };
         // A timer that was set again for an earlier time leaves its old place on the wheel.

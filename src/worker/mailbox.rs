@@ -17,7 +17,7 @@ use super::table::Key;
 use crate::mse;
 use crate::ring::Waker;
 use crate::storage::{self, Content, files::Opened, recovery::Had};
-use crate::swarm::{Offender, Options, Source};
+use crate::swarm::{Blocklist, Offender, Options, Source};
 use crate::sys::file::Identity;
 use crate::units::{Bitfield, InfoHash, PeerId};
 use crate::wire::Handshake;
@@ -87,6 +87,10 @@ pub enum Letter {
     },
     /// Have nothing to do with these any more, each until its moment.
     Ban(Vec<(Offender, Instant)>),
+    /// Have nothing to do with anybody on this list, instead of the one before.
+    Blocklist(Arc<Blocklist>),
+    /// Where we can be reached ourselves.
+    OwnAddrs(Arc<[SocketAddr]>),
     /// Write what is verified, sync, close everything and end.
     Stop,
 }

@@ -11,6 +11,7 @@ mod admission;
 pub mod blocking;
 mod closing;
 mod connection;
+mod counting;
 pub mod datagrams;
 mod exchange;
 mod fetch;
@@ -43,6 +44,7 @@ use std::time::{Duration, Instant};
 use self::admission::{Admission, Pause};
 use self::closing::Remains;
 use self::connection::Conn;
+use self::counting::major_faults;
 use self::datagrams::Datagrams;
 use self::fetch::{PieceWrite, WriteOp};
 use self::hash::{ToBlame, ToHash};
@@ -56,17 +58,15 @@ use self::table::{Key, Table};
 use self::target::Target;
 use self::timers::Wheel;
 use self::torrent::Torrent;
-use crate::metrics::{
-    Core, DisconnectReason, HandshakeResult, PeerState, RequestResult, RingOp, RingResult,
-};
-use crate::ring::{Driver, Event, Handle, Lender, Op, OpKind};
+use crate::metrics::{Core, DisconnectReason, HandshakeResult};
+use crate::ring::{Driver, Event, Handle, Lender, Op};
 use crate::storage::chunks::Chunks;
 use crate::storage::pieces::{OpenPiece, Spares};
 use crate::storage::residency::Residency;
 use crate::swarm;
 use crate::swarm::choker::Slots;
+use crate::sys::clock;
 use crate::sys::sha1::Engine;
-use crate::sys::{clock, process};
 use crate::units::{InfoHash, PieceIndex, to_usize};
 use crate::wire;
 
@@ -382,6 +382,8 @@ impl<D: Driver> Worker<D> {
                 self.budget.down.borrow_mut().set_rate(self.now, down);
             }
             Letter::Ban(bans) => self.ban(&bans),
+            Letter::Blocklist(list) => self.block(list),
+            Letter::OwnAddrs(addrs) => self.budget.set_own_addrs(&addrs),
             Letter::Stop => self.begin_stop(),
         }
     }
@@ -443,70 +445,6 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn housekeep(&mut self) {
-        self.timers.set(self.now + HOUSEKEEPING, Timer::Housekeeping);
-        self.close_remains();
-        self.count_ring();
-        self.count_swarms();
-        self.count_datagrams();
-        let faults = major_faults();
-        self.core.major_faults.add(faults.saturating_sub(self.faults_before));
-        self.faults_before = faults;
-        self.core.connections.set(self.conns.len() as u64);
-        self.core.peers[PeerState::Handshaking].set(self.handshake_count as u64);
-        self.core.read_buffers_bytes.set(self.chunks.bytes() as u64);
-        self.core.encrypted_buffers_bytes.set(self.seals.len() as u64);
-        let (mut connected, mut interested) = (self.magnets.conn_count() as u64, 0);
-        let (mut unchoked, mut snubbed) = (0, 0);
-        let mut piece_bytes = 0;
-        let mut active = std::mem::take(&mut self.active);
-        active.retain(|&key| {
-            let Some(torrent) = self.torrents.get_mut(key) else { return false };
-            let stats = torrent.publish(self.now);
-            connected += u64::from(stats.peers);
-            interested += u64::from(stats.interested);
-            unchoked += u64::from(stats.unchoked);
-            snubbed += u64::from(stats.snubbed);
-            piece_bytes += torrent.pieces.bytes();
-            torrent.stays_active(&stats)
-        });
-        self.active = active;
-        self.core.peers[PeerState::Connected].set(connected);
-        self.core.peers[PeerState::Interested].set(interested);
-        self.core.peers[PeerState::Unchoked].set(unchoked);
-        self.core.peers[PeerState::Snubbed].set(snubbed);
-        self.spares.tidy();
-        self.in_place.tidy();
-        self.core.in_place_buffers.set(self.in_place.buffer_count());
-        let bytes = piece_bytes + self.spares.bytes() + self.in_place.bytes();
-        self.core.piece_buffers_bytes.set(bytes);
-    }
-
-    /// Copies the ring's totals to the core's cells.
-    fn count_ring(&mut self) {
-        let (core, counters) = (&self.core, self.driver.counters());
-        core.ring_enter_calls.set(counters.enters);
-        core.ring_sq_full.set(counters.sq_full);
-        core.ring_cq_overflow.set(counters.cq_overflow);
-        for kind in OpKind::ALL {
-            let (op, of) = (ring_op(kind), counters.of(kind));
-            core.ring_submitted[op].set(of.submitted);
-            core.ring_completions[(op, RingResult::Ok)].set(of.completed.saturating_sub(of.failed));
-            core.ring_completions[(op, RingResult::Error)].set(of.failed);
-        }
-    }
-
-    /// Copies what the swarms have counted to the core's cells.
-    fn count_swarms(&self) {
-        let (core, counted) = (&self.core, self.budget.counted());
-        core.requests[RequestResult::Rejected].set(counted.requests_rejected);
-        core.requests[RequestResult::Cancelled].set(counted.requests_cancelled);
-        core.requests[RequestResult::Choked].set(counted.requests_choked);
-        core.requests[RequestResult::Invalid].set(counted.requests_invalid);
-        core.choker_rounds.set(counted.choker_rounds);
-        core.discarded_payload_bytes.set(counted.bytes_discarded);
-    }
-
     fn send_reports(&mut self) {
         while let Some(report) = self.reports.pop_front() {
             if let Err(error) = self.shared.reports.try_send(report) {
@@ -553,25 +491,4 @@ impl<D: Driver> Worker<D> {
     fn operate(&mut self, target: Target, op: Op) {
         self.driver.push(target.tag(), op);
     }
-}
-
-/// The label of a kind of operations.
-fn ring_op(kind: OpKind) -> RingOp {
-    match kind {
-        OpKind::Accept => RingOp::Accept,
-        OpKind::Connect => RingOp::Connect,
-        OpKind::Recv => RingOp::Recv,
-        OpKind::ReceiveFrom => RingOp::ReceiveFrom,
-        OpKind::SendTo => RingOp::SendTo,
-        OpKind::Send => RingOp::Send,
-        OpKind::SendZeroCopy => RingOp::SendZeroCopy,
-        OpKind::Read => RingOp::Read,
-        OpKind::Write => RingOp::Write,
-        OpKind::Sync => RingOp::Sync,
-    }
-}
-
-/// Faults of this thread that waited for a device; 0 where the system does not tell.
-fn major_faults() -> u64 {
-    process::thread_usage().map_or(0, |usage| usage.major_faults)
 }

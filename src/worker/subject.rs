@@ -4,6 +4,7 @@
 //! torrent that has gone finds nothing, whichever it was.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Worker;
@@ -11,7 +12,7 @@ use super::connection::Subject;
 use super::mailbox::Report;
 use super::table::Key;
 use crate::ring::Driver;
-use crate::swarm::{Offender, PeerInit, PeerKey, Refused};
+use crate::swarm::{Blocklist, Offender, PeerInit, PeerKey, Refused};
 use crate::units::InfoHash;
 
 /// Reports that may wait before one of a node of the DHT, which nobody misses.
@@ -130,6 +131,18 @@ impl<D: Driver> Worker<D> {
             self.active.push(key);
         }
         self.need_files(key);
+    }
+
+    /// Has nothing to do any more with anybody on a list.
+    pub(super) fn block(&mut self, list: Arc<Blocklist>) {
+        self.budget.set_blocklist(Some(list));
+        for key in self.active.clone() {
+            if let Some(torrent) = self.torrents.get_mut(key) {
+                torrent.swarm.handle_blocklist(self.now);
+                self.touch_torrent(key);
+            }
+        }
+        self.block_from_magnets();
     }
 
     /// Lets nobody of these in any more, and has every torrent with peers close on them.

@@ -82,6 +82,11 @@ impl<T> Table<T> {
         self.values.iter().filter_map(key).collect()
     }
 
+    /// All values, in the order of their slots.
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.values.iter().map(|(_, value)| value)
+    }
+
     fn is_current(&self, key: Key) -> bool {
         self.generations.get(key.slot as usize) == Some(&key.generation)
     }

@@ -5,8 +5,9 @@
 
 LISTEN, PEER and NODE are HOST:PORT, hosts in IPv6 without brackets. With a NODE the DHT is used, which
 is entered by it; "set:" changes a setting of the session. Prints "listening PORT" once it does,
-"dht" once it knows a node, "seeding" once it can serve and "complete" once everything is there; a leech ends then, a
-seed and a leech that seeds on when they are killed. Nodes print "node PORT" of the first one once each
+"dht" once it knows a node, "seeding" once it can serve and "complete" once everything is there; a
+leech ends then, a seed and a leech that seeds on when they are killed. Each peer that was found by an
+exchange of peers is told by "pex HOST:PORT". Nodes print "node PORT" of the first one once each
 of them knows another.
 """
 
@@ -100,6 +101,10 @@ def main():
             handle.force_dht_announce()
         for alert in session.pop_alerts():
             print(alert.message(), file=sys.stderr, flush=True)
+        for peer in handle.get_peer_info():
+            if peer.source & lt.peer_info.pex and peer.ip not in told:
+                told.add(peer.ip)
+                say("pex", f"{peer.ip[0]}:{peer.ip[1]}")
         status = handle.status()
         port = session.listen_port()
         if port and "listening" not in told:

@@ -15,6 +15,13 @@ pub(crate) fn libtorrent(mode: &str, content: &Content, save_path: &Path, host: 
     libtorrent_of(mode, content.torrent.as_os_str(), save_path, host)
 }
 
+/// A DHT of libtorrent's nodes; it prints "node PORT" of the first of them.
+pub(crate) fn nodes(count: u32, host: &str) -> Command {
+    let mut command = script();
+    command.args(["nodes", &count.to_string(), host]);
+    command
+}
+
 /// The same with a torrent or a magnet link.
 pub(crate) fn libtorrent_of(
     mode: &str,
@@ -22,12 +29,17 @@ pub(crate) fn libtorrent_of(
     save_path: &Path,
     host: &str,
 ) -> Command {
+    let mut command = script();
+    command.arg(mode).arg(source).arg(save_path).arg(format!("{host}:0"));
+    command
+}
+
+fn script() -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let default = root.join("target/interop-venv/bin/python");
     let python = std::env::var_os("SEEDRING_TEST_PYTHON").map_or(default, PathBuf::from);
     let mut command = program(python);
-    command.arg(root.join("tests/interop/lt.py")).arg(mode).arg(source);
-    command.arg(save_path).arg(format!("{host}:0"));
+    command.arg("-Wignore").arg(root.join("tests/interop/lt.py"));
     command
 }
 

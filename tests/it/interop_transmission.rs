@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::support::data::{Content, Shape, big, odd_tree};
+use crate::support::netns::{Host, inside};
 use crate::support::process::{Process, program, run};
 use crate::support::server::{START, TRANSFER, fetch_from, start_get};
 use crate::support::{dir, free_addr, heavy};
@@ -18,6 +20,8 @@ pub(crate) const REQUIRED: u8 = 2;
 #[derive(Debug)]
 pub(crate) struct Transmission {
     process: Process,
+    /// The network namespace that it is in, if it is in one of its own.
+    host: Option<String>,
     rpc: SocketAddr,
     /// Where peers reach it.
     pub(crate) peer: SocketAddr,
@@ -31,20 +35,36 @@ impl Transmission {
 
     /// The same with its setting for encryption.
     pub(crate) fn start_with(dir: &Path, encryption: u8) -> Self {
+        let addrs = [(); 2].map(|()| free_addr("127.0.0.1"));
+        Self::start_at(dir, None, addrs, encryption, false)
+    }
+
+    /// One on a host of a test's own network, that exchanges peers in the open.
+    pub(crate) fn start_on(dir: &Path, host: &Host, ip: &str) -> Self {
+        let addrs = host.enter(|| [(); 2].map(|()| free_addr(ip)));
+        Self::start_at(dir, Some(host.name().to_owned()), addrs, PREFERRED, true)
+    }
+
+    fn start_at(
+        dir: &Path,
+        host: Option<String>,
+        [rpc, peer]: [SocketAddr; 2],
+        encryption: u8,
+        pex: bool,
+    ) -> Self {
         let home = dir.join("transmission");
         std::fs::create_dir(&home).unwrap();
-        let (rpc, peer) = (free_addr("127.0.0.1"), free_addr("127.0.0.1"));
         let settings = serde_json::json!({
-            "bind-address-ipv4": "127.0.0.1",
+            "bind-address-ipv4": peer.ip().to_string(),
             "bind-address-ipv6": "::1",
             "dht-enabled": false,
             "encryption": encryption,
             "lpd-enabled": false,
-            "pex-enabled": false,
+            "pex-enabled": pex,
             "port-forwarding-enabled": false,
             "utp-enabled": false,
             "peer-port": peer.port(),
-            "rpc-bind-address": "127.0.0.1",
+            "rpc-bind-address": rpc.ip().to_string(),
             "rpc-port": rpc.port(),
             "rpc-whitelist-enabled": false,
             "rpc-host-whitelist-enabled": false,
@@ -52,15 +72,27 @@ impl Transmission {
         std::fs::write(home.join("settings.json"), settings.to_string()).unwrap();
         let mut command = program("transmission-daemon");
         command.args(["--foreground", "--config-dir"]).arg(&home);
+        let mut command = match &host {
+            Some(host) => inside(host, &command),
+            None => command,
+        };
         let process = Process::start("transmission", dir, &mut command);
-        let mut this = Self { process, rpc, peer };
-        this.process.wait_for("RPC", START, || std::net::TcpStream::connect(rpc).ok());
+        let mut this = Self { process, host, rpc, peer };
+        let (host, words) = (this.host.clone(), [rpc.to_string(), "--session-info".to_owned()]);
+        this.process.wait_for("RPC", START, || {
+            remote(host.as_deref()).args(&words).output().unwrap().status.success().then_some(())
+        });
         this
     }
 
     /// `transmission-remote` with these words.
     fn remote(&self, words: &[&str]) -> String {
-        run(program("transmission-remote").arg(self.rpc.to_string()).args(words))
+        run(remote(self.host.as_deref()).arg(self.rpc.to_string()).args(words))
+    }
+
+    /// The peers that it is connected with, as it shows them.
+    pub(crate) fn peers(&self, content: &Content) -> String {
+        self.remote(&["--torrent", &content.info_hash(), "--info-peers"])
     }
 
     /// Adds a torrent and waits until all of it is there.
@@ -75,14 +107,19 @@ impl Transmission {
 
     /// Waits until all of a torrent is there.
     pub(crate) fn wait_complete(&mut self, content: &Content, limit: Duration) {
-        let (rpc, hash) = (self.rpc, content.info_hash());
+        let (host, rpc, hash) = (self.host.clone(), self.rpc, content.info_hash());
         self.process.wait_for("complete torrent", limit, || {
             let words = [&rpc.to_string(), "--torrent", &hash, "--info"];
-            let info = run(program("transmission-remote").args(words));
+            let info = run(remote(host.as_deref()).args(words));
             let is_idle = info.contains("State: Idle") || info.contains("State: Seeding");
             (info.contains("Percent Done: 100%") && is_idle).then_some(())
         });
     }
+}
+
+fn remote(host: Option<&str>) -> Command {
+    let command = program("transmission-remote");
+    host.map(|host| inside(host, &command)).unwrap_or(command)
 }
 
 fn seeds(dir: &Path, content: &Content) {

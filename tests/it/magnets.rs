@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::interop_aria2::{aria2, aria2_of};
-use crate::interop_libtorrent::{libtorrent, libtorrent_of};
+use crate::interop_libtorrent::{libtorrent, libtorrent_of, nodes};
 use crate::interop_transmission::Transmission;
 use crate::support::data::{Content, Shape, single};
-use crate::support::process::{Process, program};
+use crate::support::process::Process;
 use crate::support::server::{Home, START, Server, TRANSFER, start_get, start_get_of};
 use crate::support::tracker::OpenTracker;
 use crate::support::{dir, free_addr};
@@ -117,12 +117,7 @@ fn aria2_takes_metadata() {
 
 /// Ten nodes of libtorrent, and the address of one.
 pub(crate) fn dht(dir: &Path) -> (Process, String) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let python = libtorrent_of("nodes", "", dir, "").get_program().to_owned();
-    let mut command = program(python);
-    command.arg("-Wignore").arg(root.join("tests/interop/lt.py"));
-    command.args(["nodes", "10", "127.0.0.1"]);
-    let mut nodes = Process::start("nodes", dir, &mut command);
+    let mut nodes = Process::start("nodes", dir, &mut nodes(10, "127.0.0.1"));
     let port = nodes.wait_for_line("node ", START);
     (nodes, format!("127.0.0.1:{port}"))
 }

@@ -1,8 +1,8 @@
 //! seedring from outside: the program as its users, its peers and its enemies meet it.
 //!
 //! Each module is one theme; `support` holds what they share. `tests/run.sh` installs the foreign
-//! programs that the interop modules start. Invariant: loopback only, ports chosen by the system,
-//! nothing skipped silently, every process ended by its id.
+//! programs that the interop modules start. Invariant: loopback or a network of the test's own only,
+//! ports chosen by the system, nothing skipped silently, every process ended by its id.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
@@ -12,6 +12,7 @@
 
 mod support;
 
+mod blocklist;
 mod cli;
 mod cold;
 mod dht;
@@ -25,8 +26,12 @@ mod interop_aria2;
 mod interop_libtorrent;
 mod interop_qbittorrent;
 mod interop_transmission;
+mod lsd;
 mod magnets;
 mod names;
+mod own;
+mod pex;
+mod private;
 mod refusals;
 mod restart;
 mod seccomp;

@@ -35,6 +35,7 @@ impl MagnetSwarm {
         for key in self.keys() {
             let Some(peer) = self.peers.try_remove(key.0 as usize) else { continue };
             let addr = peer.init.addr;
+            self.shared.unseat(peer.source);
             let taken = swarm.adopt(now, peer);
             if taken.is_err() {
                 swarm.contacts.failed(now, addr);

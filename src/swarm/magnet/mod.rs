@@ -70,6 +70,7 @@ pub enum MagnetAction {
 
 struct Peer {
     init: PeerInit,
+    source: Source,
     connected_at: Instant,
     last_heard_at: Instant,
     last_sent_at: Instant,
@@ -186,8 +187,12 @@ impl MagnetSwarm {
         if let Some(port) = self.options.dht_port.filter(|_| init.dht) {
             encode(&Message::Port(port), &mut control);
         }
+        let named = self.contacts.source_of(init.addr).unwrap_or(Source::Operator);
+        let source = if init.outgoing { named } else { Source::Incoming };
+        self.shared.seat(source);
         let key = key_of(self.peers.insert(Peer {
             init,
+            source,
             connected_at: now,
             last_heard_at: now,
             last_sent_at: now,
@@ -234,7 +239,8 @@ impl MagnetSwarm {
         if self.shared.is_banned(now, init.addr) {
             return Err(Refused::Banned);
         }
-        if local && !init.outgoing && !self.options.welcomes(ip) {
+        let is_welcome = || self.options.welcomes(ip) || self.contacts.is_neighbour(ip);
+        if local && !init.outgoing && !is_welcome() {
             return Err(Refused::LocalAddress);
         }
         if others().any(|other| other.addr == init.addr || other.peer_id == init.peer_id) {
@@ -270,6 +276,7 @@ impl MagnetSwarm {
     /// The connection is gone, for whatever reason; its key is free from now on.
     pub fn handle_disconnected(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.try_remove(key.0 as usize) else { return };
+        self.shared.unseat(peer.source);
         self.said_len -= peer.said.as_ref().map_or(0, Vec::len);
         self.fetch.handle_gone(key);
         self.actions.retain(|action| {
@@ -485,6 +492,16 @@ impl MagnetSwarm {
         }
     }
 
+    /// The list of whom we have nothing to do with was changed.
+    pub fn handle_blocklist(&mut self) {
+        for key in self.keys() {
+            let ip = self.peers.get(key.0 as usize).map(|peer| peer.init.addr.ip());
+            if ip.is_some_and(|ip| self.shared.blocks(ip)) {
+                self.close(key, Error::Blocked);
+            }
+        }
+    }
+
     /// Asks for what can be asked for now.
     fn go_on(&mut self, now: Instant) {
         if self.is_done {
@@ -557,6 +574,13 @@ impl MagnetSwarm {
         {
             self.actions.push_back(MagnetAction::Close(key, reason));
         }
+    }
+}
+
+impl Drop for MagnetSwarm {
+    /// Seats of the worker that its peers held are free again.
+    fn drop(&mut self) {
+        self.peers.iter().for_each(|(_, peer)| self.shared.unseat(peer.source));
     }
 }
 

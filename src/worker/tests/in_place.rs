@@ -195,7 +195,7 @@ fn peers_that_hold_all_buffers_make_room_for_others() {
     let (held, wanted) =
         (Torrent::new(&[("one", 24 << 20)], 1 << 20, 50), any_torrent(2_000_000, 51));
     let buffer_count = IN_PLACE_BYTES_MAX / BLOCK_LEN as usize;
-    process::raise_open_files().unwrap();
+    crate::sys::process::raise_open_files().unwrap();
     on_every_ring(Faults::rough(), 130..131, |ring| {
         let options = Options { connections_max: 2 * buffer_count, ..tight(0) };
         let mut leecher = Fleet::start(2, 1, ring, &options);

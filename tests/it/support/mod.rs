@@ -1,6 +1,8 @@
 //! What every integration test needs: folders, processes, content, servers, waiting.
 
+pub(crate) mod capture;
 pub(crate) mod data;
+pub(crate) mod netns;
 pub(crate) mod network;
 pub(crate) mod process;
 pub(crate) mod server;

@@ -4,11 +4,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use seedring::sys::net;
 
 use super::data::Content;
 use super::process::{Process, program};
@@ -95,6 +98,7 @@ fn number_after(text: &str, key: &str) -> u32 {
 #[derive(Debug)]
 pub(crate) struct Listener {
     addr: SocketAddr,
+    socket: TcpListener,
     lines: Arc<Mutex<Vec<String>>>,
     ends: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -107,24 +111,31 @@ impl Listener {
     }
 
     /// Starts one that names these peers, of six bytes each (BEP 23).
-    pub(crate) fn naming(peers: &'static [u8]) -> Self {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = socket.local_addr().unwrap();
+    pub(crate) fn naming(peers: &[u8]) -> Self {
+        Self::telling("127.0.0.1", peers, None)
+    }
+
+    /// Starts one on `host` that names these peers, and tells everybody that it sees them at an
+    /// address (BEP 24).
+    pub(crate) fn telling(host: &str, peers: &[u8], external: Option<[u8; 4]>) -> Self {
+        let socket = TcpListener::bind((host, 0)).unwrap();
+        let peers = peers.to_vec();
+        let (addr, accepting) = (socket.local_addr().unwrap(), socket.try_clone().unwrap());
         let (lines, ends) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let thread = std::thread::spawn({
             let (lines, ends) = (Arc::clone(&lines), Arc::clone(&ends));
             move || {
-                while let Ok((stream, _)) = socket.accept() {
+                while let Ok((stream, _)) = accepting.accept() {
                     if ends.load(Relaxed) {
                         return;
                     }
-                    if let Some(line) = answer(stream, peers) {
+                    if let Some(line) = answer(stream, &peers, external) {
                         lines.lock().unwrap().push(line);
                     }
                 }
             }
         });
-        Self { addr, lines, ends, thread: Some(thread) }
+        Self { addr, socket, lines, ends, thread: Some(thread) }
     }
 
     /// The announce URL.
@@ -141,15 +152,15 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.ends.store(true, Relaxed);
-        // Wakes the thread; it may have ended by itself.
-        drop(TcpStream::connect(self.addr));
+        // Wakes the thread, whatever network it is in; it may have ended by itself.
+        let _ = net::shutdown(self.socket.as_fd());
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
     }
 }
 
-fn answer(mut stream: TcpStream, peers: &[u8]) -> Option<String> {
+fn answer(mut stream: TcpStream, peers: &[u8], external: Option<[u8; 4]>) -> Option<String> {
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     let mut request = Vec::new();
     let mut buffer = [0; 4096];
@@ -159,7 +170,11 @@ fn answer(mut stream: TcpStream, peers: &[u8]) -> Option<String> {
             _ => return None,
         }
     }
-    let mut body = format!("d8:intervali1800e5:peers{}:", peers.len()).into_bytes();
+    let mut body = b"d".to_vec();
+    if let Some(ip) = external {
+        body.extend_from_slice(&[&b"11:external ip4:"[..], &ip].concat());
+    }
+    body.extend_from_slice(format!("8:intervali1800e5:peers{}:", peers.len()).as_bytes());
     body.extend_from_slice(peers);
     body.push(b'e');
     let head =
