@@ -22,7 +22,7 @@ use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS_MAX, Probed, Trial};
 use super::settings::Settings;
 pub use super::start::StartError;
-use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
+use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, new_seed, start_workers};
 use super::udp::{Hub, Machine};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, DatagramKind, HashReason, Registry};
@@ -220,7 +220,7 @@ impl Engine {
         if let Some(finder) = &finder {
             hub.attach(DatagramKind::Dht, finder.machine());
         }
-        let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
+        let mut config = tracker::Config::new(shared.peer_id, port, new_seed()?);
         config.policy = settings.policy.clone();
         config.bind.clone_from(&settings.bind);
         config.options.parallel_tiers = settings.parallel_tiers;
