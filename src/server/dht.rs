@@ -134,6 +134,13 @@ impl Finder {
         dht.nodes().iter().map(|node| node.gauges(now).good_count).sum()
     }
 
+    /// Torrents that are named to others.
+    #[cfg(test)]
+    pub(super) fn torrent_count(&self) -> usize {
+        let (dht, now) = (self.lock(), clock::now());
+        dht.nodes().iter().map(|node| node.gauges(now).torrent_count).max().unwrap_or(0)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Dht> {
         self.dht.lock().unwrap_or_else(PoisonError::into_inner)
     }

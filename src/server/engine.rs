@@ -22,7 +22,9 @@ use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS_MAX, Probed, Trial};
 use super::settings::Settings;
 pub use super::start::StartError;
-use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, new_seed, start_workers};
+use super::start::{
+    check_bind, choose_cores, fitting_connections, new_peer_id, new_seed, start_workers,
+};
 use super::udp::{Hub, Machine};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, DatagramKind, HashReason, Registry};
