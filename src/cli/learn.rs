@@ -86,7 +86,7 @@ pub(super) async fn learn(
 /// The wait for metadata.
 struct Wait {
     info_hash: InfoHash,
-    /// The most blocks that had come, and since when there are no more.
+    /// The bytes that had come in all, and since when there are no more.
     most: (u64, Instant),
     /// When the wait for a first peer began, until there was one or it was said.
     lonely_since: Option<Instant>,
@@ -123,14 +123,14 @@ impl Wait {
         }
     }
 
-    /// Whether no more has come for longer than was allowed. What liars make come again does not
-    /// count.
+    /// Whether nothing has come for longer than was allowed. What comes from those who are known to
+    /// have lied does not count; what comes after another one's lie was found out does.
     fn is_stuck(&mut self, engine: &Engine) -> bool {
-        let blocks =
-            engine.magnet(&self.info_hash).map_or(0, |it| it.progress.blocks.load(Relaxed));
+        let accepted =
+            engine.magnet(&self.info_hash).map_or(0, |it| it.progress.accepted.load(Relaxed));
         let now = clock::now();
-        if blocks > self.most.0 {
-            self.most = (blocks, now);
+        if accepted > self.most.0 {
+            self.most = (accepted, now);
         }
         self.timeout.is_some_and(|timeout| now - self.most.1 >= timeout)
     }

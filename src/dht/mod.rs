@@ -8,7 +8,8 @@
 //! Reading order: [`krpc`] and [`encode`] are the datagrams; `table` knows nodes, `lookup` walks
 //! over them, `pending` waits for answers; `store` and `secrets` serve others, `limiter` and the
 //! budget of answers protect others from us; `schedule` decides what is looked up when; [`node`]
-//! joins them. Private torrents (BEP 27) never get here: their owner does not name them.
+//! joins them. Private torrents (BEP 27) do not get here: their owner does not name them, but for one
+//! of which only a magnet link is known, until its metadata says that it is private.
 #![forbid(unsafe_code)]
 
 mod address;

@@ -2,7 +2,9 @@
 //!
 //! Public torrents and names of nodes enter, peers leave; the machine that does the work
 //! ([`crate::dht`]) is turned by the hub of all machines ([`super::udp`]). Invariant: a private
-//! torrent (BEP 27) is never named to it, and names are looked up without anybody waiting.
+//! torrent (BEP 27) is not named to it from the moment that we know it is one, which is never for a
+//! `.torrent` file; that of a magnet link is private or not only once its metadata is here. Names are
+//! looked up without anybody waiting.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use ::ring::rand::{SecureRandom, SystemRandom};
 
 use super::engine::StartError;
+use super::start::new_seed;
 use super::udp::{Machine, Transmit};
 use crate::dht::{Announce, Config, Dht, Event, from_file};
 use crate::metainfo::Metainfo;
@@ -65,7 +68,7 @@ impl Finder {
         for (&local, saved) in udp.addrs().iter().zip(saved) {
             let mut secret = [0; 32];
             SystemRandom::new().fill(&mut secret).map_err(|_| StartError::Random)?;
-            let config = Config::new(local, policy.clone(), secret, fastrand::u64(..));
+            let config = Config::new(local, policy.clone(), secret, new_seed()?);
             configs.push(Config { saved, ..config });
         }
         if configs.is_empty() {
@@ -107,11 +110,17 @@ impl Finder {
         }
     }
 
-    /// Looks for peers of a torrent without metadata, and announces that we want it.
+    /// Looks for peers of a torrent without metadata, and announces that we want it. Nobody can
+    /// know yet whether it is private.
     pub(super) fn seek(&self, info_hash: InfoHash) {
         let announce = Announce { port: self.port, is_seed: false };
-        if !self.lock().add_torrent(clock::now(), info_hash, announce) {
+        let mut dht = self.lock();
+        if !dht.add_torrent(clock::now(), info_hash, announce) {
             tracing::warn!(torrent = %info_hash, "too many torrents: not in the DHT");
+        }
+        // Somebody waits for it; announces of many torrents may be overdue.
+        if !dht.find_peers(info_hash) {
+            tracing::debug!(torrent = %info_hash, "its peers are looked for in its turn");
         }
     }
 
@@ -162,6 +171,13 @@ impl Finder {
     /// What is worth saving, if anything is.
     pub(super) fn export(&self) -> Option<Vec<u8>> {
         self.lock().export(clock::now())
+    }
+
+    /// Torrents that are named to others.
+    #[cfg(test)]
+    pub(super) fn torrent_count(&self) -> usize {
+        let (dht, now) = (self.lock(), clock::now());
+        dht.nodes().iter().map(|node| node.gauges(now).torrent_count).max().unwrap_or(0)
     }
 
     fn lock(&self) -> MutexGuard<'_, Dht> {

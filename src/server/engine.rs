@@ -25,7 +25,9 @@ use super::ports::{self, Ports};
 use super::retry::{CheckResult, PROBE_THREADS_MAX, Probed, Trial};
 use super::settings::Settings;
 pub use super::start::StartError;
-use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
+use super::start::{
+    check_bind, choose_cores, fitting_connections, new_peer_id, new_seed, start_workers,
+};
 use super::udp::{Hub, Machine};
 use crate::metainfo::Metainfo;
 use crate::metrics::{Core, DatagramKind, HashReason, Registry};
@@ -235,7 +237,7 @@ impl Engine {
         let neighbours = settings
             .lsd
             .then(|| Neighbours::new(&ports.addrs, settings.bind.as_ref(), Arc::clone(cells)));
-        let mut config = tracker::Config::new(shared.peer_id, port, fastrand::u64(..));
+        let mut config = tracker::Config::new(shared.peer_id, port, new_seed()?);
         config.policy = settings.policy.clone();
         config.bind.clone_from(&settings.bind);
         config.options.parallel_tiers = settings.parallel_tiers;

@@ -32,7 +32,7 @@ const LOOK_UPS_MAX: usize = 8;
 /// Addresses of one name that are used.
 const ADDRESSES_MAX: usize = 8;
 
-/// How long it is until names that were not found are looked up again, at first and at last.
+/// How long it is until names are looked up again, at first and at last.
 const LOOK_UP_WAIT_MIN: Duration = Duration::from_secs(30);
 /// See [`LOOK_UP_WAIT_MIN`].
 const LOOK_UP_WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -124,8 +124,10 @@ impl Engine {
     /// The metadata of a link came; its SHA-1 is the info-hash.
     pub(super) fn on_metadata(&mut self, info_hash: InfoHash, info: &[u8]) -> Option<Event> {
         let pending = self.magnets.get(&info_hash)?;
+        let home = pending.home;
         match pending.link.metainfo(info) {
             Ok(metainfo) => {
+                self.keep_private(&metainfo, home);
                 self.cells.metadata_fetches[MetadataResult::Ok].add(1);
                 Some(Event::Metadata(Box::new(metainfo)))
             }
@@ -141,17 +143,27 @@ impl Engine {
     /// same.
     pub(super) fn end_magnet(&mut self, metainfo: &Metainfo) {
         let Some(pending) = self.magnets.remove(&metainfo.info_hash) else { return };
+        self.keep_private(metainfo, pending.home);
         pending.totals.left.store(metainfo.geometry.total_len(), Relaxed);
         let announced = pending.link.trackers.iter().map(std::slice::from_ref);
         if !announced.eq(metainfo.trackers.iter().map(Vec::as_slice)) {
             self.trackers.remove(metainfo.info_hash);
         }
-        if let Some(finder) = self.finder.as_ref().filter(|_| metainfo.private) {
+    }
+
+    /// The torrent of a link is known: if it is private (BEP 27), nobody is told of it any more, and
+    /// strangers go at once, however long its check takes.
+    fn keep_private(&mut self, metainfo: &Metainfo, home: usize) {
+        if !metainfo.private {
+            return;
+        }
+        if let Some(finder) = &self.finder {
             finder.remove(metainfo.info_hash);
         }
-        if let Some(neighbours) = self.neighbours.as_mut().filter(|_| metainfo.private) {
+        if let Some(neighbours) = &mut self.neighbours {
             neighbours.remove(&metainfo.info_hash);
         }
+        self.post(home, Letter::Private(metainfo.info_hash));
     }
 
     /// The worker that has the fewest torrents.
@@ -200,30 +212,29 @@ impl Engine {
             return;
         }
         let (turns, sender) = (Arc::clone(&self.names.turns), self.names.sender.clone());
-        tokio::spawn(look_up(Arc::downgrade(link), turns, sender));
+        tokio::spawn(look_up(Arc::downgrade(link), turns, sender, LOOK_UP_WAIT_MIN));
     }
 }
 
-/// Looks the peers of a link up that are named, and again after a while where that failed, until
-/// nobody needs the link any more.
+/// Looks the peers of a link up that are named, again and again after `wait` and longer, because a name may come to mean
+/// another host, until nobody needs the link any more.
 async fn look_up(
     link: Weak<Magnet>,
     turns: Arc<Semaphore>,
     sender: mpsc::Sender<(InfoHash, Vec<SocketAddr>)>,
+    mut wait: Duration,
 ) {
-    let Some((info_hash, mut names)) = link.upgrade().map(|link| {
+    let Some((info_hash, names)) = link.upgrade().map(|link| {
         let named = link.peers.iter().filter(|peer| peer.addr().is_none());
         (link.info_hash, named.map(|peer| (peer.host.to_string(), peer.port)).collect::<Vec<_>>())
     }) else {
         return;
     };
-    let mut wait = LOOK_UP_WAIT_MIN;
     loop {
-        let mut missing = Vec::new();
-        for (host, port) in names {
+        for (host, port) in &names {
             // It is never closed.
             let turn = turns.acquire().await;
-            let found = tokio::net::lookup_host((host.as_str(), port)).await;
+            let found = tokio::net::lookup_host((host.as_str(), *port)).await;
             let found = found.map(|addrs| addrs.take(ADDRESSES_MAX).collect::<Vec<_>>());
             drop(turn);
             if link.strong_count() == 0 {
@@ -238,18 +249,37 @@ async fn look_up(
                 }
                 Err(error) => {
                     tracing::debug!(torrent = %info_hash, host, %error, "cannot look up a peer");
-                    missing.push((host, port));
                 }
             }
         }
-        if missing.is_empty() {
-            return;
-        }
-        names = missing;
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LOOK_UP_WAIT_MAX);
         if link.strong_count() == 0 {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_are_looked_up_as_long_as_the_link_is_needed() {
+        let link = "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567\
+                    &x.pe=localhost:7000&x.pe=no.such.name.invalid:1";
+        let link = Arc::new(Magnet::parse(link).unwrap());
+        let (sender, mut found) = mpsc::channel(1);
+        let turns = Arc::new(Semaphore::new(1));
+        let wait = Duration::from_millis(1);
+        let task = tokio::spawn(look_up(Arc::downgrade(&link), turns, sender, wait));
+        for _ in 0..3 {
+            let (info_hash, addrs) = found.recv().await.unwrap();
+            assert_eq!(info_hash, link.info_hash);
+            assert!(addrs.iter().all(|addr| addr.ip().is_loopback() && addr.port() == 7000));
+        }
+        drop(link);
+        while found.recv().await.is_some() {}
+        task.await.unwrap();
     }
 }

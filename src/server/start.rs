@@ -85,6 +85,15 @@ pub(super) fn check_bind(bind: Option<&Bind>) -> Result<(), StartError> {
     }
 }
 
+/// A seed that nobody can guess.
+pub(super) fn new_seed() -> Result<u64, StartError> {
+    use ::ring::rand::SecureRandom;
+    let mut random = [0; 8];
+    let system = ::ring::rand::SystemRandom::new();
+    system.fill(&mut random).map_err(|_| StartError::Random)?;
+    Ok(u64::from_le_bytes(random))
+}
+
 /// A peer id of BEP 20's shape: `-sg<version>-` and random digits and letters.
 pub(super) fn new_peer_id() -> Result<PeerId, StartError> {
     use ::ring::rand::SecureRandom;

@@ -1,6 +1,7 @@
 //! The engine with one real worker, and torrents whose files fail them.
 
 mod datagrams;
+mod magnets;
 
 use std::fs;
 use std::path::{Path, PathBuf};

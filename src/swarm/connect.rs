@@ -8,6 +8,7 @@ use super::bans::{Offender, is_local};
 use super::options::{CONTACTS_MAX, RECENT_MAX, RECENT_TTL};
 use super::peer::{Error, Peer, PeerInit, PeerKey, Pieces, Refused};
 use super::{Action, Source, Swarm, key_of};
+use crate::units::PeerId;
 use crate::wire::Message;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,6 +18,18 @@ use std::time::{Duration, Instant};
 const CROSSING_MAX: Duration = Duration::from_secs(10);
 /// A connection that lasted this long shows that the address is worth another try soon.
 const WORTHWHILE: Duration = Duration::from_secs(60);
+
+/// Whether a new connection with somebody replaces the one that there is, `outgoing` or not and of
+/// this age, because both crossed.
+pub(super) fn wins_crossing(
+    ours: &PeerId,
+    new: &PeerInit,
+    old_outgoing: bool,
+    age: Duration,
+) -> bool {
+    let is_crossing = old_outgoing != new.outgoing && age < CROSSING_MAX;
+    is_crossing && new.outgoing == (*ours < new.peer_id)
+}
 
 impl Swarm {
     /// Takes in a peer whose handshake is through, and greets it.
@@ -100,13 +113,15 @@ impl Swarm {
         if self.by_addr.contains_key(&init.addr) {
             return Err(Refused::Duplicate);
         }
+        if init.outgoing && !self.expects(init.addr) {
+            return Err(Refused::Private);
+        }
         if let Some(&old) = self.by_id.get(&init.peer_id) {
-            let ours_first = self.options.peer_id < init.peer_id;
-            let crossing = self.peer(old).is_some_and(|peer| {
-                peer.outgoing != init.outgoing
-                    && now.saturating_duration_since(peer.connected_at) < CROSSING_MAX
+            let wins = self.peer(old).is_some_and(|peer| {
+                let age = now.saturating_duration_since(peer.connected_at);
+                wins_crossing(&self.options.peer_id, init, peer.outgoing, age)
             });
-            if !crossing || init.outgoing != ours_first {
+            if !wins {
                 return Err(Refused::Duplicate);
             }
             self.close(old, Error::Replaced);
@@ -252,6 +267,19 @@ impl Swarm {
     /// another way: it counts as one more try, and fails if not.
     pub fn may_connect_again(&self, now: Instant, addr: SocketAddr) -> bool {
         self.contacts.may_connect_again(now, addr, &self.shared)
+    }
+
+    /// An address given out by `Action::Connect` was not tried, for want of room elsewhere: it is
+    /// not to blame, and comes again.
+    pub fn handle_connect_postponed(&mut self, now: Instant, addr: SocketAddr) {
+        self.contacts.postponed(now, addr);
+        self.settle(now);
+    }
+
+    /// Whether a connection with `addr`, begun by us, may go on as far as privacy is concerned: in a
+    /// private torrent (BEP 27) with those whom a tracker or whoever runs this has named.
+    pub fn expects(&self, addr: SocketAddr) -> bool {
+        !self.options.private || self.contacts.suits_private(addr)
     }
 
     /// Whether another connection may be tried.

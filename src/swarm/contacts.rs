@@ -17,8 +17,13 @@ use std::time::{Duration, Instant};
 /// Wait before the second attempt; each further one waits three times as long.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(900);
-/// Failures in a row after which an address is forgotten, unless an operator gave it.
+/// Failures in a row after which an address is forgotten, unless an operator or a link gave it.
 const FAILURES_MAX: u32 = 7;
+/// Addresses of a link that are known and of which none is forgotten: as many as it can name. Names
+/// among them lead to new addresses again and again, so that more may be known.
+const MAGNET_KEPT_MAX: usize = crate::metainfo::magnet::PEERS_MAX;
+/// How long nothing is tried after there was no room: at a full worker thousands of torrents wait.
+const POSTPONE: Duration = Duration::from_secs(15);
 
 /// Addresses of one host, under its ports, that are known of gossip.
 const PER_HOST_KNOWN_MAX: usize = 8;
@@ -305,18 +310,47 @@ impl Contacts {
         };
         contact.failures = contact.failures.saturating_add(1);
         let wait = RETRY_FIRST.saturating_mul(3u32.saturating_pow(contact.failures - 1));
-        if contact.failures > FAILURES_MAX && contact.source != Source::Operator {
+        let (is_hopeless, source, rank) =
+            (contact.failures > FAILURES_MAX, contact.source, contact.rank);
+        if is_hopeless && !self.is_kept(source) {
             self.forget(addr);
         } else {
-            let rank = contact.rank;
             self.set(addr, State::Due(now + wait.min(RETRY_MAX), rank));
         }
+    }
+
+    /// Whether an address of this source stays, however often it failed.
+    fn is_kept(&self, source: Source) -> bool {
+        let named = || self.known.values().filter(|contact| contact.source == Source::Magnet);
+        match source {
+            Source::Operator => true,
+            Source::Magnet => named().count() <= MAGNET_KEPT_MAX,
+            _ => false,
+        }
+    }
+
+    /// There was no room to try `addr`: it keeps its turn, and nothing is tried for a moment.
+    pub(super) fn postponed(&mut self, now: Instant, addr: SocketAddr) {
+        let Some(contact) = self.known.get(&addr) else { return };
+        let rank = contact.rank;
+        self.set(addr, State::Due(now, rank));
+        self.budget = 0;
+        self.budget_at = Some(now + POSTPONE);
+    }
+
+    /// Whether `addr` is known, of a source that suits a private torrent.
+    pub(super) fn suits_private(&self, addr: SocketAddr) -> bool {
+        self.source_of(addr).is_some_and(Source::suits_private)
     }
 
     /// There is a connection, but it is not wanted; for most reasons it may be another time.
     pub(super) fn refused(&mut self, now: Instant, addr: SocketAddr, why: &Refused) {
         match why {
-            Refused::Ourselves | Refused::Banned | Refused::Blocked | Refused::LocalAddress => {
+            Refused::Ourselves
+            | Refused::Banned
+            | Refused::Blocked
+            | Refused::LocalAddress
+            | Refused::Private => {
                 self.useless(addr);
             }
             Refused::Duplicate | Refused::Full | Refused::FullForAddress => self.failed(now, addr),
@@ -397,6 +431,10 @@ impl Contacts {
         assert_eq!(self.due.len(), count(|state| matches!(state, State::Due(..))));
     }
 }
+
+#[cfg(test)]
+#[path = "contacts_tests.rs"]
+mod more_tests;
 
 #[cfg(test)]
 mod tests {

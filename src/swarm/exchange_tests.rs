@@ -175,6 +175,9 @@ fn what_peers_tell_is_tried_within_limits() {
 #[test]
 fn a_private_torrent_exchanges_nothing_and_refuses_strangers() {
     let mut world = World::new(Options { private: true, ..Options::default() });
+    let named = [addr(1, 5001), addr(2, 5002)];
+    world.swarm.handle_contacts(world.now, Source::Tracker, &named);
+    assert_eq!(world.connects(), named);
     let first = world.join(addr(1, 5001), true, None);
     world.join(addr(2, 5002), true, None);
     world.tell(first, &added(&[addr(9, 6000)])).unwrap();

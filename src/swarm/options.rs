@@ -9,6 +9,7 @@ use super::blocklist::Blocklist;
 use super::choker::{Choker, Phase, Slots, default_of};
 use super::contacts::{SOURCE_COUNT, Source};
 use super::destinations::{Destinations, Wait};
+use super::magnet::METADATA_BYTES_MAX;
 use super::priority::canonical_priority;
 use crate::dht::Votes;
 use crate::metainfo::RawInfo;
@@ -233,6 +234,12 @@ pub struct Shared {
     pub piece_bytes_max: Cell<u64>,
     /// Bytes of pieces that its swarms have in memory; the swarms keep it.
     pub(super) piece_bytes: Cell<u64>,
+    /// Bytes of metadata that its torrents may have in memory before it is judged.
+    pub(super) metadata_bytes_max: Cell<u64>,
+    /// Bytes of it that they have; torrents without metadata keep it.
+    pub(super) metadata_bytes: Cell<u64>,
+    /// Bytes of what their peers said about pieces; they keep it.
+    pub(super) said_bytes: Cell<u64>,
     /// Peers that its swarms have unchoked; the swarms keep it.
     pub(super) unchoked: Cell<u32>,
     /// What its swarms count.
@@ -286,6 +293,9 @@ impl Shared {
             slots: Cell::new(slots),
             piece_bytes_max: Cell::new(u64::MAX),
             piece_bytes: Cell::new(0),
+            metadata_bytes_max: Cell::new(METADATA_BYTES_MAX),
+            metadata_bytes: Cell::new(0),
+            said_bytes: Cell::new(0),
             unchoked: Cell::new(0),
             counted: Cell::default(),
             connects_per_second_max: Cell::new(WORKER_CONNECTS_PER_SECOND_MAX),
@@ -416,6 +426,11 @@ impl Shared {
     /// Bytes of pieces that the worker's swarms have in memory.
     pub fn piece_bytes(&self) -> u64 {
         self.piece_bytes.get()
+    }
+
+    /// Whether torrents without metadata have more of it in memory than they may.
+    pub fn has_too_much_metadata(&self) -> bool {
+        self.metadata_bytes.get() > self.metadata_bytes_max.get()
     }
 
     /// Peers that the worker's swarms have unchoked.

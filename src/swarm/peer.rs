@@ -64,6 +64,9 @@ pub enum Refused {
     /// Loopback and private addresses are not welcome here.
     #[error("the address is local, and net.allow_local does not open it")]
     LocalAddress,
+    /// A private torrent, and the peer was not learnt from a tracker.
+    #[error("the torrent is private, and the peer was not learnt from a tracker")]
+    Private,
 }
 
 impl Refused {
@@ -77,6 +80,7 @@ impl Refused {
             Self::Full => "full",
             Self::FullForAddress => "full_for_address",
             Self::LocalAddress => "local_address",
+            Self::Private => "private",
         }
     }
 }

@@ -196,11 +196,13 @@ impl<D: Driver> Worker<D> {
     }
 
     fn connect_by(&mut self, torrent: Subject, addr: SocketAddr, way: Way) {
-        let full = self.conns.len() >= self.options.connections_max
-            || self.outgoing_count >= OUTGOING_MAX
-            || self.stopping.is_some();
-        if full || !self.may_meet_peers(torrent) {
+        if self.stopping.is_some() || !self.may_meet_peers(torrent) {
             return self.connect_failed(torrent, addr);
+        }
+        let full =
+            self.conns.len() >= self.options.connections_max || self.outgoing_count >= OUTGOING_MAX;
+        if full || !self.has_room_for(torrent) {
+            return self.connect_postponed(torrent, addr);
         }
         let socket = match net::outgoing(&addr, self.options.bind.as_ref()) {
             Ok(socket) => Rc::new(socket),
@@ -513,6 +515,8 @@ fn refusal(refused: &Refused) -> HandshakeResult {
         Refused::Ourselves => HandshakeResult::Itself,
         Refused::Duplicate => HandshakeResult::Duplicate,
         Refused::Full | Refused::FullForAddress => HandshakeResult::Limit,
-        Refused::Banned | Refused::Blocked | Refused::LocalAddress => HandshakeResult::Refused,
+        Refused::Banned | Refused::Blocked | Refused::LocalAddress | Refused::Private => {
+            HandshakeResult::Refused
+        }
     }
 }

@@ -13,14 +13,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::connection::{MagnetPeer, Peer, Phase, Subject};
+use super::connection::{Conn, MagnetPeer, Peer, Phase, Subject};
 use super::fetch::{PROGRESS_INTERVAL, why_closed};
 use super::mailbox::{MetadataProgress, NewMagnet, Report};
 use super::table::{Key, Table};
 use super::{Timer, Worker};
-use crate::metrics::{Direction, DisconnectReason};
+use crate::metrics::{Direction, DisconnectReason, HandshakeResult};
 use crate::ring::{Batch, Driver};
-use crate::swarm::{Carried, MagnetAction, MagnetSwarm, Options, PeerKey, Source, Swarm};
+use crate::swarm::{
+    Carried, MagnetAction, MagnetSwarm, Options, PeerKey, Source, Swarm, TURNOVER_PAUSE,
+};
 use crate::units::{Bitfield, Geometry, InfoHash};
 use crate::wire::Incoming;
 
@@ -54,6 +56,8 @@ pub(super) struct Magnets {
     /// Those to look at before the turn ends.
     dirty: Vec<Key>,
     conn_count: usize,
+    /// When their peers were last asked to make room for each other.
+    turned_over_at: Option<Instant>,
 }
 
 impl Magnets {
@@ -95,6 +99,7 @@ impl Magnet {
         self.progress.sources.store(self.swarm.source_count() as u64, Relaxed);
         self.progress.blocks.store(blocks.into(), Relaxed);
         self.progress.blocks_all.store(blocks_all.into(), Relaxed);
+        self.progress.accepted.store(self.swarm.accepted(), Relaxed);
     }
 }
 
@@ -139,6 +144,72 @@ impl<D: Driver> Worker<D> {
     /// Whether torrents without metadata may have one more connection.
     pub(super) fn has_room_for_magnets(&self) -> bool {
         self.magnets.conn_count < self.options.connections_max.div_ceil(CONNS_SHARE)
+    }
+
+    /// Has the peers that are of no use give way, whichever torrent they are for: a few torrents
+    /// must not keep all others waiting. What comes free is free in a moment, not now.
+    pub(super) fn make_room_for_magnets(&mut self) -> bool {
+        let now = self.now;
+        let is_soon = |at: Instant| now.saturating_duration_since(at) < TURNOVER_PAUSE;
+        if !self.magnets.turned_over_at.is_some_and(is_soon) {
+            self.magnets.turned_over_at = Some(now);
+            for key in self.magnets.table.keys() {
+                if let Some(magnet) = self.magnets.get_mut(key) {
+                    magnet.swarm.close_silent(now);
+                    self.touch_magnet(key);
+                }
+            }
+        }
+        false
+    }
+
+    /// Has those give memory up that are missed least, while torrents without metadata together
+    /// have too much.
+    fn shed_metadata(&mut self) {
+        while self.budget.has_too_much_metadata() {
+            let worth = |key: &Key| self.magnets.get(*key)?.swarm.least_worth();
+            let holding = self.magnets.table.keys().into_iter();
+            let least = holding.filter_map(|key| Some((worth(&key)?, key)));
+            let Some((_, key)) = least.min_by(|(one, _), (other, _)| one.cmp(other)) else {
+                return;
+            };
+            if let Some(magnet) = self.magnets.get_mut(key) {
+                tracing::debug!(torrent = %magnet.info_hash, "metadata dropped for want of memory");
+                magnet.swarm.drop_least(self.now);
+                self.touch_magnet(key);
+            }
+        }
+    }
+
+    /// A torrent without metadata turned out to be private: whoever must not be its peer goes, and
+    /// whoever is being tried.
+    pub(super) fn make_private(&mut self, info_hash: &InfoHash) {
+        let Some(key) = self.magnets.find(info_hash) else { return };
+        if let Some(magnet) = self.magnets.get_mut(key) {
+            magnet.swarm.make_private();
+        }
+        self.touch_magnet(key);
+        self.give_up_strangers(Subject::Magnet(key));
+    }
+
+    /// Ends the connections under way with whom a private torrent must not connect to.
+    fn give_up_strangers(&mut self, subject: Subject) {
+        let expects = |addr| match subject {
+            Subject::Torrent(key) => {
+                self.torrents.get(key).is_some_and(|it| it.swarm.expects(addr))
+            }
+            Subject::Magnet(key) => self.magnets.get(key).is_some_and(|it| it.swarm.expects(addr)),
+        };
+        let is_stranger = |conn: &Conn| match conn.phase {
+            Phase::Connecting { torrent } | Phase::Outgoing { torrent, .. } => {
+                torrent == subject && !expects(conn.addr)
+            }
+            _ => false,
+        };
+        let keys = self.conns.keys().into_iter();
+        let strangers: Vec<Key> =
+            keys.filter(|&key| self.conns.get(key).is_some_and(is_stranger)).collect();
+        strangers.into_iter().for_each(|key| self.give_up(key, HandshakeResult::Refused));
     }
 
     pub(super) fn add_magnet_contacts(
@@ -210,6 +281,7 @@ impl<D: Driver> Worker<D> {
         };
         let watch = peer.decoder.progress().filter(|_| !is_watched);
         self.core.protocol_bytes[Direction::Incoming].add(bytes.len() as u64);
+        self.shed_metadata();
         self.touch_magnet(magnet_key);
         if let Some(reason) = failed {
             return self.close(key, reason);
@@ -367,6 +439,7 @@ impl<D: Driver> Worker<D> {
                 _ => {}
             }
         }
+        self.give_up_strangers(Subject::Torrent(torrent));
     }
 
     /// Forgets a torrent without metadata, if there is one.

@@ -32,6 +32,8 @@ pub enum Letter {
     /// A torrent of which no more than the info-hash is known. When it is known, its `Add` goes to
     /// the same worker, and the connections go on.
     AddMagnet(Box<NewMagnet>),
+    /// A torrent that this worker knows by its info-hash only is private (BEP 27).
+    Private(InfoHash),
     /// Close the torrent's peers and forget it; `Report::Removed` is the answer.
     Remove(InfoHash),
     /// Addresses of peers.
@@ -127,6 +129,8 @@ pub struct MetadataProgress {
     pub peers: AtomicU64,
     /// Those among them that claim to have the metadata.
     pub sources: AtomicU64,
+    /// Bytes of it that have come, also in attempts that were given up: no progress, no more of them.
+    pub accepted: AtomicU64,
     /// Blocks of it that have come.
     pub blocks: AtomicU64,
     /// Blocks in all, as far as anybody has said; 0 if nobody has.

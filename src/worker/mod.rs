@@ -367,6 +367,7 @@ impl<D: Driver> Worker<D> {
         match letter {
             Letter::Add(new) => self.add_torrent(*new),
             Letter::AddMagnet(new) => self.add_magnet(*new),
+            Letter::Private(info_hash) => self.make_private(&info_hash),
             Letter::Remove(info_hash) => self.remove_torrent(&info_hash),
             Letter::Contacts { info_hash, source, addrs } => {
                 self.add_contacts(&info_hash, source, &addrs);

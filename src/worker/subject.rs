@@ -31,7 +31,16 @@ impl<D: Driver> Worker<D> {
     pub(super) fn may_meet_peers(&self, subject: Subject) -> bool {
         match subject {
             Subject::Torrent(key) => self.torrents.get(key).is_some_and(|it| !it.has_failed()),
-            Subject::Magnet(key) => self.magnets.get(key).is_some() && self.has_room_for_magnets(),
+            Subject::Magnet(key) => self.magnets.get(key).is_some(),
+        }
+    }
+
+    /// Whether there is room for another connection of a torrent among those of its kind; if not,
+    /// those who are of no use are asked to go.
+    pub(super) fn has_room_for(&mut self, subject: Subject) -> bool {
+        match subject {
+            Subject::Torrent(_) => true,
+            Subject::Magnet(_) => self.has_room_for_magnets() || self.make_room_for_magnets(),
         }
     }
 
@@ -62,6 +71,23 @@ impl<D: Driver> Worker<D> {
                 self.magnets.get_mut(key).is_some_and(|it| it.swarm.may_connect_again(now, addr))
             }
         }
+    }
+
+    /// There was no room for a connection that a torrent has asked for: its address is not to blame.
+    pub(super) fn connect_postponed(&mut self, subject: Subject, addr: SocketAddr) {
+        match subject {
+            Subject::Torrent(key) => {
+                if let Some(torrent) = self.torrents.get_mut(key) {
+                    torrent.swarm.handle_connect_postponed(self.now, addr);
+                }
+            }
+            Subject::Magnet(key) => {
+                if let Some(magnet) = self.magnets.get_mut(key) {
+                    magnet.swarm.handle_connect_postponed(self.now, addr);
+                }
+            }
+        }
+        self.touch_subject(subject);
     }
 
     pub(super) fn touch_subject(&mut self, subject: Subject) {
@@ -112,13 +138,13 @@ impl<D: Driver> Worker<D> {
                 Some(torrent.swarm.handle_connected(now, init))
             }
             Subject::Magnet(key) => {
-                let has_room = self.has_room_for_magnets();
+                let has_room = self.has_room_for(subject);
                 let magnet = self.magnets.get_mut(key)?;
                 if has_room {
                     return Some(magnet.swarm.handle_connected(now, init));
                 }
                 if init.outgoing {
-                    magnet.swarm.handle_connect_failed(now, init.addr);
+                    magnet.swarm.handle_connect_postponed(now, init.addr);
                 }
                 Some(Err(Refused::Full))
             }

@@ -6,13 +6,13 @@
 //! without a token of ours.
 #![forbid(unsafe_code)]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use super::{CANDIDATES_HEARD_MAX, Node, OUT_MAX};
 use crate::dht::Contact;
 use crate::dht::NodeId;
-use crate::dht::address::{Origin, Subnet};
+use crate::dht::address::{Origin, Subnet, is_local};
 use crate::dht::counters::{Answered, Dropped, Method};
 use crate::dht::encode::{AMPLIFICATION_MAX, DATAGRAM_LEN_MAX, ReplyOut, encode_error};
 use crate::dht::krpc::{Args, Query, Want};
@@ -77,7 +77,16 @@ impl Node {
 
     /// Whether the sender's host and network have not asked too much.
     fn admit(&mut self, now: Instant, from: SocketAddr) -> bool {
-        self.hosts.admit(now, Origin::of(from))
+        // A machine has a whole /64 to itself: were its addresses hosts of their own, it could fill
+        // their table alone.
+        let origin = match from.ip() {
+            IpAddr::V6(ip) if !is_local(from.ip()) => {
+                let net = Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64);
+                Origin::Public(net.into())
+            }
+            _ => Origin::of(from),
+        };
+        self.hosts.admit(now, origin)
             && Subnet::of(from.ip()).is_none_or(|subnet| self.subnets.admit(now, subnet))
     }
 

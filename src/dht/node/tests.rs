@@ -253,6 +253,23 @@ fn answers_are_limited_per_host_and_in_all_and_never_much_longer_than_queries() 
 }
 
 #[test]
+fn one_network_cannot_use_up_the_limits_of_all() {
+    let now = start();
+    let local = "[2001:4860::1]:6881".parse().unwrap();
+    let mut node = Node::new(now, config(local, 1));
+    let from = |net: u16, host: u64| {
+        let bits = 0x2a00 << 112 | u128::from(net) << 64 | u128::from(host);
+        SocketAddr::new(std::net::Ipv6Addr::from_bits(bits).into(), 6881)
+    };
+    let mut answered = 0;
+    for host in 1..=limiter::SOURCES_MAX as u64 + 1 {
+        answered += u32::from(ask(&mut node, now, from(1, host), &Args::Ping).is_some());
+    }
+    assert_eq!(answered, limiter::HOST_BURST);
+    assert!(ask(&mut node, now, from(2, 1), &Args::Ping).is_some(), "another network");
+}
+
+#[test]
 fn answers_are_not_sent_to_addresses_that_others_forge() {
     let now = start();
     let mut node = node(now, 1);

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::{MagnetSwarm, Peer};
 use crate::swarm::options::ADOPTED_HAVES_MAX;
-use crate::swarm::{Error, Options, PeerKey, Source, Swarm};
+use crate::swarm::{Error, Options, PeerKey, Swarm};
 use crate::units::{Bitfield, Geometry};
 use crate::wire::{Decoder, Incoming, Limits, Message, encode};
 
@@ -59,8 +59,7 @@ impl Swarm {
         else {
             return Err(Error::Forgotten);
         };
-        let source = self.contacts.source_of(init.addr).filter(|_| init.outgoing);
-        if self.options.private && !source.is_none_or(Source::suits_private) {
+        if init.outgoing && !self.expects(init.addr) {
             return Err(Error::Private);
         }
         let key = self.adopt_connection(now, init, control).map_err(|_| Error::Forgotten)?;

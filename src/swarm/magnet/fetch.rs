@@ -6,17 +6,26 @@
 //! then on one peer at a time makes it alone, those without a fault first: so one honest peer is
 //! enough, and who fails alone twice is guilty.
 //!
+//! Nobody can hold a place by being slow on purpose: while others wait who failed no more often, a
+//! length, and a peer that makes one alone, have their place for [`LIFE`], and for twice as long
+//! each time it was too short. Whoever claims another length than before has lied; whoever leaves in
+//! the middle has not delivered. Both are remembered by address ([`Faults`]).
+//!
 //! Invariant: memory is taken for what has arrived, never for what was claimed; at most
 //! [`IN_FLIGHT_MAX`] requests are under way at a peer, and [`CANDIDATES_MAX`] lengths are tried at a
 //! time.
 #![forbid(unsafe_code)]
 
 use sha1::{Digest, Sha1};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::faults::{Faults, Rank};
+use super::memory::Held;
 use crate::swarm::options::UNREQUESTED_MAX;
-use crate::swarm::{Error, Offender, PeerKey};
+use crate::swarm::{Error, Offender, PeerKey, Shared};
 use crate::units::InfoHash;
 use crate::wire::{METADATA_LEN_MAX, metadata_block, metadata_block_count};
 
@@ -28,14 +37,13 @@ const CANDIDATES_MAX: usize = 3;
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A candidate of this age that got fewer blocks than one in two seconds makes room for another.
 const CANDIDATE_AGE: Duration = Duration::from_secs(20);
+/// For how long a length, or one peer with it, is tried at first while others wait.
+const LIFE: Duration = Duration::from_secs(60);
+/// How often that time is doubled at most: then it is enough for the longest metadata at the least
+/// rate.
+const LIFE_DOUBLINGS_MAX: u32 = 5;
 /// While a claim waits for such room, it is looked for this often.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
-/// For how many seconds a peer is left alone after a failure, a reject or no answer.
-const ASIDE_SECONDS: std::ops::RangeInclusive<u64> = 20..=70;
-/// Wrong metadata of one peer alone that ban it.
-const SOLO_FAILURES_MAX: u32 = 2;
-/// Peers whose failures are remembered; they are counted although a peer comes back.
-const RECORDS_MAX: usize = 1024;
 
 /// A request to send.
 pub(super) struct Ask {
@@ -60,6 +68,18 @@ struct Source {
     len: Option<u32>,
     asked: Vec<Asked>,
     unasked: u32,
+    /// Blocks of it that were used.
+    given: u32,
+}
+
+impl Source {
+    fn is_working(&self) -> bool {
+        self.asked.iter().any(|asked| !asked.is_late)
+    }
+
+    fn give_up(&mut self) {
+        self.asked.iter_mut().for_each(|asked| asked.is_late = true);
+    }
 }
 
 struct Asked {
@@ -69,32 +89,31 @@ struct Asked {
     is_late: bool,
 }
 
-#[derive(Default)]
-struct Record {
-    failures: u32,
-    stalls: u32,
-    aside_until: Option<Instant>,
-}
-
 struct Candidate {
     blocks: BTreeMap<u32, (Box<[u8]>, Offender)>,
+    held: Held,
     /// The hash of the first so many blocks.
     hasher: Sha1,
     hashed: u32,
     /// Whether one peer has to make it alone, and which.
     is_solo: bool,
     owner: Option<PeerKey>,
+    /// Since when it has its place.
+    seated_at: Instant,
+    /// Since when it is made, this time.
     begun_at: Instant,
 }
 
 impl Candidate {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, shared: &Rc<Shared>, is_solo: bool) -> Self {
         Self {
             blocks: BTreeMap::new(),
+            held: Held::new(Rc::clone(shared), |shared| &shared.metadata_bytes),
             hasher: Sha1::new(),
             hashed: 0,
-            is_solo: false,
+            is_solo,
             owner: None,
+            seated_at: now,
             begun_at: now,
         }
     }
@@ -107,52 +126,106 @@ impl Candidate {
 
     /// From now on one peer alone makes it, from the beginning.
     fn restart_solo(&mut self, now: Instant) {
-        *self = Self { is_solo: true, ..Self::new(now) };
+        self.blocks.clear();
+        self.held.set(0);
+        (self.hasher, self.hashed) = (Sha1::new(), 0);
+        (self.is_solo, self.owner, self.begun_at) = (true, None, now);
     }
+}
+
+/// For how long somebody has a place that was too short a time this often.
+fn life(times: u32) -> Duration {
+    LIFE * (1 << times.min(LIFE_DOUBLINGS_MAX))
+}
+
+/// What is held against a peer after it has not delivered once more.
+fn after_a_stall((failures, stalls): Rank) -> Rank {
+    (failures, stalls.saturating_add(1))
 }
 
 pub(super) struct Fetch {
     info_hash: InfoHash,
+    shared: Rc<Shared>,
     sources: BTreeMap<PeerKey, Source>,
     candidates: BTreeMap<u32, Candidate>,
     /// Lengths that were made together once, and were wrong.
     solo: BTreeSet<u32>,
-    /// Claims wait for room, since the last look at this moment.
+    /// How often a length had to give way before it was whole.
+    cuts: BTreeMap<u32, u32>,
+    /// Somebody waits for room, since the last look at this moment.
     waiting_since: Option<Instant>,
-    records: BTreeMap<Offender, Record>,
+    faults: Faults,
+    /// Bytes of blocks that were used, of peers that are not known to have lied.
+    accepted: u64,
     rng: fastrand::Rng,
 }
 
 impl Fetch {
-    pub(super) fn new(info_hash: InfoHash, seed: u64) -> Self {
+    pub(super) fn new(info_hash: InfoHash, seed: u64, shared: Rc<Shared>) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
         Self {
             info_hash,
+            shared,
             sources: BTreeMap::new(),
             candidates: BTreeMap::new(),
             solo: BTreeSet::new(),
+            cuts: BTreeMap::new(),
             waiting_since: None,
-            records: BTreeMap::new(),
-            rng: fastrand::Rng::with_seed(seed),
+            faults: Faults::new(rng.u64(..)),
+            accepted: 0,
+            rng,
         }
     }
 
     /// The peer answers metadata, and claims this length, in bytes; 0 and too long ones are none.
-    pub(super) fn handle_claim(&mut self, peer: PeerKey, who: Offender, len: Option<u32>) {
+    pub(super) fn handle_claim(
+        &mut self,
+        now: Instant,
+        peer: PeerKey,
+        who: Offender,
+        len: Option<u32>,
+    ) -> Outcome {
         let len = len.filter(|len| (1..=METADATA_LEN_MAX).contains(len));
-        let source = Source { who, len: None, asked: Vec::new(), unasked: 0 };
-        let source = self.sources.entry(peer).or_insert(source);
-        if source.len != len {
+        let new = Source { who, len: None, asked: Vec::new(), unasked: 0, given: 0 };
+        let before = self.sources.entry(peer).or_insert(new).len;
+        if before == len {
+            return Outcome::Nothing;
+        }
+        let was_part = self.has_part(peer);
+        if let Some(source) = self.sources.get_mut(&peer) {
             source.len = len;
             source.asked.clear();
-            self.disown(peer);
-            self.forget_unclaimed();
         }
+        self.disown(now, peer);
+        self.forget_unclaimed();
+        match (before, len) {
+            // There is one length: one of the claims was a lie.
+            (Some(_), Some(_)) if self.faults.fail(now, who) => return Outcome::Guilty(who),
+            (Some(_), None) if was_part => self.faults.stall(now, who),
+            _ => {}
+        }
+        Outcome::Nothing
     }
 
-    pub(super) fn handle_gone(&mut self, peer: PeerKey) {
-        self.sources.remove(&peer);
-        self.disown(peer);
+    /// The connection is gone; by its own doing, or by ours.
+    pub(super) fn handle_gone(&mut self, now: Instant, peer: PeerKey, by_itself: bool) {
+        let was_part = self.has_part(peer);
+        let Some(source) = self.sources.remove(&peer) else { return };
+        if was_part && by_itself {
+            self.faults.leave(source.who);
+        }
+        self.disown(now, peer);
         self.forget_unclaimed();
+    }
+
+    /// Whether what the peer claims is being made, and not without it.
+    fn has_part(&self, peer: PeerKey) -> bool {
+        let Some(source) = self.sources.get(&peer) else { return false };
+        let candidate = source.len.and_then(|len| self.candidates.get(&len));
+        let is_maker = |it: &Candidate| {
+            it.owner == Some(peer) || it.blocks.values().any(|(_, who)| *who == source.who)
+        };
+        source.is_working() || candidate.is_some_and(is_maker)
     }
 
     /// Whether the peer claims to have the metadata.
@@ -160,11 +233,29 @@ impl Fetch {
         self.sources.get(&peer).is_some_and(|source| source.len.is_some())
     }
 
+    /// What is held against a peer that claims to have the metadata, and has given nothing that was
+    /// used or is known to have lied.
+    pub(super) fn uselessness(&self, peer: PeerKey) -> Option<Rank> {
+        let source = self.sources.get(&peer)?;
+        let rank = self.faults.rank(&source.who);
+        let is_useless = rank > (0, 0) && (source.given == 0 || rank.0 > 0);
+        is_useless.then_some(rank)
+    }
+
+    /// Whether anything is held against `who`.
+    pub(super) fn has_faults(&self, who: &Offender) -> bool {
+        self.faults.rank(who) > (0, 0)
+    }
+
+    /// Bytes of blocks that were used, of peers that are not known to have lied.
+    pub(super) fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
     /// What a peer was making alone is begun anew by another one.
-    fn disown(&mut self, peer: PeerKey) {
+    fn disown(&mut self, now: Instant, peer: PeerKey) {
         for candidate in self.candidates.values_mut().filter(|it| it.owner == Some(peer)) {
-            let at = candidate.begun_at;
-            candidate.restart_solo(at);
+            candidate.restart_solo(now);
         }
     }
 
@@ -173,6 +264,7 @@ impl Fetch {
             self.sources.values().filter_map(|source| source.len).collect();
         self.candidates.retain(|len, _| claimed.contains(len));
         self.solo.retain(|len| claimed.contains(len));
+        self.cuts.retain(|len, _| claimed.contains(len));
     }
 
     pub(super) fn handle_reject(&mut self, now: Instant, peer: PeerKey, block: u32) {
@@ -213,6 +305,11 @@ impl Fetch {
             return Ok(Outcome::Nothing);
         }
         candidate.blocks.insert(block, (data.into(), who));
+        candidate.held.add(data.len());
+        source.given += 1;
+        if self.faults.rank(&who).0 == 0 {
+            self.accepted += data.len() as u64;
+        }
         // Hashed as it comes, so that no turn has to hash all of it.
         while let Some((data, _)) = candidate.blocks.get(&candidate.hashed) {
             candidate.hasher.update(data);
@@ -235,66 +332,47 @@ impl Fetch {
         let makers: BTreeSet<Offender> = candidate.blocks.values().map(|(_, who)| *who).collect();
         candidate.restart_solo(now);
         self.solo.insert(len);
-        for &maker in &makers {
-            self.set_aside(now, maker);
+        if let Some(&maker) = makers.first().filter(|_| makers.len() == 1) {
+            let is_guilty = self.faults.fail(now, maker);
+            return if is_guilty { Outcome::Guilty(maker) } else { Outcome::Nothing };
         }
-        if makers.len() != 1 {
-            return Outcome::Nothing;
-        }
-        let Some(&maker) = makers.first() else { return Outcome::Nothing };
-        let record = self.records.entry(maker).or_default();
-        record.failures += 1;
-        let is_guilty = record.failures >= SOLO_FAILURES_MAX;
-        if is_guilty { Outcome::Guilty(maker) } else { Outcome::Nothing }
+        makers.iter().for_each(|&maker| self.faults.suspect(now, maker));
+        Outcome::Nothing
     }
 
     /// The peer does not deliver: it is left alone for a while, and others go on.
     fn stall(&mut self, now: Instant, peer: PeerKey) {
-        if let Some(who) = self.sources.get(&peer).map(|source| source.who) {
-            self.set_aside(now, who);
-            if let Some(record) = self.records.get_mut(&who) {
-                record.stalls = record.stalls.saturating_add(1);
-            }
+        if let Some(source) = self.sources.get(&peer) {
+            self.faults.stall(now, source.who);
         }
-        self.disown(peer);
-    }
-
-    fn set_aside(&mut self, now: Instant, who: Offender) {
-        if self.records.len() >= RECORDS_MAX && !self.records.contains_key(&who) {
-            // Those with the fewest faults are missed least.
-            let least = self.records.iter().min_by_key(|(_, it)| (it.failures, it.aside_until));
-            if let Some(least) = least.map(|(&who, _)| who) {
-                self.records.remove(&least);
-            }
-        }
-        let wait = Duration::from_secs(self.rng.u64(ASIDE_SECONDS));
-        self.records.entry(who).or_default().aside_until = Some(now + wait);
-    }
-
-    fn is_aside(&self, now: Instant, who: &Offender) -> bool {
-        let until = self.records.get(who).and_then(|record| record.aside_until);
-        until.is_some_and(|until| now < until)
+        self.disown(now, peer);
     }
 
     /// Gives up on what is late, and says what to ask for now.
     pub(super) fn poll(&mut self, now: Instant) -> Vec<Ask> {
         self.expire(now);
-        let mut ready: Vec<(PeerKey, u32)> = self
-            .sources
-            .iter()
-            .filter(|(_, source)| !self.is_aside(now, &source.who))
-            .filter_map(|(&peer, source)| Some((peer, source.len?)))
-            .collect();
-        // Whoever has failed before comes last.
-        ready.sort_by_cached_key(|&(peer, _)| self.faults(peer));
         self.waiting_since = None;
+        let ready = self.ready();
+        self.rotate(now, &ready);
+        self.seat(now, &ready);
         let mut asks = Vec::new();
+        let ready = self.ready();
         for &(peer, len) in &ready {
-            if self.may_make(now, peer, len, &ready) {
+            if self.may_make(peer, len, &ready) {
                 self.ask(now, peer, len, &mut asks);
             }
         }
         asks
+    }
+
+    /// Who can be asked, and the length that it claims; whoever has failed before comes last.
+    fn ready(&self) -> Vec<(PeerKey, u32)> {
+        let present =
+            self.sources.iter().filter(|(_, it)| self.faults.aside_until(&it.who).is_none());
+        let mut ready: Vec<_> =
+            present.filter_map(|(&peer, source)| Some((peer, source.len?))).collect();
+        ready.sort_by_cached_key(|&(peer, _)| self.rank(peer));
+        ready
     }
 
     fn expire(&mut self, now: Instant) {
@@ -310,41 +388,79 @@ impl Fetch {
         late.dedup();
         late.into_iter().for_each(|peer| self.stall(now, peer));
         // When its time aside is over, a peer begins with nothing owed.
-        for record in self.records.values_mut() {
-            record.aside_until = record.aside_until.filter(|&until| now < until);
-        }
-        let records = &self.records;
+        self.faults.expire(now);
         for source in self.sources.values_mut() {
-            let is_aside = records.get(&source.who).is_some_and(|it| it.aside_until.is_some());
-            if !is_aside {
+            if self.faults.aside_until(&source.who).is_none() {
                 source.asked.retain(|asked| !asked.is_late);
             }
         }
     }
 
-    /// Whether the peer may work on its candidate now; makes the candidate if there is room.
-    fn may_make(
-        &mut self,
-        now: Instant,
-        peer: PeerKey,
-        len: u32,
-        ready: &[(PeerKey, u32)],
-    ) -> bool {
-        if !self.candidates.contains_key(&len) && !self.make_room(now) {
-            return false;
+    /// Takes a candidate from a peer that has made it alone for long enough, if there is somebody
+    /// else who can.
+    fn rotate(&mut self, now: Instant, ready: &[(PeerKey, u32)]) {
+        let mut over = Vec::new();
+        for (&len, candidate) in &self.candidates {
+            let Some(owner) = candidate.owner else { continue };
+            let rank = self.rank(owner);
+            let others = ready.iter().filter(|&&(peer, other)| other == len && peer != owner);
+            let Some(best) = others.map(|&(peer, _)| self.rank(peer)).next() else { continue };
+            if best > after_a_stall(rank) {
+                continue;
+            }
+            self.waiting_since = Some(now);
+            if now.saturating_duration_since(candidate.begun_at) >= life(rank.1) {
+                over.push(owner);
+            }
         }
-        let is_solo = self.solo.contains(&len);
-        let new = || Candidate { is_solo, ..Candidate::new(now) };
-        let candidate = self.candidates.entry(len).or_insert_with(new);
+        for owner in over {
+            if let Some(source) = self.sources.get_mut(&owner) {
+                source.give_up();
+            }
+            self.stall(now, owner);
+        }
+    }
+
+    /// Gives the lengths that wait a place, as far as there is room: first those whose claimants
+    /// have failed least, then those that most hosts claim, then the shortest.
+    fn seat(&mut self, now: Instant, ready: &[(PeerKey, u32)]) {
+        let mut waiting: BTreeMap<u32, Rank> = BTreeMap::new();
+        for &(peer, len) in ready.iter().filter(|(_, len)| !self.candidates.contains_key(len)) {
+            waiting.entry(len).or_insert_with(|| self.rank(peer));
+        }
+        let mut waiting: Vec<_> = waiting
+            .into_iter()
+            .map(|(len, rank)| (rank, Reverse(self.claimants(len).len()), len))
+            .collect();
+        waiting.sort_unstable();
+        for (rank, _, len) in waiting {
+            if !self.make_room(now, rank) {
+                self.waiting_since = Some(now);
+                return;
+            }
+            let candidate = Candidate::new(now, &self.shared, self.solo.contains(&len));
+            self.candidates.insert(len, candidate);
+        }
+    }
+
+    /// The hosts that claim a length.
+    fn claimants(&self, len: u32) -> BTreeSet<Offender> {
+        let claiming = self.sources.values().filter(|source| source.len == Some(len));
+        claiming.map(|source| source.who).collect()
+    }
+
+    /// Whether the peer may work on its candidate now, if there is one.
+    fn may_make(&mut self, peer: PeerKey, len: u32, ready: &[(PeerKey, u32)]) -> bool {
+        let Some(candidate) = self.candidates.get(&len) else { return false };
         if !candidate.is_solo {
             return true;
         }
         if candidate.owner.is_none() {
             let least = ready.iter().find(|(_, other)| *other == len).copied();
-            let faults = least.map(|(peer, _)| self.faults(peer));
+            let rank = least.map(|(peer, _)| self.rank(peer));
             let best: Vec<PeerKey> = ready
                 .iter()
-                .filter(|&&(peer, other)| other == len && Some(self.faults(peer)) == faults)
+                .filter(|&&(peer, other)| other == len && Some(self.rank(peer)) == rank)
                 .map(|&(peer, _)| peer)
                 .collect();
             let owner = self.rng.choice(best);
@@ -356,34 +472,77 @@ impl Fetch {
         candidate.owner == Some(peer)
     }
 
-    /// Failures and missing answers of a peer, under whatever port it comes.
-    fn faults(&self, peer: PeerKey) -> (u32, u32) {
-        let record = self.sources.get(&peer).and_then(|source| self.records.get(&source.who));
-        record.map_or((0, 0), |record| (record.failures, record.stalls))
+    /// What is held against a peer.
+    fn rank(&self, peer: PeerKey) -> Rank {
+        self.sources.get(&peer).map_or((0, 0), |source| self.faults.rank(&source.who))
     }
 
-    /// Room for one more candidate, if need be in place of one that gets nothing or too little.
-    fn make_room(&mut self, now: Instant) -> bool {
+    /// Room for one more candidate, whose claimants have this rank at best; if need be in place of
+    /// one that gets nothing or too little, or has had its time.
+    fn make_room(&mut self, now: Instant, rank: Rank) -> bool {
         if self.candidates.len() < CANDIDATES_MAX {
             return true;
         }
         let working: BTreeSet<u32> = self
             .sources
             .values()
-            .filter(|source| source.asked.iter().any(|asked| !asked.is_late))
+            .filter(|source| source.is_working())
             .filter_map(|source| source.len)
             .collect();
-        let slow =
-            self.candidates.iter().filter(|(len, it)| it.is_slow(now) || !working.contains(len));
-        let Some(len) = slow.min_by_key(|(_, it)| it.begun_at).map(|(&len, _)| len) else {
-            self.waiting_since = Some(now);
-            return false;
+        // Nobody was asked yet for what got its place in this very moment.
+        let is_idle = |len: &u32, it: &Candidate| it.seated_at < now && !working.contains(len);
+        let is_over = |len: u32, it: &Candidate| {
+            let times = self.cuts.get(&len).copied().unwrap_or(0);
+            let least = self.claimants(len).iter().map(|who| self.faults.rank(who)).min();
+            now.saturating_duration_since(it.seated_at) >= life(times)
+                && least.is_none_or(|least| rank <= after_a_stall(least))
         };
-        self.candidates.remove(&len);
-        for source in self.sources.values_mut().filter(|source| source.len == Some(len)) {
-            source.asked.iter_mut().for_each(|asked| asked.is_late = true);
+        let oldest = |of: &dyn Fn(&u32, &Candidate) -> bool| {
+            let them = self.candidates.iter().filter(|(len, it)| of(len, it));
+            them.min_by_key(|(_, it)| it.seated_at).map(|(&len, _)| len)
+        };
+        if let Some(len) = oldest(&is_idle) {
+            // Those who made it are set aside already.
+            self.candidates.remove(&len);
+            return true;
         }
-        true
+        let over =
+            oldest(&|_, it| it.is_slow(now)).or_else(|| oldest(&|&len, it| is_over(len, it)));
+        over.inspect(|&len| self.cut(now, len)).is_some()
+    }
+
+    /// Takes its place from a length that is being made.
+    fn cut(&mut self, now: Instant, len: u32) {
+        let Some(candidate) = self.candidates.remove(&len) else { return };
+        let mut makers: BTreeSet<Offender> =
+            candidate.blocks.values().map(|(_, who)| *who).collect();
+        for source in self.sources.values_mut().filter(|source| source.len == Some(len)) {
+            if source.is_working() {
+                makers.insert(source.who);
+            }
+            source.give_up();
+        }
+        makers.into_iter().for_each(|maker| self.faults.stall(now, maker));
+        let times = self.cuts.entry(len).or_default();
+        *times = times.saturating_add(1);
+    }
+
+    /// How much the candidate would be missed that is worth least of those that hold memory: the
+    /// hosts that claim it, and then its bytes.
+    pub(super) fn least_worth(&self) -> Option<(usize, Reverse<u64>)> {
+        self.least().map(|(worth, _)| worth)
+    }
+
+    /// Gives the memory of that candidate back.
+    pub(super) fn drop_least(&mut self, now: Instant) {
+        if let Some((_, len)) = self.least() {
+            self.cut(now, len);
+        }
+    }
+
+    fn least(&self) -> Option<((usize, Reverse<u64>), u32)> {
+        let holding = self.candidates.iter().filter(|(_, it)| it.held.bytes() > 0);
+        holding.map(|(&len, it)| ((self.claimants(len).len(), Reverse(it.held.bytes())), len)).min()
     }
 
     fn ask(&mut self, now: Instant, peer: PeerKey, len: u32, asks: &mut Vec<Ask>) {
@@ -411,8 +570,8 @@ impl Fetch {
         let asked = self.sources.values().flat_map(|source| &source.asked);
         let late = asked.filter(|asked| !asked.is_late).map(|asked| asked.at + ANSWER_MAX);
         let back = self.sources.values().filter_map(|source| {
-            let record = self.records.get(&source.who)?;
-            source.len.and(record.aside_until)
+            let until = self.faults.aside_until(&source.who);
+            source.len.and(until)
         });
         late.chain(back).chain(self.waiting_since.map(|at| at + ROOM_INTERVAL)).min()
     }

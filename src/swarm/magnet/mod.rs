@@ -14,7 +14,10 @@
 #![forbid(unsafe_code)]
 
 mod carry;
+mod faults;
 mod fetch;
+mod memory;
+mod places;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +27,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::bans::{Offender, is_local};
+use super::bans::Offender;
 use super::contacts::Contacts;
 use super::extension::{METADATA_ID, PEX_ID};
 use super::message::NUISANCE_SECONDS;
@@ -40,6 +43,8 @@ use crate::wire::{
 };
 pub use carry::Carried;
 use fetch::{Fetch, Outcome};
+pub(super) use memory::METADATA_BYTES_MAX;
+use memory::{Held, SAID_BYTES_MAX};
 
 /// Peers of one torrent that are connected while its metadata is fetched.
 pub const MAGNET_PEERS_MAX: usize = 50;
@@ -47,8 +52,6 @@ pub const MAGNET_PEERS_MAX: usize = 50;
 pub const SAID_LEN_MAX: usize = 4 << 20;
 /// How often signs of life are looked for and given.
 const ROUND: Duration = Duration::from_secs(10);
-/// A peer that has said nothing of metadata for this long gives way when all places are taken.
-const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// What the caller has to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -97,6 +100,7 @@ pub struct MagnetSwarm {
     fetch: Fetch,
     is_done: bool,
     said_len: usize,
+    said_held: Held,
     actions: VecDeque<MagnetAction>,
     rng: fastrand::Rng,
     next_round: Option<Instant>,
@@ -108,7 +112,8 @@ impl MagnetSwarm {
     pub fn new(options: Options, shared: Rc<Shared>) -> Self {
         let mut rng = fastrand::Rng::with_seed(options.seed);
         Self {
-            fetch: Fetch::new(options.info_hash, rng.u64(..)),
+            fetch: Fetch::new(options.info_hash, rng.u64(..), Rc::clone(&shared)),
+            said_held: Held::new(Rc::clone(&shared), |shared| &shared.said_bytes),
             options,
             shared,
             peers: Slab::new(),
@@ -140,7 +145,8 @@ impl MagnetSwarm {
     /// When `handle_timeout` has to be called, if nothing else happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.is_done {
-            return None;
+            // Those who are connected go on with the torrent: they get signs of life until then.
+            return self.next_round;
         }
         let contact = self.has_room().then(|| self.contacts.next_at()).flatten();
         [contact, self.fetch.next_at(), self.next_round].into_iter().flatten().min()
@@ -154,6 +160,12 @@ impl MagnetSwarm {
     /// Peers that claim to have the metadata.
     pub fn source_count(&self) -> usize {
         self.peers.iter().filter(|&(slot, _)| self.fetch.is_source(key_of(slot))).count()
+    }
+
+    /// Bytes of metadata that have come, also of attempts that were given up, of peers that are not
+    /// known to have lied: it grows as long as there is progress.
+    pub fn accepted(&self) -> u64 {
+        self.fetch.accepted()
     }
 
     /// Blocks of metadata that have come, and how many there are of the length that is furthest;
@@ -226,59 +238,13 @@ impl MagnetSwarm {
         }
     }
 
-    fn admit(&mut self, now: Instant, init: &PeerInit) -> Result<(), Refused> {
-        let ip = init.addr.ip();
-        let local = is_local(ip);
-        let others = || self.peers.iter().map(|(_, peer)| &peer.init);
-        if init.peer_id == self.options.peer_id {
-            return Err(Refused::Ourselves);
-        }
-        if self.shared.blocks(ip) {
-            return Err(Refused::Blocked);
-        }
-        if self.shared.is_banned(now, init.addr) {
-            return Err(Refused::Banned);
-        }
-        let is_welcome = || self.options.welcomes(ip) || self.contacts.is_neighbour(ip);
-        if local && !init.outgoing && !is_welcome() {
-            return Err(Refused::LocalAddress);
-        }
-        if others().any(|other| other.addr == init.addr || other.peer_id == init.peer_id) {
-            return Err(Refused::Duplicate);
-        }
-        let host = Offender::of(init.addr);
-        let from_there = others().filter(|other| Offender::of(other.addr) == host).count();
-        if !local && from_there >= self.options.connections_per_host_max {
-            return Err(Refused::FullForAddress);
-        }
-        if self.peers.len() >= self.peers_max() {
-            self.close_silent(now);
-            return Err(Refused::Full);
-        }
-        Ok(())
-    }
-
-    fn peers_max(&self) -> usize {
-        self.options.connections_max.min(MAGNET_PEERS_MAX)
-    }
-
-    /// Peers without metadata make room for others.
-    fn close_silent(&mut self, now: Instant) {
-        for key in self.keys() {
-            let Some(peer) = self.peers.get(key.0 as usize) else { continue };
-            let is_old = now.saturating_duration_since(peer.connected_at) >= SILENT_MAX;
-            if is_old && !self.fetch.is_source(key) {
-                self.close(key, Error::Idle);
-            }
-        }
-    }
-
     /// The connection is gone, for whatever reason; its key is free from now on.
     pub fn handle_disconnected(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.try_remove(key.0 as usize) else { return };
         self.shared.unseat(peer.source);
         self.said_len -= peer.said.as_ref().map_or(0, Vec::len);
-        self.fetch.handle_gone(key);
+        self.said_held.set(self.said_len);
+        self.fetch.handle_gone(now, key, !peer.closing);
         self.actions.retain(|action| {
             !matches!(action, MagnetAction::Transmit(other) | MagnetAction::Close(other, _)
                 if *other == key)
@@ -291,6 +257,9 @@ impl MagnetSwarm {
 
     /// Learns addresses that may be peers of this torrent.
     pub fn handle_contacts(&mut self, now: Instant, source: Source, addrs: &[SocketAddr]) {
+        if self.options.private && !source.suits_private() {
+            return;
+        }
         for addr in addrs.iter().take(CONTACTS_MAX) {
             let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
             if self.options.may_try(source, addr.ip()) {
@@ -309,6 +278,12 @@ impl MagnetSwarm {
     /// [`Swarm::may_connect_again`](crate::swarm::Swarm::may_connect_again).
     pub fn may_connect_again(&self, now: Instant, addr: SocketAddr) -> bool {
         self.contacts.may_connect_again(now, addr, &self.shared)
+    }
+
+    /// An address given out by `Connect` was not tried, for want of room elsewhere: it is not to
+    /// blame, and comes again.
+    pub fn handle_connect_postponed(&mut self, now: Instant, addr: SocketAddr) {
+        self.contacts.postponed(now, addr);
     }
 
     fn has_room(&self) -> bool {
@@ -395,9 +370,12 @@ impl MagnetSwarm {
         let before = said.len();
         encode(&message, said);
         self.said_len += said.len() - before;
-        // Half of the room is nobody's alone.
-        if self.said_len > SAID_LEN_MAX || said.len() > SAID_LEN_MAX / 8 {
+        self.said_held.set(self.said_len);
+        // No more than an eighth of the room is one peer's alone.
+        let is_too_much = self.said_len > SAID_LEN_MAX || said.len() > SAID_LEN_MAX / 8;
+        if is_too_much || self.shared.said_bytes.get() > SAID_BYTES_MAX {
             self.said_len -= said.len();
+            self.said_held.set(self.said_len);
             peer.said = None;
         }
         Ok(())
@@ -411,9 +389,11 @@ impl MagnetSwarm {
         payload: &[u8],
     ) -> Result<(), Error> {
         match id {
-            EXTENSION_HANDSHAKE_ID => self.on_extension_handshake(key, payload)?,
+            EXTENSION_HANDSHAKE_ID => self.on_extension_handshake(now, key, payload)?,
             METADATA_ID => self.on_metadata(now, key, payload)?,
-            PEX_ID if self.options.pex => self.on_pex(now, key, payload)?,
+            PEX_ID if self.options.pex && !self.options.private => {
+                self.on_pex(now, key, payload)?
+            }
             _ => {}
         }
         if let Some(peer) = self.peers.get_mut(key.0 as usize) {
@@ -423,7 +403,12 @@ impl MagnetSwarm {
         Ok(())
     }
 
-    fn on_extension_handshake(&mut self, key: PeerKey, payload: &[u8]) -> Result<(), Error> {
+    fn on_extension_handshake(
+        &mut self,
+        now: Instant,
+        key: PeerKey,
+        payload: &[u8],
+    ) -> Result<(), Error> {
         let theirs = ExtensionHandshake::parse(payload).map_err(|_| Error::BadHandshake)?;
         let Some(peer) = self.peers.get_mut(key.0 as usize) else { return Ok(()) };
         if let Some(id) = theirs.id_of(METADATA_NAME) {
@@ -432,7 +417,9 @@ impl MagnetSwarm {
         let claim = theirs.metadata_size.filter(|_| peer.metadata_id != 0);
         // What is absent leaves in force what was said before.
         if theirs.metadata_size.is_some() || peer.metadata_id == 0 {
-            self.fetch.handle_claim(key, Offender::of(peer.init.addr), claim);
+            let who = Offender::of(peer.init.addr);
+            let outcome = self.fetch.handle_claim(now, key, who, claim);
+            self.carry_out(now, outcome);
         }
         let payload = theirs.encode();
         self.keep(key, Message::Extended { id: EXTENSION_HANDSHAKE_ID, payload: &payload })
@@ -451,18 +438,23 @@ impl MagnetSwarm {
             }
             Some(MetadataMessage::Reject { block }) => self.fetch.handle_reject(now, key, block),
             Some(MetadataMessage::Data { block, total_len, data }) if !self.is_done => {
-                match self.fetch.handle_data(now, key, block, total_len, data)? {
-                    Outcome::Nothing => {}
-                    Outcome::Done(info) => {
-                        self.is_done = true;
-                        self.actions.push_back(MagnetAction::Metadata(info));
-                    }
-                    Outcome::Guilty(offender) => self.ban(now, offender),
-                }
+                let outcome = self.fetch.handle_data(now, key, block, total_len, data)?;
+                self.carry_out(now, outcome);
             }
             Some(MetadataMessage::Data { .. }) | None => {}
         }
         Ok(())
+    }
+
+    fn carry_out(&mut self, now: Instant, outcome: Outcome) {
+        match outcome {
+            Outcome::Nothing => {}
+            Outcome::Done(info) => {
+                self.is_done = true;
+                self.actions.push_back(MagnetAction::Metadata(info));
+            }
+            Outcome::Guilty(offender) => self.ban(now, offender),
+        }
     }
 
     fn on_pex(&mut self, now: Instant, key: PeerKey, payload: &[u8]) -> Result<(), Error> {

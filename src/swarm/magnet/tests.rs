@@ -1,5 +1,7 @@
 //! Magnet links against peers of all kinds: seeds of ours, liars, and those who say nothing.
 
+mod hostile;
+
 use super::*;
 use crate::swarm::choker::Slots;
 use crate::swarm::{Shared, Swarm};
@@ -19,6 +21,10 @@ enum Kind {
     Mute(u32),
     /// Claims this length and refuses every block.
     Refuser(u32),
+    /// Claims this length and sends rubbish, just fast enough not to be called slow.
+    Trickler(u32),
+    /// The same, but it claims another length before its last block.
+    Reclaimer(u32),
 }
 
 /// The swarm of a seed, and what it calls us.
@@ -30,6 +36,16 @@ struct World {
     now: Instant,
     peers: Vec<(Kind, PeerKey, Decoder, Behind)>,
     requests: Vec<u32>,
+    /// Answers of tricklers, and when they come.
+    late: Vec<(Instant, PeerKey, Vec<u8>)>,
+    /// Blocks that each has sent, and the length that it claims now.
+    sent: Vec<(u32, u32)>,
+    names: Vec<u8>,
+    /// Whether mutes come back by themselves when they are closed.
+    is_stubborn: bool,
+    /// Who is tried, in this order.
+    tried: Vec<SocketAddr>,
+    shared: Rc<Shared>,
     banned: Vec<Offender>,
     found: Option<Vec<u8>>,
 }
@@ -64,8 +80,15 @@ impl World {
         fastrand::Rng::with_seed(seed_of_rng).fill(&mut info);
         let info_hash = InfoHash(Sha1::digest(&info).into());
         let options = Options { info_hash, seed: seed_of_rng, ..Options::default() };
+        let shared = Shared::new(None, None, Slots::Unlimited);
         let mut world = Self {
-            magnet: MagnetSwarm::new(options, Shared::new(None, None, Slots::Unlimited)),
+            magnet: MagnetSwarm::new(options, Rc::clone(&shared)),
+            late: Vec::new(),
+            sent: Vec::new(),
+            names: Vec::new(),
+            is_stubborn: false,
+            tried: Vec::new(),
+            shared,
             info,
             now: start(),
             peers: Vec::new(),
@@ -79,7 +102,12 @@ impl World {
 
     fn join(&mut self, kind: Kind) {
         let id = u8::try_from(self.peers.len() + 1).unwrap();
-        let key = self.magnet.handle_connected(self.now, init(id, true)).unwrap();
+        self.join_as(kind, init(id, true)).unwrap();
+    }
+
+    fn join_as(&mut self, kind: Kind, by: PeerInit) -> Result<(), Refused> {
+        let key = self.magnet.handle_connected(self.now, by)?;
+        let id = by.peer_id.0[0];
         let behind = (kind == Kind::Seed).then(|| {
             let mut swarm = seed(&self.info);
             let peer = swarm.handle_connected(self.now, init(id, false)).unwrap();
@@ -87,15 +115,60 @@ impl World {
         });
         self.peers.push((kind, key, Decoder::new(Limits::new(PIECES)), behind));
         self.requests.push(0);
-        if let Kind::Liar(len) | Kind::Mute(len) | Kind::Refuser(len) = kind {
-            let handshake = ExtensionHandshake {
-                m: vec![(METADATA_NAME.to_vec(), 9)],
-                metadata_size: Some(len),
-                ..ExtensionHandshake::default()
-            };
-            let payload = handshake.encode();
-            let message = Message::Extended { id: 0, payload: &payload };
-            self.magnet.handle_message(self.now, key, message).unwrap();
+        self.names.push(id);
+        self.sent.push((0, 0));
+        if let Kind::Liar(len)
+        | Kind::Mute(len)
+        | Kind::Refuser(len)
+        | Kind::Trickler(len)
+        | Kind::Reclaimer(len) = kind
+        {
+            self.sent.last_mut().unwrap().1 = len;
+            self.claim(key, len);
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, key: PeerKey, len: u32) {
+        let handshake = ExtensionHandshake {
+            m: vec![(METADATA_NAME.to_vec(), 9)],
+            metadata_size: Some(len),
+            ..ExtensionHandshake::default()
+        };
+        let payload = handshake.encode();
+        let message = Message::Extended { id: 0, payload: &payload };
+        self.magnet.handle_message(self.now, key, message).unwrap();
+    }
+
+    /// Gives what tricklers have to say by now.
+    fn give_late(&mut self) {
+        let now = self.now;
+        let due = self.late.extract_if(.., |(at, ..)| *at <= now).collect::<Vec<_>>();
+        for (_, key, answer) in due {
+            let Some(index) = self.peers.iter().position(|peer| peer.1 == key) else { continue };
+            let (sent, len) = &mut self.sent[index];
+            *sent += 1;
+            let is_last = *sent == crate::wire::metadata_block_count(*len);
+            if is_last && matches!(self.peers[index].0, Kind::Reclaimer(_)) {
+                (*sent, *len) = (0, *len - 1);
+                let len = *len;
+                self.claim(key, len);
+                continue;
+            }
+            let message = Message::Extended { id: answer[5], payload: &answer[6..] };
+            let _ = self.magnet.handle_message(now, key, message);
+        }
+    }
+
+    /// Closes a connection; a mute comes back at once, and forgets nothing.
+    fn hang_up(&mut self, key: PeerKey) {
+        self.magnet.handle_disconnected(self.now, key);
+        self.late.retain(|(_, other, _)| *other != key);
+        let Some(index) = self.peers.iter().position(|peer| peer.1 == key) else { return };
+        self.peers[index].1 = PeerKey(u32::MAX);
+        if let (kind @ Kind::Mute(_), true) = (self.peers[index].0, self.is_stubborn) {
+            let name = self.names[index];
+            let _ = self.join_as(kind, init(name, false));
         }
     }
 
@@ -106,8 +179,9 @@ impl World {
             moved = true;
             match action {
                 MagnetAction::Transmit(key) => self.transmit(key),
-                MagnetAction::Close(key, _) => self.magnet.handle_disconnected(self.now, key),
-                MagnetAction::Connect(_) | MagnetAction::Node(_) => {}
+                MagnetAction::Close(key, _) => self.hang_up(key),
+                MagnetAction::Connect(addr) => self.tried.push(addr),
+                MagnetAction::Node(_) => {}
                 MagnetAction::Ban(offender, _) => self.banned.push(offender),
                 MagnetAction::Metadata(info) => assert!(self.found.replace(info).is_none()),
             }
@@ -125,6 +199,7 @@ impl World {
         let (kind, _, decoder, behind) = &mut self.peers[index];
         let mut answers: Vec<Vec<u8>> = Vec::new();
         let (kind, now, requests) = (*kind, self.now, &mut self.requests[index]);
+        let (late, len) = (&mut self.late, self.sent[index].1);
         decoder
             .decode_all(&bytes, |incoming| {
                 let Incoming::Message(message) = incoming else { panic!("a block?") };
@@ -147,6 +222,15 @@ impl World {
                     }
                     Kind::Refuser(_) => {
                         MetadataMessage::Reject { block }.encode(METADATA_ID, &mut answer);
+                    }
+                    Kind::Trickler(_) | Kind::Reclaimer(_) => {
+                        let (_, size) = metadata_block(len, block).unwrap();
+                        let data = vec![7; size as usize];
+                        MetadataMessage::Data { block, total_len: Some(len), data: &data }
+                            .encode(METADATA_ID, &mut answer);
+                        // Two are under way at a time.
+                        late.push((now + Duration::from_millis(3000), key, answer));
+                        return;
                     }
                     Kind::Seed | Kind::Mute(_) => {}
                 }
@@ -183,9 +267,11 @@ impl World {
         let end = self.now + Duration::from_secs(seconds);
         for _ in 0..100_000 {
             while self.exchange() {}
-            let next = self.magnet.poll_timeout().filter(|&at| at <= end);
+            let late = self.late.iter().map(|(at, ..)| *at);
+            let next = late.chain(self.magnet.poll_timeout()).min().filter(|&at| at <= end);
             let Some(at) = next.filter(|_| self.found.is_none()) else { break };
             self.now = self.now.max(at);
+            self.give_late();
             self.magnet.handle_timeout(self.now);
         }
     }

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ::ring::hmac;
+
 use super::packet::{self, Sender};
 use super::{Answer, Ask};
 use crate::tracker::Failure;
@@ -53,7 +55,7 @@ pub struct Ignored {
 #[derive(Debug)]
 pub struct Client {
     sender: Sender,
-    rng: fastrand::Rng,
+    transaction_ids: TransactionIds,
     links: BTreeMap<SocketAddr, Link>,
     requests: BTreeMap<RequestId, Request>,
     transactions: BTreeMap<u32, Purpose>,
@@ -104,13 +106,34 @@ enum Timer {
     Deadline(RequestId),
 }
 
+/// Numbers that nobody can guess from those that he has seen: whoever could, could answer in the
+/// name of another tracker.
+#[derive(Debug)]
+struct TransactionIds {
+    key: hmac::Key,
+    count: u64,
+}
+
+impl TransactionIds {
+    fn new(seed: u64) -> Self {
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &seed.to_le_bytes()), count: 0 }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.count += 1;
+        let tag = hmac::sign(&self.key, &self.count.to_le_bytes());
+        let first = tag.as_ref().first_chunk().copied();
+        u32::from_be_bytes(first.unwrap_or_default())
+    }
+}
+
 impl Client {
     /// Nothing asked yet. `port` is where peers reach us, `key` is random per start; `seed`
     /// decides transaction ids and has to be secret.
     pub fn new(peer_id: PeerId, port: u16, key: u32, seed: u64) -> Self {
         Self {
             sender: Sender { peer_id, port, key },
-            rng: fastrand::Rng::with_seed(seed),
+            transaction_ids: TransactionIds::new(seed),
             links: BTreeMap::new(),
             requests: BTreeMap::new(),
             transactions: BTreeMap::new(),
@@ -384,7 +407,7 @@ impl Client {
 
     /// A number that no other transaction has; there are few, so it is found at once.
     fn new_transaction(&mut self, purpose: Purpose) -> u32 {
-        let mut transaction = self.rng.u32(..);
+        let mut transaction = self.transaction_ids.next();
         while self.transactions.contains_key(&transaction) {
             transaction = transaction.wrapping_add(1);
         }

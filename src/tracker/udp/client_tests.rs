@@ -115,6 +115,19 @@ impl World {
 }
 
 #[test]
+fn transaction_ids_are_not_those_of_a_simple_generator() {
+    let ids = |seed| {
+        let mut client = Client::new(PeerId([b'p'; 20]), 6881, 1, seed);
+        (0..50).map(|_| client.transaction_ids.next()).collect::<Vec<_>>()
+    };
+    let unique: BTreeSet<u32> = ids(5).into_iter().collect();
+    assert_eq!(unique.len(), 50);
+    assert_ne!(ids(5), ids(6));
+    let mut simple = fastrand::Rng::with_seed(5);
+    assert_ne!(ids(5)[0], simple.u32(..));
+}
+
+#[test]
 fn an_announce_connects_first_and_others_use_the_connection() {
     let mut world = World::new();
     let one = world.ask(tracker(), 60);
