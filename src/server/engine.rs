@@ -25,6 +25,7 @@ pub use super::start::StartError;
 use super::start::{check_bind, choose_cores, fitting_connections, new_peer_id, start_workers};
 use super::udp::{Hub, Machine};
 use crate::metainfo::Metainfo;
+use crate::metainfo::selection::Wanted;
 use crate::metrics::{Core, DatagramKind, HashReason, Registry};
 use crate::storage::recovery::Had;
 use crate::storage::verify::{self, Checker, Progress};
@@ -55,11 +56,11 @@ pub enum Event {
     Checked {
         /// The torrent.
         info_hash: InfoHash,
-        /// Pieces that are here.
+        /// Pieces that are wanted and here.
         have_count: u32,
-        /// Pieces in all.
+        /// Pieces that are wanted: all of them, if all files are.
         piece_count: u32,
-        /// Whether all of it is there: every piece, and every file, even the empty ones.
+        /// Whether all that is wanted is there: every piece, and every file, even the empty ones.
         is_complete: bool,
     },
     /// The metadata of a magnet link came: the torrent is to be added ([`Engine::add`]), or the link
@@ -67,7 +68,7 @@ pub enum Event {
     Metadata(Box<Metainfo>),
     /// The metadata of a magnet link came, but no torrent can be made of it: the link is removed.
     Unusable(InfoHash, String),
-    /// All of it is on disk, flushed.
+    /// All that is wanted of it is on disk, flushed.
     Finished(InfoHash),
     /// It stands still because of its files.
     Failed(InfoHash, storage::Error),
@@ -102,6 +103,8 @@ pub struct Add {
     pub metainfo: Metainfo,
     /// The folder that holds its top name.
     pub save_path: PathBuf,
+    /// Which of its files are wanted.
+    pub wanted: Wanted,
     /// What to do with the data that is there.
     pub verify: Verify,
     /// Whether missing pieces are fetched; if not, an incomplete torrent is not served either.
@@ -327,7 +330,7 @@ impl Engine {
 
     /// Adds a torrent: its data is checked, then it goes to its worker.
     pub fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
-        let Add { metainfo, save_path, verify, fetch, peers, past } = add;
+        let Add { metainfo, save_path, wanted, verify, fetch, peers, past } = add;
         let info_hash = metainfo.info_hash;
         if self.torrents.contains_key(&info_hash) {
             return Err(AddError::Duplicate(info_hash));
@@ -338,7 +341,7 @@ impl Engine {
         let totals = totals.unwrap_or_else(|| Arc::new(Totals::new(geometry.total_len())));
         totals.was_whole.store(past.was_whole, Relaxed);
         let home = magnet.map(|it| it.home);
-        let content = Arc::new(Content { metainfo, save_path });
+        let content = Arc::new(Content { metainfo, save_path, wanted });
         let torrent = Torrent {
             content: Arc::clone(&content),
             totals,
@@ -363,6 +366,7 @@ impl Engine {
             // is asked after all.
             let trusted = CheckResult {
                 info_hash,
+                in_files: have.clone(),
                 have,
                 is_whole: true,
                 known: Vec::new(),
@@ -443,14 +447,15 @@ impl Engine {
     }
 
     fn on_checked(&mut self, checked: CheckResult) -> Option<Event> {
-        let CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error } =
-            checked;
+        let CheckResult { info_hash, have, in_files, is_whole, known, error, .. } = checked;
+        let CheckResult { bytes_hashed, hash_time, .. } = checked;
         self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
         self.cells.hash_seconds.add(hash_time);
         let torrent = self.torrents.get_mut(&info_hash)?;
         torrent.trial.end_check();
-        let (have_count, piece_count) = (have.count(), have.len());
-        let is_complete = have.is_complete() && is_whole;
+        let (have_count, piece_count) = torrent.content.wanted_counts(&have);
+        let is_finished = have_count == piece_count;
+        let is_complete = is_finished && is_whole;
         let event = Event::Checked { info_hash, have_count, piece_count, is_complete };
         let is_short = !is_complete && !torrent.fetch;
         // Its files failed it and the data is not back: there is nobody who could fetch it.
@@ -459,7 +464,7 @@ impl Engine {
             return Some(event);
         }
         let content = Arc::clone(&torrent.content);
-        let writes = !have.is_complete() && error.is_none();
+        let writes = !is_finished && error.is_none();
         let shared = writes.then(|| self.shared_with_another(&info_hash, &content)).flatten();
         self.torrents.get_mut(&info_hash)?.stands_back = shared.is_some();
         if let Some(error) = error.or(shared) {
@@ -487,15 +492,12 @@ impl Engine {
             home
         });
         self.torrents.get_mut(&info_hash)?.home = Some(home);
-        let geometry = content.metainfo.geometry;
-        let left = (0..piece_count)
-            .map(crate::units::PieceIndex)
-            .filter(|&piece| !have.has(piece))
-            .map(|piece| u64::from(geometry.piece_len(piece)))
-            .sum();
+        let (left, wanted_left) = content.left(&have);
         totals.left.store(left, Relaxed);
+        totals.wanted_left.store(wanted_left, Relaxed);
         let mut options = self.swarm_options(info_hash);
         options.fetch = fetch;
+        options.wanted = content.wanted_pieces();
         options.private = content.metainfo.private;
         options.metadata = Some(content.metainfo.shared_info());
         if let Some(finder) = &self.finder {
@@ -503,12 +505,12 @@ impl Engine {
         }
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();
-        let new =
-            NewTorrent { info_hash, content, have, known, options, totals: Arc::clone(&totals) };
+        let told = Arc::clone(&totals);
+        let new = NewTorrent { info_hash, content, have, in_files, known, options, totals: told };
         self.post(home, Letter::Add(Box::new(new)));
         self.shared.directory.insert(info_hash, home);
         self.announce(info_hash, &self.shown_name(&info_hash), &tiers, &totals);
-        if is_complete {
+        if is_complete && left == 0 {
             self.note_whole(&info_hash);
         }
         self.add_peers(&info_hash, Source::Operator, peers);

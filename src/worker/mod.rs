@@ -9,6 +9,7 @@
 mod accept;
 mod admission;
 pub mod blocking;
+mod care;
 mod closing;
 mod connection;
 pub mod datagrams;

@@ -29,5 +29,6 @@ mod names;
 mod refusals;
 mod restart;
 mod seccomp;
+mod selection;
 mod swarm;
 mod watch;

@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::database::Database;
 pub use self::files::LoadError;
 use self::files::TorrentFiles;
+use crate::metainfo::selection::Wanted;
 use crate::metainfo::shown_name;
 use crate::sys::clock;
 use crate::units::InfoHash;
@@ -59,6 +60,8 @@ pub struct StoredTorrent {
     pub had_bytes: u64,
     /// Whether it was whole since it was added, and its trackers heard so if it was fetched.
     pub was_whole: bool,
+    /// Which of its files are wanted.
+    pub wanted: Wanted,
 }
 
 /// A torrent to remember.
@@ -74,6 +77,8 @@ pub struct NewTorrent {
     pub name: String,
     /// Seconds since 1970.
     pub added_at: i64,
+    /// Which of its files are wanted.
+    pub wanted: Wanted,
 }
 
 /// A magnet link whose torrent is not known yet.

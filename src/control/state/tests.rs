@@ -21,6 +21,7 @@ fn torrent(seed: u8) -> NewTorrent {
         metainfo: vec![seed; 1000],
         save_path: format!("/data/{seed}").into(),
         name: format!("torrent {seed}"),
+        wanted: Wanted::default(),
         added_at: i64::from(seed),
     }
 }
@@ -193,7 +194,7 @@ fn a_database_of_this_version_without_the_latest_columns_gets_them() {
         state.close().await;
     });
     let connection = rusqlite::Connection::open(dir.path().join(database::FILE_NAME)).unwrap();
-    for name in database::LATE_COLUMNS {
+    for (name, _) in database::LATE_COLUMNS {
         connection.execute_batch(&format!("ALTER TABLE torrents DROP COLUMN {name}")).unwrap();
     }
     connection.close().unwrap();
