@@ -366,6 +366,7 @@ impl Engine {
             // is asked after all.
             let trusted = CheckResult {
                 info_hash,
+                content: Arc::clone(&content),
                 in_files: have.clone(),
                 have,
                 is_whole: true,
@@ -385,6 +386,21 @@ impl Engine {
         }
         self.end_magnet(&content.metainfo);
         Ok(info_hash)
+    }
+
+    /// Changes which files of a torrent are wanted; false if it is not here. Peers stay connected.
+    /// [`Event::Finished`] follows once all that is wanted is there, if anything was missing.
+    pub fn set_wanted(&mut self, info_hash: &InfoHash, wanted: Wanted) -> bool {
+        let Some(torrent) = self.torrents.get_mut(info_hash) else { return false };
+        let Content { metainfo, save_path, .. } = &*torrent.content;
+        let (metainfo, save_path) = (metainfo.clone(), save_path.clone());
+        let content = Arc::new(Content { metainfo, save_path, wanted });
+        torrent.content = Arc::clone(&content);
+        // While it is checked its worker does not know it: it hears of it afterwards.
+        if let Some(home) = torrent.home {
+            self.post(home, Letter::Select(*info_hash, content));
+        }
+        true
     }
 
     fn forget(&mut self, info_hash: &InfoHash) {
@@ -448,12 +464,12 @@ impl Engine {
 
     fn on_checked(&mut self, checked: CheckResult) -> Option<Event> {
         let CheckResult { info_hash, have, in_files, is_whole, known, error, .. } = checked;
-        let CheckResult { bytes_hashed, hash_time, .. } = checked;
+        let CheckResult { content, bytes_hashed, hash_time, .. } = checked;
         self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
         self.cells.hash_seconds.add(hash_time);
         let torrent = self.torrents.get_mut(&info_hash)?;
         torrent.trial.end_check();
-        let (have_count, piece_count) = torrent.content.wanted_counts(&have);
+        let (have_count, piece_count) = content.wanted_counts(&have);
         let is_finished = have_count == piece_count;
         let is_complete = is_finished && is_whole;
         let event = Event::Checked { info_hash, have_count, piece_count, is_complete };
@@ -463,7 +479,6 @@ impl Engine {
         if is_short && error.is_none() {
             return Some(event);
         }
-        let content = Arc::clone(&torrent.content);
         let writes = !is_finished && error.is_none();
         let shared = writes.then(|| self.shared_with_another(&info_hash, &content)).flatten();
         self.torrents.get_mut(&info_hash)?.stands_back = shared.is_some();
@@ -506,8 +521,14 @@ impl Engine {
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();
         let told = Arc::clone(&totals);
+        let fresh = self.torrents.get(&info_hash).map(|torrent| Arc::clone(&torrent.content));
+        let fresh = fresh.filter(|fresh| !Arc::ptr_eq(fresh, &content));
         let new = NewTorrent { info_hash, content, have, in_files, known, options, totals: told };
         self.post(home, Letter::Add(Box::new(new)));
+        if let Some(fresh) = fresh {
+            // Others of its files are wanted than when its check began.
+            self.post(home, Letter::Select(info_hash, fresh));
+        }
         self.shared.directory.insert(info_hash, home);
         self.announce(info_hash, &self.shown_name(&info_hash), &tiers, &totals);
         if is_complete && left == 0 {

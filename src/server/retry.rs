@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, Event};
 use crate::storage::recovery::{self, Had};
-use crate::storage::{Error, files, verify};
+use crate::storage::{Content, Error, files, verify};
 use crate::sys::{clock, file::Identity};
 use crate::units::{Bitfield, InfoHash};
 use crate::worker::blocking::Lane;
@@ -39,6 +39,8 @@ pub(super) const PROBE_THREADS_MAX: usize = 32;
 /// What a check found.
 pub(super) struct CheckResult {
     pub(super) info_hash: InfoHash,
+    /// What was checked, with the selection of that time.
+    pub(super) content: Arc<Content>,
     pub(super) have: Bitfield,
     /// The pieces among them that lie in the files, with nothing in the part file.
     pub(super) in_files: Bitfield,
@@ -176,9 +178,9 @@ impl Engine {
             let judged = judged.or_else(absence);
             let is_there = recovery::is_whole(&data, &checked);
             let is_finished = data.is_finished(&checked.have);
-            let mut missing = recovery::missing(&data, &checked).peekable();
-            let first_missing = missing.peek().map(|file| data.save_path.join(file.path()));
-            let missing_count = missing.count();
+            let missing = || recovery::missing(&data, &checked);
+            let first_missing = missing().next().map(|file| data.save_path.join(file.path()));
+            let missing_count = missing().count();
             let mut known: Vec<_> = checked.files.iter().map(|file| file.identity).collect();
             if !data.wanted.is_all() {
                 known.push(part_file);
@@ -210,6 +212,7 @@ impl Engine {
             }
             let result = CheckResult {
                 info_hash,
+                content: data,
                 have,
                 in_files,
                 is_whole,

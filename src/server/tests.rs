@@ -1,9 +1,11 @@
 //! The engine with one real worker, and torrents whose files fail them.
 
 mod datagrams;
+mod selection;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 

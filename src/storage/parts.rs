@@ -62,7 +62,7 @@ impl Content {
 
     /// The wanted pieces that have bytes of files that are not wanted, in order; a piece that has
     /// some of several comes once for each.
-    pub(super) fn pieces_with_parts(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+    pub(crate) fn pieces_with_parts(&self) -> impl Iterator<Item = PieceIndex> + '_ {
         let (layout, geometry) = (&self.metainfo.layout, self.metainfo.geometry);
         let wanted = self.wanted_pieces();
         let files = layout.files().filter(|it| it.is_on_disk() && !self.wanted.has(it.index));

@@ -119,6 +119,12 @@ impl Swarm {
         self.settle(now);
     }
 
+    /// Forgets what has come of a piece that is not ours; it is fetched anew if it is wanted.
+    pub fn give_up(&mut self, now: Instant, piece: PieceIndex) {
+        self.abandon(piece);
+        self.settle(now);
+    }
+
     /// Counts again who has what, after a time in which it did not matter.
     pub(super) fn regain_availability(&mut self) {
         if self.availability.is_some() {

@@ -30,7 +30,8 @@ impl<D: Driver> Worker<D> {
         if !matches!(torrent.store, Store::Closed) {
             return;
         }
-        let (content, fetch) = (Arc::clone(&torrent.content), !torrent.finished);
+        let fetch = !torrent.finished || torrent.makes_files;
+        let content = Arc::clone(&torrent.content);
         let (known, have) = (torrent.known.clone(), torrent.swarm.bitfield().clone());
         let in_files = torrent.in_files.clone();
         let mode = self.options.mode;
@@ -67,6 +68,12 @@ impl<D: Driver> Worker<D> {
         let Some(torrent) = torrent.filter(|it| matches!(it.store, Store::Opening)) else {
             return self.shared.blocking.drop_there(lane, result);
         };
+        if std::mem::take(&mut torrent.opens_again) {
+            torrent.store = Store::Closed;
+            torrent.known = Vec::new();
+            self.shared.blocking.drop_there(lane, result);
+            return self.need_files(key);
+        }
         let opened = match result {
             Ok(opened) => opened,
             Err(error) => {
@@ -84,6 +91,7 @@ impl<D: Driver> Worker<D> {
         let files = opened.files.into_iter().map(|file| file.map(serve)).collect();
         let (mapped_bytes, is_writable) = (opened.mapped_bytes, opened.is_writable);
         torrent.store = Store::Open(OpenFiles { files, is_writable, mapped_bytes });
+        torrent.makes_files = false;
         self.core.mapped_bytes.add(mapped_bytes);
         self.lose_unwanted(key, &opened.gone);
         let Some(torrent) = self.torrents.get_mut(key) else { return };
@@ -92,7 +100,18 @@ impl<D: Driver> Worker<D> {
         }
         self.write_waiting(key);
         self.write_waiting_blocks(key);
+        // What is left of a torrent may be whole since others of its files are wanted.
+        self.sync_finished(key);
         self.touch_torrent(key);
+    }
+
+    /// Flushes the files of a torrent that has what is wanted and was not looked at since.
+    fn sync_finished(&mut self, key: Key) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        if torrent.finished && !torrent.is_confirmed && !torrent.is_confirming {
+            torrent.unsynced = true;
+            self.sync_torrent(key);
+        }
     }
 
     /// Looks after the files of a torrent: closes them when nobody needs them, and otherwise has

@@ -62,6 +62,13 @@ pub(super) struct PieceWrite {
     pending: Option<usize>,
 }
 
+impl PieceWrite {
+    /// Whether it writes this piece.
+    pub(super) fn is_of(&self, torrent: Key, piece: PieceIndex) -> bool {
+        (self.torrent, self.piece) == (torrent, piece)
+    }
+}
+
 /// One run of a piece inside one file.
 #[derive(Debug)]
 pub(super) struct WriteOp {

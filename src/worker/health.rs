@@ -41,7 +41,7 @@ impl<D: Driver> Worker<D> {
     }
 
     /// A piece is not ours any more.
-    fn forget_piece(&mut self, key: Key, piece: PieceIndex) {
+    pub(super) fn forget_piece(&mut self, key: Key, piece: PieceIndex) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         torrent.count_piece(piece, false);
         // What is fetched of a file that is not wanted goes to the part file.

@@ -85,6 +85,8 @@ pub enum Letter {
         /// Download rate in bytes per second, if bounded.
         down: Option<u64>,
     },
+    /// Others of a torrent's files are wanted than before: its content with the new selection.
+    Select(InfoHash, Arc<Content>),
     /// Have nothing to do with these any more, each until its moment.
     Ban(Vec<(Offender, Instant)>),
     /// Write what is verified, sync, close everything and end.

@@ -24,6 +24,7 @@ pub mod mailbox;
 mod options;
 mod read_back;
 mod removal;
+mod selection;
 mod serve;
 mod subject;
 mod table;
@@ -383,6 +384,7 @@ impl<D: Driver> Worker<D> {
                 self.budget.down.borrow_mut().set_rate(self.now, down);
             }
             Letter::Ban(bans) => self.ban(&bans),
+            Letter::Select(info_hash, content) => self.select(&info_hash, content),
             Letter::Stop => self.begin_stop(),
         }
     }

@@ -51,6 +51,10 @@ pub(super) struct Torrent {
     pub(super) files_timer: bool,
     /// Its files are wanted, and no job for them found room.
     pub(super) was_refused_files: bool,
+    /// Others of its files are wanted than those that are being opened.
+    pub(super) opens_again: bool,
+    /// Files are wanted that may have to be made, although no piece of them is missing.
+    pub(super) makes_files: bool,
     pub(super) last_peer: Instant,
     /// Whether missing pieces are fetched.
     pub(super) fetches: bool,
@@ -254,6 +258,8 @@ impl<D: Driver> Worker<D> {
             timer_at: None,
             files_timer: false,
             was_refused_files: false,
+            opens_again: false,
+            makes_files: false,
             last_peer: self.now,
             fetches,
             left,

@@ -270,6 +270,14 @@ impl Group<'_> {
         self.remove_magnet(info_hash)
     }
 
+    pub(super) fn select(&self, info_hash: &InfoHash, wanted: &Wanted) -> rusqlite::Result<()> {
+        let mut select = self
+            .transaction
+            .prepare_cached("UPDATE torrents SET wanted = ?2 WHERE info_hash = ?1")?;
+        select.execute(params![info_hash.0, wanted.to_stored()])?;
+        Ok(())
+    }
+
     pub(super) fn total(&self, totals: &Totals) -> rusqlite::Result<()> {
         let mut update = self.transaction.prepare_cached(
             "UPDATE torrents SET uploaded = ?2, downloaded = ?3, had_bytes = max(had_bytes, ?4),

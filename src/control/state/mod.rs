@@ -209,6 +209,7 @@ enum Order {
     Add(NewTorrent, Answer),
     AddMagnet(StoredMagnet, Answer),
     Remove(InfoHash, Answer),
+    Select(InfoHash, Wanted, Answer),
     Totals(Vec<Totals>),
     Bans(Vec<StoredBan>),
     Setting(String, String, Answer),
@@ -341,6 +342,14 @@ impl State {
         self.order(|answer| Order::Remove(info_hash, answer)).await
     }
 
+    /// Remembers which files of a torrent are wanted. An unknown one is no error.
+    ///
+    /// # Errors
+    /// If that could not be written; then it is as before.
+    pub async fn set_wanted(&self, info_hash: InfoHash, wanted: Wanted) -> Result<(), OrderError> {
+        self.order(|answer| Order::Select(info_hash, wanted, answer)).await
+    }
+
     /// A place in the queue for totals, which waits for nobody. There is none while those before
     /// are still in the queue: a device that hangs piles up no more.
     pub fn place_for_totals(&self) -> Option<TotalsPlace<'_>> {
@@ -454,6 +463,7 @@ impl Writer {
                 Order::Add(_, answer)
                 | Order::AddMagnet(_, answer)
                 | Order::Remove(_, answer)
+                | Order::Select(_, _, answer)
                 | Order::Setting(_, _, answer) => {
                     // Nobody listens any more if the caller was cancelled; the work is done.
                     let _ = answer.send(result.clone());
@@ -478,6 +488,7 @@ impl Writer {
                 Order::Add(torrent, _) => final_state.insert(torrent.info_hash, Some(torrent)),
                 Order::Remove(info_hash, _) => final_state.insert(*info_hash, None),
                 Order::AddMagnet(..)
+                | Order::Select(..)
                 | Order::Totals(_)
                 | Order::Bans(_)
                 | Order::Setting(..)
@@ -515,6 +526,7 @@ impl Writer {
                 Order::Add(torrent, _) => transaction.add(torrent),
                 Order::AddMagnet(magnet, _) => transaction.add_magnet(magnet),
                 Order::Remove(info_hash, _) => transaction.remove(info_hash),
+                Order::Select(info_hash, wanted, _) => transaction.select(info_hash, wanted),
                 Order::Totals(totals) => totals.iter().try_for_each(|each| transaction.total(each)),
                 Order::Bans(bans) => transaction.ban(clock::wall_seconds(), bans),
                 Order::Setting(key, value, _) => transaction.set(key, value),

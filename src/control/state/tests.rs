@@ -213,6 +213,38 @@ fn a_database_of_this_version_without_the_latest_columns_gets_them() {
 }
 
 #[test]
+fn which_files_are_wanted_is_kept_and_may_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = |flags: [bool; 4]| Wanted::from_flags(flags);
+    let (some, others) = (wanted([true, false, true, true]), wanted([false; 4]));
+    let (state, _) = open(dir.path());
+    block_on(async {
+        state.add(NewTorrent { wanted: some.clone(), ..torrent(1) }).await.unwrap();
+        state.add(torrent(2)).await.unwrap();
+        state.close().await;
+    });
+    let kept = |stored: &[StoredTorrent]| -> Vec<_> {
+        stored.iter().map(|torrent| torrent.wanted.clone()).collect()
+    };
+    let (state, stored) = open(dir.path());
+    assert_eq!(kept(&stored), [some.clone(), Wanted::default()]);
+    block_on(async {
+        state.set_wanted(InfoHash([1; 20]), Wanted::default()).await.unwrap();
+        state.set_wanted(InfoHash([2; 20]), others.clone()).await.unwrap();
+        state.set_wanted(InfoHash([3; 20]), some.clone()).await.unwrap();
+        state.close().await;
+    });
+    let (state, stored) = open(dir.path());
+    assert_eq!(kept(&stored), [Wanted::default(), others]);
+    // Added anew it is as it is added.
+    block_on(async {
+        state.add(NewTorrent { wanted: some.clone(), ..torrent(2) }).await.unwrap();
+        state.close().await;
+    });
+    assert_eq!(kept(&open(dir.path()).1), [Wanted::default(), some]);
+}
+
+#[test]
 fn orders_of_one_group_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
     let (state, _) = open(dir.path());
