@@ -233,6 +233,12 @@ impl Bitfield {
         self.words.iter().zip(&other.words).any(|(ours, theirs)| theirs & !ours != 0)
     }
 
+    /// Number of pieces that `other` holds and this set lacks.
+    pub fn count_lacking_of(&self, other: &Self) -> u32 {
+        let words = self.words.iter().zip(&other.words);
+        words.map(|(ours, theirs)| (theirs & !ours).count_ones()).sum()
+    }
+
     fn bit(piece: PieceIndex) -> u64 {
         1 << (63 - piece.0 % 64)
     }

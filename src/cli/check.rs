@@ -94,7 +94,7 @@ pub fn execute(args: &CheckArgs) -> Exit {
             return exit;
         }
     }
-    let content = Arc::new(Content { metainfo, save_path: args.data.clone() });
+    let content = Arc::new(Content::new(metainfo, args.data.clone()));
     let checked = check_with_bar(&content);
     let report = Report::new(&content.metainfo, &checked);
     if let Some(renames) = content.metainfo.renames_told() {
@@ -248,7 +248,7 @@ mod tests {
 
     fn report(args: &CheckArgs) -> Report {
         let metainfo = source::read_torrent(&args.torrent).unwrap();
-        let content = Arc::new(Content { metainfo, save_path: args.data.clone() });
+        let content = Arc::new(Content::new(metainfo, args.data.clone()));
         Report::new(&content.metainfo, &check_with_bar(&content))
     }
 

@@ -15,6 +15,7 @@ use super::run::replace_list;
 use super::source::{Origin, TooLong, Unusable};
 use super::{DiscoveryArgs, Exit, human, session, source};
 use crate::config::{Config, Error, HttpListen, LogLevel};
+use crate::metainfo::selection::Wanted;
 use crate::server::engine::{Add, Engine, Event, Past, Verify};
 use crate::server::settings::settings;
 use crate::sys::clock;
@@ -135,12 +136,12 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     if let Err(unusable) = made {
         return Ok(unusable.tell());
     }
-    let metainfo = match origin {
-        Origin::Torrent(metainfo) => *metainfo,
+    let (metainfo, wanted) = match origin {
+        Origin::Torrent(metainfo) => (*metainfo, Wanted::default()),
         Origin::Link(link) => {
             let info_hash = link.info_hash;
             match learn(&mut engine, link, &peers, &args, &mut signals).await {
-                Ok(metainfo) => metainfo,
+                Ok(learnt) => learnt,
                 Err(ended) => {
                     signals.end_at_next();
                     engine.shutdown().await;
@@ -157,8 +158,9 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     }
     let (info_hash, name) = (metainfo.info_hash, metainfo.name.clone());
     let (total, is_private) = (metainfo.geometry.total_len(), metainfo.private);
-    let (save_path, verify) = (args.output.clone(), Verify::Full);
-    let add = Add { metainfo, save_path, verify, fetch: true, peers, past: Past::default() };
+    let selected = (!wanted.is_all()).then(|| wanted.len(&metainfo.layout));
+    let (save_path, verify, past) = (args.output.clone(), Verify::Full, Past::default());
+    let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
     engine.add(add).map_err(|error| error.to_string())?;
     let mut fetch = Fetch {
         engine,
@@ -183,6 +185,8 @@ async fn get(args: GetArgs, config: Config) -> Result<Exit, String> {
     if args.json {
         let content = Some((name.as_str(), total));
         println!("{}", report(info_hash, content, downloaded, is_complete));
+    } else if let Some(len) = selected.filter(|_| is_complete) {
+        eprintln!("{name}: the selected files are complete, {}", human::size(len));
     } else if is_complete {
         eprintln!("{name}: complete, {}", human::size(total));
     }
@@ -229,7 +233,9 @@ async fn find(args: &GetArgs, bind: Option<&Bind>) -> Result<Found, Unusable> {
     let (save_path, overwrite) = (args.output.clone(), args.overwrite);
     source::on_disk(move || {
         let too_long = match &origin {
-            Origin::Torrent(metainfo) => source::look(metainfo, &save_path, overwrite)?,
+            Origin::Torrent(metainfo) => {
+                source::look(metainfo, &Wanted::default(), &save_path, overwrite)?
+            }
             Origin::Link(_) => Vec::new(),
         };
         Ok(Found { origin, peers, too_long })
@@ -248,6 +254,7 @@ struct Fetch {
     engine: Engine,
     info_hash: InfoHash,
     bar: indicatif::ProgressBar,
+    /// Bytes of the torrent, all files counted.
     total: u64,
     is_private: bool,
     is_checked: bool,
@@ -315,14 +322,17 @@ impl Fetch {
         let Some(torrent) = self.engine.torrent(&self.info_hash) else { return };
         if !self.is_checked {
             self.bar.set_prefix("check");
+            self.bar.set_length(self.total);
             self.bar.set_position(torrent.check.bytes_done());
             return;
         }
         let totals = &torrent.totals;
-        let (left, rate) = (totals.left.load(Relaxed), totals.down_rate.load(Relaxed));
+        let (left, rate) = (totals.wanted_left.load(Relaxed), totals.down_rate.load(Relaxed));
+        let total = torrent.content.wanted_len();
         let peers = totals.peers.load(Relaxed);
         self.bar.set_prefix(if self.is_complete { "seed" } else { "get" });
-        self.bar.set_position(self.total - left.min(self.total));
+        self.bar.set_length(total);
+        self.bar.set_position(total - left.min(total));
         let time_left = human::time(human::time_left(left, rate));
         let peers = human::counted(peers, "peer");
         let message = format!("{}, {peers}, {time_left} left", human::rate(rate));

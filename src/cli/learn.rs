@@ -11,6 +11,7 @@ use super::get::{GetArgs, LONELY_AFTER, loneliness};
 use super::{Exit, human, session, source};
 use crate::metainfo::Metainfo;
 use crate::metainfo::magnet::Magnet;
+use crate::metainfo::selection::Wanted;
 use crate::server::engine::{Engine, Event};
 use crate::sys::clock;
 use crate::units::InfoHash;
@@ -18,7 +19,7 @@ use crate::units::InfoHash;
 /// How the command ends without a torrent.
 type Ended = Result<Exit, String>;
 
-/// Fetches the metadata of `link` from peers.
+/// Fetches the metadata of `link` from peers; which of its files the link asks for goes with it.
 ///
 /// # Errors
 /// How the command ends: by a signal, for want of progress, or because there can be no torrent.
@@ -28,13 +29,11 @@ pub(super) async fn learn(
     peers: &[SocketAddr],
     args: &GetArgs,
     signals: &mut session::Signals,
-) -> Result<Metainfo, Ended> {
+) -> Result<(Metainfo, Wanted), Ended> {
     for warning in &link.warnings {
         eprintln!("seedring: {warning}");
     }
-    if link.files.is_some() {
-        eprintln!("seedring: the link selects files (so=), which is not used yet: all are fetched");
-    }
+    let selection = link.files.clone();
     let added = engine.add_magnet(link, peers.to_vec());
     let info_hash = added.map_err(|error| Err(error.to_string()))?;
     let bar = super::transfer_bar(0, "get");
@@ -70,11 +69,17 @@ pub(super) async fn learn(
     bar.finish_and_clear();
     let (name, len) = (metainfo.shown_name(), metainfo.geometry.total_len());
     eprintln!("seedring: the metadata is here: {name}, {}", human::size(len));
+    let wanted = Wanted::of(selection.as_ref(), &metainfo.layout);
+    let wanted = wanted.map_err(|error| Err(error.to_string()))?;
+    let file_count = metainfo.layout.file_count();
+    if selection.is_some_and(|selection| selection.goes_beyond(file_count)) {
+        eprintln!("seedring: so= names files that the torrent does not have: it has {file_count}");
+    }
     let (save_path, overwrite) = (args.output.clone(), args.overwrite);
     let look = move || {
-        let too_long = source::look(&metainfo, &save_path, overwrite)?;
+        let too_long = source::look(&metainfo, &wanted, &save_path, overwrite)?;
         source::cut(&save_path, &too_long)?;
-        Ok(metainfo)
+        Ok((metainfo, wanted))
     };
     let looked = tokio::select! {
         looked = source::on_disk(look) => looked,

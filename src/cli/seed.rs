@@ -10,6 +10,7 @@ use super::get::for_one_torrent;
 use super::run::replace_list;
 use super::{Exit, session, source};
 use crate::config::{Config, Error};
+use crate::metainfo::selection::Wanted;
 use crate::server::engine::{Add, Engine, Event, Past, Verify};
 use crate::server::run as server;
 use crate::server::settings::settings;
@@ -83,9 +84,9 @@ async fn seed(args: SeedArgs, config: Config) -> Result<Exit, String> {
     }
     let verify = if args.trust { Verify::Trust } else { Verify::Full };
     let save_path = config.paths.downloads;
-    let peers = Vec::new();
+    let (wanted, peers, past) = (Wanted::default(), Vec::new(), Past::default());
     server::tell_trackers(&metainfo);
-    let add = Add { metainfo, save_path, verify, fetch: false, peers, past: Past::default() };
+    let add = Add { metainfo, save_path, wanted, verify, fetch: false, peers, past };
     engine.add(add).map_err(|error| error.to_string())?;
     let result = loop {
         let event = tokio::select! {

@@ -11,6 +11,7 @@ use super::Exit;
 use super::names::{self, LookUpError};
 use crate::metainfo::Metainfo;
 use crate::metainfo::magnet::Magnet;
+use crate::metainfo::selection::Wanted;
 use crate::sys::file::{self, Access};
 use crate::sys::net::Bind;
 use crate::tracker::policy::Reason;
@@ -190,15 +191,18 @@ fn explain(error: &reqwest::Error) -> (Exit, String) {
 
 /// Looks at what lies where the torrent's files will be, and changes nothing: a file of another size
 /// is another file, and only overwritten when that was asked for. An empty one holds nothing to
-/// lose. The files that are longer than the torrent's are given, for [`cut`].
+/// lose. The files that are longer than the torrent's are given, for [`cut`]. What is not wanted is
+/// left alone.
 pub(super) fn look(
     metainfo: &Metainfo,
+    wanted: &Wanted,
     save_path: &Path,
     overwrite: bool,
 ) -> Result<Vec<TooLong>, Unusable> {
     let refused = |sentence| Err(Unusable::new(Exit::Failure, sentence));
     let mut too_long = Vec::new();
-    for file in metainfo.layout.files().filter(|file| file.is_on_disk()) {
+    let files = metainfo.layout.files();
+    for file in files.filter(|file| file.is_on_disk() && wanted.has(file.index)) {
         let path = save_path.join(file.path());
         let shown = path.display();
         let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
@@ -338,20 +342,21 @@ mod tests {
     fn a_file_of_another_size_is_not_overwritten_unasked() {
         let (dir, metainfo) = torrent_of(&[7; 1000]);
         let path = dir.path().join("data");
-        assert!(look(&metainfo, dir.path(), false).unwrap().is_empty());
+        assert!(look(&metainfo, &Wanted::default(), dir.path(), false).unwrap().is_empty());
         for other in [&[1; 999][..], &[1; 1001]] {
             std::fs::write(&path, other).unwrap();
-            let refused = look(&metainfo, dir.path(), false).unwrap_err().sentence;
+            let refused =
+                look(&metainfo, &Wanted::default(), dir.path(), false).unwrap_err().sentence;
             assert!(refused.contains("--overwrite"), "{refused}");
-            let too_long = look(&metainfo, dir.path(), true).unwrap();
+            let too_long = look(&metainfo, &Wanted::default(), dir.path(), true).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), other, "it was changed nevertheless");
             cut(dir.path(), &too_long).unwrap();
             assert!(std::fs::metadata(&path).unwrap().len() <= 1000);
         }
         std::fs::remove_file(&path).unwrap();
-        assert!(look(&metainfo, dir.path(), false).unwrap().is_empty());
+        assert!(look(&metainfo, &Wanted::default(), dir.path(), false).unwrap().is_empty());
         std::fs::create_dir(&path).unwrap();
-        assert!(look(&metainfo, dir.path(), true).is_err());
+        assert!(look(&metainfo, &Wanted::default(), dir.path(), true).is_err());
     }
 
     #[test]
@@ -367,7 +372,7 @@ mod tests {
         let save_path = dir.path().join("save");
         std::fs::create_dir(&save_path).unwrap();
         std::os::unix::fs::symlink(&other, save_path.join("data")).unwrap();
-        let refused = look(&metainfo, &save_path, true).unwrap_err().sentence;
+        let refused = look(&metainfo, &Wanted::default(), &save_path, true).unwrap_err().sentence;
         assert!(refused.contains("cannot overwrite"), "{refused}");
         assert_eq!(std::fs::metadata(other.join("file")).unwrap().len(), 2000);
     }

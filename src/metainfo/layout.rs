@@ -7,6 +7,8 @@
 
 use std::path::PathBuf;
 
+use crate::units::{Geometry, PieceIndex};
+
 /// What a file of a torrent is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum FileKind {
@@ -54,6 +56,18 @@ impl File<'_> {
     /// Whether the file exists on disk.
     pub fn is_on_disk(&self) -> bool {
         self.kind == FileKind::Data
+    }
+
+    /// The pieces that it has a part in; none if it is empty.
+    pub fn pieces(&self, geometry: Geometry) -> impl Iterator<Item = PieceIndex> + use<> {
+        let nominal = u64::from(geometry.piece_len_nominal()).max(1);
+        let index = |offset: u64| u32::try_from(offset / nominal).unwrap_or(u32::MAX);
+        let range = if self.len == 0 {
+            0..0
+        } else {
+            index(self.start)..index(self.start + self.len - 1).saturating_add(1)
+        };
+        range.map(PieceIndex)
     }
 }
 

@@ -30,6 +30,7 @@ use super::start::{
 };
 use super::udp::{Hub, Machine};
 use crate::metainfo::Metainfo;
+use crate::metainfo::selection::Wanted;
 use crate::metrics::{Core, DatagramKind, HashReason, Registry};
 use crate::storage::recovery::Had;
 use crate::storage::verify::{self, Checker, Progress};
@@ -60,11 +61,11 @@ pub enum Event {
     Checked {
         /// The torrent.
         info_hash: InfoHash,
-        /// Pieces that are here.
+        /// Pieces that are wanted and here.
         have_count: u32,
-        /// Pieces in all.
+        /// Pieces that are wanted: all of them, if all files are.
         piece_count: u32,
-        /// Whether all of it is there: every piece, and every file, even the empty ones.
+        /// Whether all that is wanted is there: every piece, and every file, even the empty ones.
         is_complete: bool,
     },
     /// The metadata of a magnet link came: the torrent is to be added ([`Engine::add`]), or the link
@@ -72,7 +73,7 @@ pub enum Event {
     Metadata(Box<Metainfo>),
     /// The metadata of a magnet link came, but no torrent can be made of it: the link is removed.
     Unusable(InfoHash, String),
-    /// All of it is on disk, flushed.
+    /// All that is wanted of it is on disk, flushed.
     Finished(InfoHash),
     /// It stands still because of its files.
     Failed(InfoHash, storage::Error),
@@ -107,6 +108,8 @@ pub struct Add {
     pub metainfo: Metainfo,
     /// The folder that holds its top name.
     pub save_path: PathBuf,
+    /// Which of its files are wanted.
+    pub wanted: Wanted,
     /// What to do with the data that is there.
     pub verify: Verify,
     /// Whether missing pieces are fetched; if not, an incomplete torrent is not served either.
@@ -355,7 +358,7 @@ impl Engine {
 
     /// Adds a torrent: its data is checked, then it goes to its worker.
     pub fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
-        let Add { metainfo, save_path, verify, fetch, peers, past } = add;
+        let Add { metainfo, save_path, wanted, verify, fetch, peers, past } = add;
         let info_hash = metainfo.info_hash;
         if self.torrents.contains_key(&info_hash) {
             return Err(AddError::Duplicate(info_hash));
@@ -366,7 +369,7 @@ impl Engine {
         let totals = totals.unwrap_or_else(|| Arc::new(Totals::new(geometry.total_len())));
         totals.was_whole.store(past.was_whole, Relaxed);
         let home = magnet.map(|it| it.home);
-        let content = Arc::new(Content { metainfo, save_path });
+        let content = Arc::new(Content { metainfo, save_path, wanted });
         let torrent = Torrent {
             content: Arc::clone(&content),
             totals,
@@ -391,6 +394,8 @@ impl Engine {
             // is asked after all.
             let trusted = CheckResult {
                 info_hash,
+                content: Arc::clone(&content),
+                in_files: have.clone(),
                 have,
                 is_whole: true,
                 known: Vec::new(),
@@ -409,6 +414,21 @@ impl Engine {
         }
         self.end_magnet(&content.metainfo);
         Ok(info_hash)
+    }
+
+    /// Changes which files of a torrent are wanted; false if it is not here. Peers stay connected.
+    /// [`Event::Finished`] follows once all that is wanted is there, if anything was missing.
+    pub fn set_wanted(&mut self, info_hash: &InfoHash, wanted: Wanted) -> bool {
+        let Some(torrent) = self.torrents.get_mut(info_hash) else { return false };
+        let Content { metainfo, save_path, .. } = &*torrent.content;
+        let (metainfo, save_path) = (metainfo.clone(), save_path.clone());
+        let content = Arc::new(Content { metainfo, save_path, wanted });
+        torrent.content = Arc::clone(&content);
+        // While it is checked its worker does not know it: it hears of it afterwards.
+        if let Some(home) = torrent.home {
+            self.post(home, Letter::Select(*info_hash, content));
+        }
+        true
     }
 
     fn forget(&mut self, info_hash: &InfoHash) {
@@ -490,14 +510,15 @@ impl Engine {
     }
 
     fn on_checked(&mut self, checked: CheckResult) -> Option<Event> {
-        let CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error } =
-            checked;
+        let CheckResult { info_hash, have, in_files, is_whole, known, error, .. } = checked;
+        let CheckResult { content, bytes_hashed, hash_time, .. } = checked;
         self.cells.hash_bytes[HashReason::Recheck].add(bytes_hashed);
         self.cells.hash_seconds.add(hash_time);
         let torrent = self.torrents.get_mut(&info_hash)?;
         torrent.trial.end_check();
-        let (have_count, piece_count) = (have.count(), have.len());
-        let is_complete = have.is_complete() && is_whole;
+        let (have_count, piece_count) = content.wanted_counts(&have);
+        let is_finished = have_count == piece_count;
+        let is_complete = is_finished && is_whole;
         let event = Event::Checked { info_hash, have_count, piece_count, is_complete };
         let is_short = !is_complete && !torrent.fetch;
         // Its files failed it and the data is not back: there is nobody who could fetch it.
@@ -505,8 +526,7 @@ impl Engine {
         if is_short && error.is_none() {
             return Some(event);
         }
-        let content = Arc::clone(&torrent.content);
-        let writes = !have.is_complete() && error.is_none();
+        let writes = !is_finished && error.is_none();
         let shared = writes.then(|| self.shared_with_another(&info_hash, &content)).flatten();
         self.torrents.get_mut(&info_hash)?.stands_back = shared.is_some();
         if let Some(error) = error.or(shared) {
@@ -534,15 +554,12 @@ impl Engine {
             home
         });
         self.torrents.get_mut(&info_hash)?.home = Some(home);
-        let geometry = content.metainfo.geometry;
-        let left = (0..piece_count)
-            .map(crate::units::PieceIndex)
-            .filter(|&piece| !have.has(piece))
-            .map(|piece| u64::from(geometry.piece_len(piece)))
-            .sum();
+        let (left, wanted_left) = content.left(&have);
         totals.left.store(left, Relaxed);
+        totals.wanted_left.store(wanted_left, Relaxed);
         let mut options = self.swarm_options(info_hash);
         options.fetch = fetch;
+        options.wanted = content.wanted_pieces();
         options.private = content.metainfo.private;
         options.dht_port = options.dht_port.filter(|_| !options.private);
         options.metadata = Some(content.metainfo.shared_info());
@@ -554,12 +571,18 @@ impl Engine {
         }
         let urls = |tier: &Vec<url::Url>| tier.iter().map(ToString::to_string).collect();
         let tiers: Vec<Vec<String>> = content.metainfo.trackers.iter().map(urls).collect();
-        let new =
-            NewTorrent { info_hash, content, have, known, options, totals: Arc::clone(&totals) };
+        let told = Arc::clone(&totals);
+        let fresh = self.torrents.get(&info_hash).map(|torrent| Arc::clone(&torrent.content));
+        let fresh = fresh.filter(|fresh| !Arc::ptr_eq(fresh, &content));
+        let new = NewTorrent { info_hash, content, have, in_files, known, options, totals: told };
         self.post(home, Letter::Add(Box::new(new)));
+        if let Some(fresh) = fresh {
+            // Others of its files are wanted than when its check began.
+            self.post(home, Letter::Select(info_hash, fresh));
+        }
         self.shared.directory.insert(info_hash, home);
         self.announce(info_hash, &self.shown_name(&info_hash), &tiers, &totals);
-        if is_complete {
+        if is_complete && left == 0 {
             self.note_whole(&info_hash);
         }
         self.add_peers(&info_hash, Source::Operator, peers);

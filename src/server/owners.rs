@@ -24,8 +24,9 @@ impl Engine {
         let mut others = others.filter_map(|other| self.torrents.get(other)).peekable();
         others.peek()?;
         let paths = |content: &Content| -> HashSet<PathBuf> {
-            let layout = content.metainfo.layout.files().filter(|file| file.is_on_disk());
-            layout.map(|file| file.path()).collect()
+            let layout = content.metainfo.layout.files();
+            let ours = layout.filter(|it| it.is_on_disk() && content.wanted.has(it.index));
+            ours.map(|file| file.path()).collect()
         };
         let ours = paths(content);
         let is_owner = others

@@ -5,15 +5,19 @@
 
 use super::engine::{Engine, Event};
 use crate::worker::mailbox::Report;
+use std::sync::atomic::Ordering::Relaxed;
 
 impl Engine {
     pub(super) fn on_report(&mut self, report: Report) -> Option<Event> {
         Some(match report {
             Report::Finished(info_hash) => {
-                self.note_whole(&info_hash);
-                if let (Some(finder), Some(torrent)) = (&self.finder, self.torrents.get(&info_hash))
-                {
-                    finder.add(&torrent.content.metainfo, true);
+                // Who wanted some files only is no seed to trackers and to the DHT (BEP 21).
+                let torrent = self.torrents.get(&info_hash);
+                if let Some(torrent) = torrent.filter(|it| it.totals.left.load(Relaxed) == 0) {
+                    self.note_whole(&info_hash);
+                    if let Some(finder) = &self.finder {
+                        finder.add(&torrent.content.metainfo, true);
+                    }
                 }
                 Event::Finished(info_hash)
             }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, Event};
 use crate::storage::recovery::{self, Had};
-use crate::storage::{Error, files, verify};
+use crate::storage::{Content, Error, files, verify};
 use crate::sys::{clock, file::Identity};
 use crate::units::{Bitfield, InfoHash};
 use crate::worker::blocking::Lane;
@@ -39,8 +39,12 @@ pub(super) const PROBE_THREADS_MAX: usize = 32;
 /// What a check found.
 pub(super) struct CheckResult {
     pub(super) info_hash: InfoHash,
+    /// What was checked, with the selection of that time.
+    pub(super) content: Arc<Content>,
     pub(super) have: Bitfield,
-    /// Every file is there, even the empty ones.
+    /// The pieces among them that lie in the files, with nothing in the part file.
+    pub(super) in_files: Bitfield,
+    /// Every wanted file is there, even the empty ones.
     pub(super) is_whole: bool,
     pub(super) known: Vec<Option<Identity>>,
     pub(super) bytes_hashed: u64,
@@ -156,25 +160,35 @@ impl Engine {
         let (content, progress) = (Arc::clone(&torrent.content), Arc::clone(&torrent.check));
         let (info_hash, root) = (*info_hash, content.save_path.clone());
         let (results, data) = (self.checked.0.clone(), Arc::clone(&content));
-        let done = Box::new(move |checked: verify::Checked| {
+        let seen = Arc::clone(&progress);
+        let done = Box::new(move |mut checked: verify::Checked| {
+            let in_files = checked.have.clone();
+            let part_file = data.check_parts(&mut checked.have, &seen);
+            let checked = checked;
             // Where nothing is yet, nothing is wrong; what failed before need not be said again.
             let is_absent =
                 |error: &verify::ReadError| had.is_some() || error.error.kind() == NotFound;
-            let mut bad: Vec<_> = checked.errors.iter().filter(|it| !is_absent(it)).collect();
+            let is_ours = |it: &verify::ReadError| it.file.is_none_or(|it| data.wanted.has(it));
+            let errors = checked.errors.iter().filter(|it| !is_absent(it) && is_ours(it));
+            let mut bad: Vec<_> = errors.collect();
             // One that only serves has nothing to lose here, until it had something.
             let judges = fetch || had.is_some();
             let judged = judges.then(|| recovery::judge(&data, had.as_deref(), &checked)).flatten();
             let absence = || recovery::judge_absence(&data, &checked).filter(|_| awaits_files);
             let judged = judged.or_else(absence);
-            let is_there = checked.is_complete();
-            let mut missing = recovery::missing(&data, &checked).peekable();
-            let first_missing = missing.peek().map(|file| data.save_path.join(file.path()));
-            let missing_count = missing.count();
-            let known = checked.files.iter().map(|file| file.identity).collect();
+            let is_there = recovery::is_whole(&data, &checked);
+            let is_finished = data.is_finished(&checked.have);
+            let missing = || recovery::missing(&data, &checked);
+            let first_missing = missing().next().map(|file| data.save_path.join(file.path()));
+            let missing_count = missing().count();
+            let mut known: Vec<_> = checked.files.iter().map(|file| file.identity).collect();
+            if !data.wanted.is_all() {
+                known.push(part_file);
+            }
             let (have, cancelled) = (checked.have, checked.cancelled);
             let (bytes_hashed, hash_time) = (checked.bytes_hashed, checked.hash_time);
             // Pieces bring their files with them; those without bytes are made here.
-            let lacks_empty = fetch && have.is_complete() && !is_there && !cancelled;
+            let lacks_empty = fetch && is_finished && !is_there && !cancelled;
             let error =
                 judged.or_else(|| lacks_empty.then(|| files::make_empty(&data).err()).flatten());
             let is_whole = is_there || (lacks_empty && error.is_none());
@@ -196,8 +210,17 @@ impl Engine {
                     .map_or_else(|| data.save_path.clone(), |it| data.save_path.join(it.path()));
                 tracing::warn!(torrent = %info_hash, %name, ?path, %error, "while checking");
             }
-            let result =
-                CheckResult { info_hash, have, is_whole, known, bytes_hashed, hash_time, error };
+            let result = CheckResult {
+                info_hash,
+                content: data,
+                have,
+                in_files,
+                is_whole,
+                known,
+                bytes_hashed,
+                hash_time,
+                error,
+            };
             // A hash thread may wait; if the engine has gone nobody wants the answer.
             let _ = results.blocking_send(result);
         });
@@ -291,7 +314,7 @@ impl Engine {
         let awaits_files = torrent.awaits_files;
         torrent.trial.check_took = Duration::ZERO;
         // To look whether it could write is to write.
-        let writes = fetch && !had.have.is_complete();
+        let writes = fetch && !content.is_finished(&had.have);
         let shared = writes.then(|| self.shared_with_another(&info_hash, &content)).flatten();
         if let Some(torrent) = self.torrents.get_mut(&info_hash) {
             torrent.stands_back = shared.is_some();
@@ -337,6 +360,7 @@ impl Engine {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::metainfo::selection::Wanted;
     use crate::metainfo::{CreateOptions, Metainfo, create};
     use crate::server::engine::{Add, Past, Verify};
     use crate::server::settings::Settings;
@@ -359,6 +383,7 @@ mod tests {
         let add = Add {
             metainfo,
             save_path,
+            wanted: Wanted::default(),
             verify: Verify::Full,
             fetch: true,
             peers: Vec::new(),

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::control::http::{Http, Service};
 use crate::control::state::{LoadError, NewTorrent, OpenError, State, StoredTorrent};
 use crate::control::watch::{Found, Shape, TORRENT_LEN_MAX, Watch, is_magnet};
+use crate::metainfo::selection::Wanted;
 use crate::metainfo::{self, Metainfo};
 use crate::metrics::{DatagramFault, Registry, TorrentState, WatchResult};
 use crate::sys::clock;
@@ -324,7 +325,12 @@ impl Server {
             }
             Event::Finished(info_hash) => {
                 let name = self.engine.shown_name(&info_hash);
-                tracing::info!(torrent = %info_hash, %name, "complete");
+                let torrent = self.engine.torrent(&info_hash);
+                let what = match torrent.is_none_or(|torrent| torrent.content.wanted.is_all()) {
+                    true => "complete",
+                    false => "complete as far as it is wanted",
+                };
+                tracing::info!(torrent = %info_hash, %name, "{what}");
             }
             // Whoever found it has logged it, with its reason.
             Event::Failed(..) => {}
@@ -344,7 +350,8 @@ impl Server {
             has_fetched: stored.downloaded > 0,
             was_whole: stored.was_whole,
         };
-        let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
+        let wanted = stored.wanted;
+        let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
         let name = add.metainfo.shown_name();
         if let Err(error) = self.add(add) {
             tracing::warn!(torrent = %stored.info_hash, %name, %error, "not added again");
@@ -386,6 +393,7 @@ impl Server {
                         save_path,
                         name: metainfo.name.clone(),
                         added_at: clock::wall_seconds(),
+                        wanted: Wanted::default(),
                     };
                     let added = state.add(new).await;
                     added
@@ -427,7 +435,8 @@ impl Server {
             }
             let save_path = self.downloads.clone();
             let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
-            let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
+            let wanted = Wanted::default();
+            let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
             match self.add(add) {
                 Ok(info_hash) => {
                     tracing::info!(torrent = %info_hash, %name, %file, "added");

@@ -2,9 +2,11 @@
 
 mod datagrams;
 mod magnets;
+mod selection;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use super::settings::Settings;
 use super::settings::settings;
 use crate::config::Config;
 use crate::control::state::StoredBan;
+use crate::metainfo::selection::Wanted;
 use crate::metainfo::{CreateOptions, Metainfo, create};
 use crate::storage::Error;
 use crate::storage::recovery::Had;
@@ -53,7 +56,8 @@ fn torrent(dir: &Path, name: &str, seed: u64) -> (Metainfo, PathBuf) {
 async fn seed(engine: &mut Engine, metainfo: Metainfo, dir: &Path) -> InfoHash {
     let save_path = dir.to_owned();
     let (verify, peers) = (Verify::Full, Vec::new());
-    let add = Add { metainfo, save_path, verify, fetch: false, peers, past: Past::default() };
+    let (wanted, past) = (Wanted::default(), Past::default());
+    let add = Add { metainfo, save_path, wanted, verify, fetch: false, peers, past };
     let info_hash = engine.add(add).unwrap();
     assert!(matches!(next(engine).await, Event::Checked { is_complete: true, .. }));
     info_hash
@@ -193,7 +197,8 @@ fn a_file_of_another_torrent_is_neither_written_nor_touched() {
         let owner = seed(&mut engine, owner, dir.path()).await;
         let (save_path, verify, peers) = (dir.path().to_owned(), Verify::Full, Vec::new());
         let metainfo = other.clone();
-        let add = Add { metainfo, save_path, verify, fetch: true, peers, past: Past::default() };
+        let (wanted, past) = (Wanted::default(), Past::default());
+        let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
         engine.add(add).unwrap();
         let is_refused = |event: &Event| matches!(event, Event::Failed(hash, Error::Refused { .. }) if *hash == other.info_hash);
         let event = next(&mut engine).await;

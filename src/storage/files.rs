@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::recovery::is_within;
 use super::{Content, Error, Mode};
+use crate::metainfo::File;
 use crate::sys::file::{self, Access, Identity};
 use crate::sys::map::Mapping;
 use crate::units::Bitfield;
@@ -23,14 +24,19 @@ pub const MAP_LEN_MIN: u64 = 640 * 1024;
 pub const MAPPINGS_MAX: usize = 4096;
 
 /// The open files of a torrent, in the order of its layout.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Opened {
-    /// `None` for padding and empty files, which have no bytes on disk.
+    /// `None` for padding and empty files, which have no bytes on disk, and for what is not wanted
+    /// and not used.
     pub files: Vec<Option<OpenFile>>,
     /// Whether they were opened for writing too.
     pub is_writable: bool,
     /// Bytes that are mapped.
     pub mapped_bytes: u64,
+    /// Files that are not wanted, and not there any more as they were: what was found in them is
+    /// lost.
+    pub gone: Vec<usize>,
+    mapping_count: usize,
 }
 
 /// One open file.
@@ -48,15 +54,20 @@ pub struct OpenFile {
 /// files are made and their space is reserved. Where `known` names a file (in the order of the
 /// layout), it has to be that one still, unchanged since it was verified. Two names of one file are
 /// refused where pieces that are not in `have` would be written to either.
+///
+/// Files that are not wanted are neither made nor written to. One is opened if pieces of `in_files`
+/// lie in it; if it is not what it was, [`Opened::gone`] names it. Behind the files comes the part
+/// file (see [`super::parts`]), where not all files are wanted.
 pub fn open(
     content: &Content,
     fetch: bool,
     mode: Mode,
     known: &[Option<Identity>],
     have: &Bitfield,
+    in_files: &Bitfield,
 ) -> Result<Opened, Error> {
     let mut grown = Vec::new();
-    let result = open_all(content, fetch, mode, known, have, &mut grown);
+    let result = open_all(content, fetch, mode, known, (have, in_files), &mut grown);
     if result.is_err() {
         // What was reserved for a torrent that cannot be fetched is free again.
         for (file, len) in &grown {
@@ -72,7 +83,7 @@ fn open_all(
     fetch: bool,
     mode: Mode,
     known: &[Option<Identity>],
-    have: &Bitfield,
+    (have, in_files): (&Bitfield, &Bitfield),
     grown: &mut Vec<(OwnedFd, u64)>,
 ) -> Result<Opened, Error> {
     let save_path = &content.save_path;
@@ -84,8 +95,7 @@ fn open_all(
         fs::create_dir_all(save_path).map_err(failed("create", save_path))?;
     }
     let root = file::open_root(save_path).map_err(failed("open", save_path))?;
-    let mut opened = Opened { files: Vec::new(), is_writable: fetch, mapped_bytes: 0 };
-    let mut mapping_count = 0;
+    let mut opened = Opened { is_writable: fetch, ..Opened::default() };
     let mut by_inode = HashMap::new();
     for (index, entry) in content.metainfo.layout.files().enumerate() {
         if !entry.is_on_disk() || (entry.len == 0 && !fetch) {
@@ -93,6 +103,15 @@ fn open_all(
             continue;
         }
         let path = save_path.join(entry.path());
+        if !content.wanted.has(index) {
+            let is_used = entry.pieces(content.metainfo.geometry).any(|it| in_files.has(it));
+            let known = known.get(index).copied().flatten();
+            let kept = is_used.then(|| open_kept(&root, &entry, known)).flatten();
+            opened.gone.extend((is_used && kept.is_none()).then_some(index));
+            let kept = kept.map(|(fd, identity)| opened.serve(fd, identity, entry.len, mode));
+            opened.files.push(kept);
+            continue;
+        }
         let access = if fetch { Access::ReadWrite { create: true } } else { Access::Read };
         let fd = file::open_beneath(root.as_fd(), &entry.path(), access)
             .map_err(failed("open", &path))?;
@@ -123,23 +142,79 @@ fn open_all(
             opened.files.push(None);
             continue;
         }
-        let map = entry.len >= MAP_LEN_MIN
-            && mapping_count < MAPPINGS_MAX
+        let file = opened.serve(fd, identity, entry.len, mode);
+        opened.files.push(Some(file));
+    }
+    if !content.wanted.is_all() {
+        let known = known.get(opened.files.len()).copied().flatten();
+        let part_file = open_part_file(content, &root, fetch, known, (have, in_files))?;
+        opened.files.push(part_file);
+    }
+    Ok(opened)
+}
+
+impl Opened {
+    /// Makes an open file of `len` bytes ready for serving.
+    fn serve(&mut self, fd: OwnedFd, identity: Identity, len: u64, mode: Mode) -> OpenFile {
+        let map = len >= MAP_LEN_MIN
+            && self.mapping_count < MAPPINGS_MAX
             && match mode {
                 Mode::Map => true,
                 Mode::Read => false,
                 Mode::Auto => file::filesystem_kind(fd.as_fd()).is_ok_and(file::maps_well),
             };
-        let mapping = map.then(|| Mapping::new(&fd, entry.len).ok()).flatten().map(Arc::new);
+        let mapping = map.then(|| Mapping::new(&fd, len).ok()).flatten().map(Arc::new);
         if mapping.is_some() {
-            mapping_count += 1;
-            opened.mapped_bytes += entry.len;
+            self.mapping_count += 1;
+            self.mapped_bytes += len;
         }
         // Read-ahead is ours to decide, chunk by chunk; the kernel's would read what nobody asked.
-        file::advise_random(fd.as_fd()).map_err(failed("open", &path))?;
-        opened.files.push(Some(OpenFile { fd, mapping, identity }));
+        // It is advice: where it is refused, reading is only slower.
+        let _ = file::advise_random(fd.as_fd());
+        OpenFile { fd, mapping, identity }
     }
-    Ok(opened)
+}
+
+/// A file that is not wanted, if it is still the one in which pieces were found.
+fn open_kept(
+    root: &OwnedFd,
+    entry: &File<'_>,
+    known: Option<Identity>,
+) -> Option<(OwnedFd, Identity)> {
+    let fd = file::open_beneath(root.as_fd(), &entry.path(), Access::Read).ok()?;
+    let identity = file::identity(fd.as_fd()).ok()?;
+    let is_same = known.is_none_or(|known| known == identity);
+    (is_same && identity.size >= entry.len).then_some((fd, identity))
+}
+
+/// The part file of a torrent of which not all is wanted, if it is needed.
+fn open_part_file(
+    content: &Content,
+    root: &OwnedFd,
+    fetch: bool,
+    known: Option<Identity>,
+    (have, in_files): (&Bitfield, &Bitfield),
+) -> Result<Option<OpenFile>, Error> {
+    let mut users = content.pieces_with_parts();
+    let holds_some = users.any(|piece| have.has(piece) && !in_files.has(piece));
+    let lacks_some = content.pieces_with_parts().any(|piece| !have.has(piece));
+    let may_create = fetch && lacks_some;
+    if !holds_some && !may_create {
+        return Ok(None);
+    }
+    let name = content.part_file();
+    let path = content.save_path.join(&name);
+    // One that held something is not made anew: what it held would be zeros.
+    let access = if fetch { Access::ReadWrite { create: !holds_some } } else { Access::Read };
+    let fd = file::open_beneath(root.as_fd(), &name, access)
+        .map_err(|error| Error::from_io("open", &path, &error))?;
+    let identity =
+        file::identity(fd.as_fd()).map_err(|error| Error::from_io("stat", &path, &error))?;
+    if let Some(known) = known.filter(|_| holds_some) {
+        same_file(0, &path, &identity, &known)?;
+    }
+    // Sparse, and small where it is not: reading it costs less than its mapping.
+    Ok(Some(OpenFile { fd, mapping: None, identity }))
 }
 
 /// Two names of a torrent that lead to one file.
@@ -163,7 +238,8 @@ fn reserve(fd: &OwnedFd, len: u64, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Checks that the files by the torrent's names are still those that were opened. `identities` is
+/// Checks that the wanted files by the torrent's names, and the part file, are still those that were
+/// opened. `identities` is
 /// what [`open`] found, in the order of the layout; with `only_names` their content may change, but
 /// not their length, which was set when they were opened. Who they are now is given, in that order.
 pub fn still_there(
@@ -174,19 +250,26 @@ pub fn still_there(
     let root = file::open_root(&content.save_path)
         .map_err(|error| Error::from_io("open", &content.save_path, &error))?;
     let mut now = Vec::with_capacity(identities.len());
-    for (entry, known) in content.metainfo.layout.files().zip(identities) {
-        let Some(known) = known else {
-            now.push(None);
+    for (index, known) in identities.iter().enumerate() {
+        let entry = content.metainfo.layout.file(index);
+        let is_watched = entry.is_none() || content.wanted.has(index);
+        let Some(known) = known.filter(|_| is_watched) else {
+            now.push(*known);
             continue;
         };
-        let path = content.save_path.join(entry.path());
-        let found = file::identity_at(root.as_fd(), &entry.path())
+        let below = entry.map_or_else(|| content.part_file(), |entry| entry.path());
+        let path = content.save_path.join(&below);
+        let found = file::identity_at(root.as_fd(), &below)
             .map_err(|error| Error::from_io("stat", &path, &error))?;
-        let mut known = *known;
+        let mut known = known;
         if only_names {
             known.mtime_ns = found.mtime_ns;
+            if entry.is_none() {
+                // The part file grows as it is written.
+                known.size = found.size;
+            }
         }
-        same_file(entry.len, &path, &found, &known)?;
+        same_file(entry.map_or(0, |entry| entry.len), &path, &found, &known)?;
         now.push(Some(found));
     }
     Ok(now)
@@ -200,8 +283,7 @@ pub fn all_there(
     identities: &[Option<Identity>],
 ) -> Result<Vec<Option<Identity>>, Error> {
     let now = still_there(content, identities, true)?;
-    let empty = |entry: &crate::metainfo::File<'_>| entry.is_on_disk() && entry.len == 0;
-    for entry in content.metainfo.layout.files().filter(empty) {
+    for entry in empty_files(content) {
         let path = content.save_path.join(entry.path());
         file::open_root(&content.save_path)
             .and_then(|root| file::identity_at(root.as_fd(), &entry.path()))
@@ -222,15 +304,20 @@ fn same_file(len: u64, path: &Path, found: &Identity, known: &Identity) -> Resul
     Ok(())
 }
 
+/// The wanted files without bytes.
+fn empty_files(content: &Content) -> impl Iterator<Item = File<'_>> {
+    let files = content.metainfo.layout.files();
+    files.filter(|it| it.is_on_disk() && it.len == 0 && content.wanted.has(it.index))
+}
+
 /// Makes the empty files of `content` that are missing: no piece of it would.
 pub fn make_empty(content: &Content) -> Result<(), Error> {
-    let is_empty = |entry: &crate::metainfo::File<'_>| entry.is_on_disk() && entry.len == 0;
-    if !content.metainfo.layout.files().any(|entry| is_empty(&entry)) {
+    if empty_files(content).next().is_none() {
         return Ok(());
     }
     let root = file::create_root(&content.save_path)
         .map_err(|error| Error::from_io("create", &content.save_path, &error))?;
-    for entry in content.metainfo.layout.files().filter(is_empty) {
+    for entry in empty_files(content) {
         file::open_beneath(root.as_fd(), &entry.path(), Access::ReadWrite { create: true })
             .map_err(|error| {
                 Error::from_io("create", &content.save_path.join(entry.path()), &error)
@@ -256,7 +343,7 @@ mod tests {
         let created = create(&top, &CreateOptions::default(), &|_, _| {}).unwrap();
         let metainfo = Metainfo::parse(&created.bytes).unwrap();
         let save_path = dir.path().to_owned();
-        (dir, Content { metainfo, save_path })
+        (dir, Content::new(metainfo, save_path))
     }
 
     fn none(content: &Content) -> Bitfield {
@@ -270,30 +357,36 @@ mod tests {
         fs::remove_file(top.join("b")).unwrap();
         fs::hard_link(top.join("a"), top.join("b")).unwrap();
         let before = fs::read(top.join("a")).unwrap();
-        let refused = open(&content, true, Mode::Read, &[], &none(&content)).unwrap_err();
+        let refused =
+            open(&content, true, Mode::Read, &[], &none(&content), &none(&content)).unwrap_err();
         let sentence = refused.to_string();
         assert!(matches!(refused, Error::Refused { .. }), "{sentence}");
         assert!(sentence.contains("top/b") && sentence.contains("top/a"), "{sentence}");
         assert!(fs::read(top.join("b")).unwrap() == before, "it was written to");
         // Copies that are whole are served as they are, also while another file is fetched.
         let all = Bitfield::all(content.metainfo.geometry.piece_count());
-        assert!(open(&content, true, Mode::Read, &[], &all).is_ok());
-        assert!(open(&content, false, Mode::Read, &[], &none(&content)).is_ok());
+        assert!(open(&content, true, Mode::Read, &[], &all, &none(&content)).is_ok());
+        assert!(open(&content, false, Mode::Read, &[], &none(&content), &none(&content)).is_ok());
     }
 
     #[test]
     fn only_the_files_that_were_checked_are_opened() {
         let (dir, content) = content_of(&[("a", 1000), ("b", 2000)]);
-        let opened = open(&content, false, Mode::Auto, &[], &none(&content)).unwrap();
+        let opened =
+            open(&content, false, Mode::Auto, &[], &none(&content), &none(&content)).unwrap();
         let known: Vec<_> =
             opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
-        assert!(open(&content, false, Mode::Auto, &known, &none(&content)).is_ok());
+        assert!(
+            open(&content, false, Mode::Auto, &known, &none(&content), &none(&content)).is_ok()
+        );
         assert!(still_there(&content, &known, false).is_ok());
         let path = dir.path().join("top/b");
         fs::rename(&path, dir.path().join("old")).unwrap();
         fs::write(&path, vec![8; 2000]).unwrap();
         for fetch in [false, true] {
-            let refused = open(&content, fetch, Mode::Auto, &known, &none(&content)).unwrap_err();
+            let refused =
+                open(&content, fetch, Mode::Auto, &known, &none(&content), &none(&content))
+                    .unwrap_err();
             assert!(matches!(refused, Error::Replaced { .. }), "{refused}");
         }
         for only_names in [false, true] {
@@ -304,7 +397,8 @@ mod tests {
     #[test]
     fn a_file_that_is_written_keeps_its_name_and_may_change_otherwise() {
         let (dir, content) = content_of(&[("a", 1000)]);
-        let opened = open(&content, true, Mode::Auto, &[], &none(&content)).unwrap();
+        let opened =
+            open(&content, true, Mode::Auto, &[], &none(&content), &none(&content)).unwrap();
         let known: Vec<_> =
             opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
         let path = dir.path().join("top/a");
@@ -321,7 +415,8 @@ mod tests {
     #[test]
     fn before_a_torrent_is_complete_every_name_is_looked_at() {
         let (dir, content) = content_of(&[("a", 1000), ("empty", 0)]);
-        let opened = open(&content, true, Mode::Auto, &[], &none(&content)).unwrap();
+        let opened =
+            open(&content, true, Mode::Auto, &[], &none(&content), &none(&content)).unwrap();
         let known: Vec<_> =
             opened.files.iter().map(|file| file.as_ref().map(|file| file.identity)).collect();
         assert!(all_there(&content, &known).is_ok());
@@ -341,7 +436,7 @@ mod tests {
         fs::write(top.join("a"), b"begun").unwrap();
         fs::remove_file(top.join("b")).unwrap();
         fs::create_dir(top.join("b")).unwrap();
-        assert!(open(&content, true, Mode::Auto, &[], &none(&content)).is_err());
+        assert!(open(&content, true, Mode::Auto, &[], &none(&content), &none(&content)).is_err());
         assert_eq!(fs::read(top.join("a")).unwrap(), b"begun");
     }
 

@@ -3,6 +3,7 @@
 //! - [`files`] opens a torrent's files and reserves their space, on threads that may block.
 //! - [`residency`] remembers for a moment which ranges are in the page cache.
 //! - [`chunks`] holds what was read from cold files, shared by the peers that want it.
+//! - [`parts`] keeps what wanted pieces have of files that are not wanted.
 //! - [`pieces`] gathers the blocks of a piece that is being fetched, and hashes them while hot.
 //! - [`recovery`] decides whether a torrent that its files failed may go on.
 //! - [`verify`] checks data that is already there, on hash threads.
@@ -12,6 +13,7 @@
 
 pub mod chunks;
 pub mod files;
+pub mod parts;
 pub mod pieces;
 pub mod recovery;
 pub mod residency;
@@ -20,7 +22,8 @@ pub mod verify;
 use std::path::PathBuf;
 
 use crate::metainfo::Metainfo;
-use crate::units::{Geometry, PieceIndex};
+use crate::metainfo::selection::Wanted;
+use crate::units::{Bitfield, Geometry, PieceIndex};
 
 /// The unchanging half of a torrent's storage: what it consists of and where it lies. Shared by
 /// every thread that has to do with the torrent.
@@ -30,6 +33,56 @@ pub struct Content {
     pub metainfo: Metainfo,
     /// The folder that holds the torrent's top name.
     pub save_path: PathBuf,
+    /// Which of its files are wanted.
+    pub wanted: Wanted,
+}
+
+impl Content {
+    /// All of a torrent, in a folder.
+    pub fn new(metainfo: Metainfo, save_path: PathBuf) -> Self {
+        Self { metainfo, save_path, wanted: Wanted::default() }
+    }
+
+    /// The pieces that have a part in a wanted file; `None` for all.
+    pub fn wanted_pieces(&self) -> Option<Bitfield> {
+        self.wanted.pieces(&self.metainfo.layout, self.metainfo.geometry)
+    }
+
+    /// How many of the wanted pieces are in `have`, and how many there are.
+    pub fn wanted_counts(&self, have: &Bitfield) -> (u32, u32) {
+        match self.wanted_pieces() {
+            None => (have.count(), have.len()),
+            Some(wanted) => (wanted.count() - have.count_lacking_of(&wanted), wanted.count()),
+        }
+    }
+
+    /// Bytes of the pieces that are not in `have`, and of the wanted ones among them.
+    pub fn left(&self, have: &Bitfield) -> (u64, u64) {
+        let (geometry, wanted) = (self.metainfo.geometry, self.wanted_pieces());
+        let (mut left, mut wanted_left) = (0, 0);
+        for piece in (0..have.len()).map(PieceIndex).filter(|&piece| !have.has(piece)) {
+            let len = u64::from(geometry.piece_len(piece));
+            left += len;
+            wanted_left += if wanted.as_ref().is_none_or(|it| it.has(piece)) { len } else { 0 };
+        }
+        (left, wanted_left)
+    }
+
+    /// Bytes of the wanted pieces.
+    pub fn wanted_len(&self) -> u64 {
+        match self.wanted_pieces() {
+            None => self.metainfo.geometry.total_len(),
+            Some(pieces) => {
+                pieces.iter().map(|it| u64::from(self.metainfo.geometry.piece_len(it))).sum()
+            }
+        }
+    }
+
+    /// Whether every wanted piece is in `have`.
+    pub fn is_finished(&self, have: &Bitfield) -> bool {
+        let (have_count, count) = self.wanted_counts(have);
+        have_count == count
+    }
 }
 
 impl verify::Content for Content {

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use super::verify::{Checked, FileState};
+use super::verify::{Checked, FileReport, FileState};
 use super::{Content, Error, Mode, files};
 use crate::metainfo::File;
 use crate::sys::file::{self, Identity};
@@ -39,9 +39,12 @@ pub struct Had {
 /// be opened, and there is room for what is missing. `fetch` is whether it may write at all.
 pub fn probe(content: &Content, had: &Had, fetch: bool) -> Result<(), Error> {
     look(content, had)?;
-    let fetch = fetch && !had.have.is_complete();
-    let opened = files::open(content, fetch, Mode::Read, &[], &had.have)?;
-    let fds = || opened.files.iter().flatten().map(|file| &file.fd);
+    let fetch = fetch && !content.is_finished(&had.have);
+    // Where its pieces lie is for the check to find out.
+    let opened = files::open(content, fetch, Mode::Read, &[], &had.have, &had.have)?;
+    let wanted_files =
+        opened.files.iter().enumerate().filter(|(index, _)| content.wanted.has(*index));
+    let fds = || wanted_files.clone().filter_map(|(_, file)| Some(&file.as_ref()?.fd));
     // The page cache may hold what the disk refused to take: the check is to see the disk.
     for (fd, entry) in opened.files.iter().zip(content.metainfo.layout.files()) {
         let Some(open) = fd else { continue };
@@ -52,9 +55,12 @@ pub fn probe(content: &Content, had: &Had, fetch: bool) -> Result<(), Error> {
     let Some(first) = fds().next().filter(|_| fetch) else { return Ok(()) };
     // Where space cannot be reserved, writes would fail one by one and torrents begin in vain.
     let geometry = content.metainfo.geometry;
-    let verified: u64 = had.have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum();
+    let wanted_pieces = content.wanted_pieces();
+    let is_wanted = |piece: &PieceIndex| wanted_pieces.as_ref().is_none_or(|it| it.has(*piece));
+    let verified = had.have.iter().filter(is_wanted).map(|it| u64::from(geometry.piece_len(it)));
     let allocated: u64 = fds().filter_map(|fd| file::allocated_bytes(fd.as_fd()).ok()).sum();
-    let needed = geometry.total_len() - verified.max(allocated).min(geometry.total_len());
+    let needed = content.wanted.len(&content.metainfo.layout);
+    let needed = needed.saturating_sub(allocated.max(verified.sum()));
     match file::free_bytes(first.as_fd()) {
         Ok(free) if free < needed => {
             Err(Error::NoSpace { path: content.save_path.display().to_string(), needed, free })
@@ -74,7 +80,8 @@ fn look(content: &Content, had: &Had) -> Result<(), Error> {
     let root_dev = std::fs::metadata(save_path).map_err(failed)?.dev();
     let root = file::open_root(save_path).map_err(failed)?;
     for (entry, known) in content.metainfo.layout.files().zip(&had.known) {
-        let Some(known) = known.filter(|_| entry.is_on_disk()) else { continue };
+        let is_ours = entry.is_on_disk() && content.wanted.has(entry.index);
+        let Some(known) = known.filter(|_| is_ours) else { continue };
         let path = save_path.join(entry.path());
         let was_complete = is_within(&entry, content.metainfo.geometry, &had.have);
         match file::identity_at(root.as_fd(), &entry.path()) {
@@ -96,7 +103,7 @@ fn look(content: &Content, had: &Had) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether any file with bytes is there. Asked before anything is made for a torrent that had data
+/// Whether any wanted file with bytes is there. Asked before anything is made for a torrent that had data
 /// in an earlier run: where nothing of it is left, its disk may not be mounted.
 pub fn find_any(content: &Content) -> Result<(), Error> {
     let root = match file::open_root(&content.save_path) {
@@ -125,7 +132,7 @@ pub fn judge_absence(content: &Content, checked: &Checked) -> Option<Error> {
     is_gone.then(|| gone(content))
 }
 
-/// The files with bytes that a check did not find.
+/// The wanted files with bytes that a check did not find.
 pub fn missing<'c>(content: &'c Content, checked: &Checked) -> impl Iterator<Item = File<'c>> {
     let is_missing = move |entry: &File<'_>| {
         let report = checked.files.get(entry.index).filter(|_| !checked.cancelled);
@@ -135,7 +142,8 @@ pub fn missing<'c>(content: &'c Content, checked: &Checked) -> impl Iterator<Ite
 }
 
 fn files_with_bytes(content: &Content) -> impl Iterator<Item = File<'_>> {
-    content.metainfo.layout.files().filter(|entry| entry.is_on_disk() && entry.len > 0)
+    let files = content.metainfo.layout.files();
+    files.filter(|it| it.is_on_disk() && it.len > 0 && content.wanted.has(it.index))
 }
 
 fn gone(content: &Content) -> Error {
@@ -153,7 +161,9 @@ pub fn judge(content: &Content, had: Option<&Had>, checked: &Checked) -> Option<
         let below = layout.file(index).map(|entry| entry.path());
         below.map_or_else(|| content.save_path.clone(), |below| content.save_path.join(below))
     };
-    let mut unread = checked.errors.iter().filter(|error| error.error.kind() != NotFound);
+    let is_ours = |file: Option<usize>| file.is_none_or(|index| content.wanted.has(index));
+    let mut unread =
+        checked.errors.iter().filter(|it| it.error.kind() != NotFound && is_ours(it.file));
     if let Some(error) = unread.clone().next()
         && unread.by_ref().count() >= READ_ERRORS_MAX as usize
     {
@@ -161,7 +171,9 @@ pub fn judge(content: &Content, had: Option<&Had>, checked: &Checked) -> Option<
         return Some(Error::from_io("read", &path, &error.error));
     }
     let geometry = content.metainfo.geometry;
-    for (entry, report) in layout.files().zip(&checked.files) {
+    // What is not wanted is not written to, and may be whatever it likes.
+    let ours = layout.files().zip(&checked.files).filter(|(it, _)| content.wanted.has(it.index));
+    for (entry, report) in ours {
         let known = had.and_then(|had| Some((had, had.known.get(entry.index).copied().flatten()?)));
         let was_complete = known.is_some_and(|(had, _)| is_within(&entry, geometry, &had.have));
         let Some(found) = report.identity else {
@@ -185,28 +197,26 @@ pub fn judge(content: &Content, had: Option<&Had>, checked: &Checked) -> Option<
             && (!was_complete || found.size == known.size)
             && (!was_complete || !had.is_settled || found == known);
         let is_lost = |&piece: &PieceIndex| had.have.has(piece) && !checked.have.has(piece);
-        if !is_same && pieces_of(&entry, geometry).any(|piece| is_lost(&piece)) {
+        if !is_same && entry.pieces(geometry).any(|piece| is_lost(&piece)) {
             return Some(Error::Replaced { path: path(entry.index).display().to_string() });
         }
     }
     None
 }
 
-/// The pieces that a file has a part in.
-fn pieces_of(entry: &File<'_>, geometry: Geometry) -> impl Iterator<Item = PieceIndex> + use<> {
-    let nominal = u64::from(geometry.piece_len_nominal()).max(1);
-    let index = |offset: u64| u32::try_from(offset / nominal).unwrap_or(u32::MAX);
-    let range = if entry.len == 0 {
-        0..0
-    } else {
-        index(entry.start)..index(entry.start + entry.len - 1).saturating_add(1)
+/// Whether a check found all that is wanted: every piece, and every file, even the empty ones.
+pub fn is_whole(content: &Content, checked: &Checked) -> bool {
+    let is_absent = |(index, file): (usize, &FileReport)| {
+        matches!(file.state, FileState::Missing | FileState::Unusable) && content.wanted.has(index)
     };
-    range.map(PieceIndex)
+    !checked.cancelled
+        && content.is_finished(&checked.have)
+        && !checked.files.iter().enumerate().any(is_absent)
 }
 
 /// Whether all of a file lies in pieces of `have`.
 pub(super) fn is_within(entry: &File<'_>, geometry: Geometry, have: &Bitfield) -> bool {
-    pieces_of(entry, geometry).all(|piece| have.has(piece))
+    entry.pieces(geometry).all(|piece| have.has(piece))
 }
 
 /// Whether `have` shows that the file's first bytes are the torrent's: every piece that lies in it
@@ -217,7 +227,7 @@ fn is_confirmed(entry: &File<'_>, geometry: Geometry, have: &Bitfield) -> bool {
         let end = start + u64::from(geometry.piece_len(*piece));
         start >= entry.start && end <= entry.start + entry.len
     };
-    let mut inside = pieces_of(entry, geometry).filter(lies_inside).peekable();
+    let mut inside = entry.pieces(geometry).filter(lies_inside).peekable();
     if inside.peek().is_none() {
         return is_within(entry, geometry, have);
     }

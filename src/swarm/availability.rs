@@ -2,7 +2,7 @@
 //!
 //! Peers' pieces enter, "which pickable piece is rarest among those that this peer has" leaves.
 //! The pieces are one permutation cut into buckets: bucket 0 holds those that must not be picked
-//! (ours, or being fetched), bucket n + 1 those that n peers have; a step between neighbouring
+//! (ours, not wanted, or being fetched), bucket n + 1 those that n peers have; a step between neighbouring
 //! buckets is one swap. Peers that have everything are not counted here, they would move every
 //! piece alike. A peer that comes or goes with many pieces only changes the counts; the order is
 //! then made anew by one counting sort before the next pick.
@@ -27,15 +27,18 @@ pub(super) struct Availability {
 }
 
 impl Availability {
-    /// Nobody has anything; all pieces outside `have` are pickable. Ties are in random order.
-    pub(super) fn new(have: &Bitfield, rng: &mut fastrand::Rng) -> Self {
-        let mut pickable = Bitfield::none(have.len());
-        let mut order: Vec<u32> = (0..have.len()).collect();
+    /// Of `len` pieces nobody has any; those that `is_pickable` may be picked. Ties are in random
+    /// order.
+    pub(super) fn new(
+        len: u32,
+        is_pickable: impl Fn(PieceIndex) -> bool,
+        rng: &mut fastrand::Rng,
+    ) -> Self {
+        let mut pickable = Bitfield::none(len);
+        let mut order: Vec<u32> = (0..len).collect();
         rng.shuffle(&mut order);
-        for &piece in &order {
-            if !have.has(PieceIndex(piece)) {
-                pickable.set(PieceIndex(piece));
-            }
+        for piece in order.iter().copied().map(PieceIndex).filter(|&piece| is_pickable(piece)) {
+            pickable.set(piece);
         }
         let pieces = order.len();
         let mut fresh = Self {
@@ -260,7 +263,7 @@ mod tests {
             let mut rng = fastrand::Rng::with_seed(seed);
             let len = rng.u32(1..400);
             let have = field(len, &mut rng, 20);
-            let mut map = Availability::new(&have, &mut rng);
+            let mut map = Availability::new(len, |piece| !have.has(piece), &mut rng);
             let mut peers: Vec<Bitfield> = Vec::new();
             for _ in 0..200 {
                 let piece = PieceIndex(rng.u32(..len));
@@ -303,7 +306,7 @@ mod tests {
     #[test]
     fn a_peer_with_the_last_piece_only_is_found_among_many() {
         let mut rng = fastrand::Rng::with_seed(1);
-        let mut map = Availability::new(&Bitfield::none(100_000), &mut rng);
+        let mut map = Availability::new(100_000, |_| true, &mut rng);
         let mut theirs = Bitfield::none(100_000);
         theirs.set(PieceIndex(99_999));
         map.add_all(&theirs);

@@ -202,7 +202,7 @@ impl Swarm {
         }
         if self.contacts.is_trying(addr) {
             // What comes of that attempt is told when it ends.
-        } else if self.is_complete() && peer.is_seed() {
+        } else if self.is_finished() && peer.is_seed() {
             self.contacts.is_seed(addr);
         } else {
             self.contacts.failed(now, addr);

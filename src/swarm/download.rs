@@ -228,7 +228,7 @@ impl Swarm {
         self.restart(piece);
         self.drop_partial(piece);
         if let Some(availability) = &mut self.availability {
-            availability.set_pickable(piece, true);
+            availability.set_pickable(piece, self.wanted.lacks(&self.have, piece));
         }
     }
 
@@ -257,25 +257,26 @@ impl Swarm {
         }
         self.drop_partial(piece);
         self.have.set(piece);
+        let was_wanted = self.wanted.note(piece, true);
         if let Some(availability) = &mut self.availability {
             availability.set_pickable(piece, false);
         }
         for key in self.keys() {
-            self.tell_have(key, piece);
+            self.tell_have(key, piece, was_wanted);
         }
         self.kick = true;
-        if self.have.is_complete() {
+        if was_wanted && self.is_finished() {
             self.finish();
         }
         self.settle(now);
     }
 
-    fn tell_have(&mut self, key: PeerKey, piece: PieceIndex) {
+    fn tell_have(&mut self, key: PeerKey, piece: PieceIndex, was_wanted: bool) {
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return;
         };
         let theirs = peer.pieces.has(piece);
-        if theirs && matches!(peer.pieces, Pieces::Some(_)) {
+        if theirs && was_wanted && matches!(peer.pieces, Pieces::Some(_)) {
             peer.wanted -= 1;
         }
         if !theirs {
@@ -288,17 +289,17 @@ impl Swarm {
         self.update_interest(key);
     }
 
-    /// The last piece is ours.
-    fn finish(&mut self) {
+    /// The last piece that is wanted is ours.
+    pub(super) fn finish(&mut self) {
         for piece in self.partials.keys().copied().collect::<Vec<_>>() {
             self.abandon(piece);
         }
         self.availability = None;
         self.suspects.clear();
         self.actions.push_back(Action::Finished);
+        self.tell_upload_only(true);
         for key in self.keys() {
             self.take_back_all(key, true);
-            self.say_upload_only(key);
             self.close_if_useless(key);
         }
     }
@@ -311,15 +312,16 @@ impl Swarm {
         }
         if self.have.clear(piece) {
             self.lost_any = true;
-            if self.options.fetch {
+            let is_wanted = self.wanted.note(piece, false);
+            if self.wants_pieces() {
                 self.regain_availability();
             }
             if let Some(availability) = &mut self.availability {
-                availability.set_pickable(piece, true);
+                availability.set_pickable(piece, is_wanted);
             }
             for (_, peer) in &mut self.peers {
                 if let Pieces::Some(pieces) = &peer.pieces {
-                    peer.wanted += u32::from(pieces.has(piece));
+                    peer.wanted += u32::from(is_wanted && pieces.has(piece));
                 }
             }
             for key in self.keys() {
@@ -333,21 +335,7 @@ impl Swarm {
         self.settle(now);
     }
 
-    /// Counts again who has what, after a time in which it did not matter.
-    fn regain_availability(&mut self) {
-        if self.availability.is_some() {
-            return;
-        }
-        let mut fresh = super::Availability::new(&self.have, &mut self.rng);
-        for (_, peer) in &self.peers {
-            if let Pieces::Some(pieces) = &peer.pieces {
-                fresh.add_all(pieces);
-            }
-        }
-        self.availability = Some(fresh);
-    }
-
-    /// Interested exactly if the peer has something that we lack.
+    /// Interested exactly if the peer has something that we want and lack.
     pub(super) fn update_interest(&mut self, key: PeerKey) {
         let wants_pieces = self.wants_pieces();
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {

@@ -1,6 +1,6 @@
 //! The extension handshake (BEP 10) as far as it concerns the swarm.
 //!
-//! Ours is said in the greeting, and again when we have everything (BEP 21); theirs tells how many
+//! Ours is said in the greeting, and again when we have all that we want (BEP 21); theirs tells how many
 //! requests they take and whether they want data. Ids below 16 are those of our own extensions; what
 //! comes under others is of no use, and is counted as that.
 //! Invariant: what is absent from a handshake leaves in force what was said before.
@@ -31,23 +31,12 @@ impl Swarm {
             m,
             v: Some(self.options.client.clone()),
             reqq: Some(REQUEST_QUEUE_MAX),
-            upload_only: self.is_complete().then_some(true),
+            upload_only: self.is_finished().then_some(true),
             yourip: Some(peer.addr.ip().to_canonical()),
             p: self.options.listen_port,
             metadata_size,
         };
         encode_extension_handshake(&handshake, &mut peer.control);
-    }
-
-    /// Tells the peer that we want no more data.
-    pub(super) fn say_upload_only(&mut self, key: PeerKey) {
-        let Some(peer) = self.peer_mut(key).filter(|peer| peer.extensions) else {
-            return;
-        };
-        let handshake =
-            ExtensionHandshake { upload_only: Some(true), ..ExtensionHandshake::default() };
-        encode_extension_handshake(&handshake, &mut peer.control);
-        self.wake(key);
     }
 
     pub(super) fn on_extended(

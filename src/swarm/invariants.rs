@@ -67,7 +67,7 @@ impl Swarm {
             }
             let wanted = match &peer.pieces {
                 Pieces::Some(pieces) => {
-                    pieces.iter().filter(|&piece| !self.have.has(piece)).count()
+                    pieces.iter().filter(|&piece| self.wanted.lacks(&self.have, piece)).count()
                 }
                 Pieces::None | Pieces::All => 0,
             };
@@ -90,7 +90,7 @@ impl Swarm {
         assert!(in_place <= IN_PLACE_PIECES_MAX);
         for (&piece, partial) in &self.partials {
             partial.check_invariants();
-            assert!(!self.have.has(piece), "a piece of ours is not under way");
+            assert!(self.wanted.lacks(&self.have, piece), "what is under way is wanted, not ours");
             let open = partial.phase == Phase::Fetching && partial.free > 0;
             assert_eq!(self.open.contains(&piece), open, "open pieces have free blocks");
             for (index, slot) in (0u32..).zip(&partial.blocks) {
@@ -117,19 +117,23 @@ impl Swarm {
     }
 
     fn check_availability(&self) {
+        let pieces = || (0..self.have.len()).map(PieceIndex);
+        let missing = pieces().filter(|&piece| self.wanted.lacks(&self.have, piece)).count();
+        assert_eq!(self.wanted.missing() as usize, missing, "missing pieces equal a recount");
         assert_eq!(self.availability.is_none(), !self.wants_pieces());
         let Some(availability) = &self.availability else {
             assert!(self.partials.is_empty());
             return;
         };
         availability.check_invariants();
-        for piece in (0..self.have.len()).map(PieceIndex) {
+        for piece in pieces() {
             let those = self.peers.iter().filter(|(_, peer)| match &peer.pieces {
                 Pieces::Some(pieces) => pieces.has(piece),
                 Pieces::None | Pieces::All => false,
             });
             assert_eq!(usize::from(availability.count(piece)), those.count(), "recount");
-            let pickable = !self.have.has(piece) && !self.partials.contains_key(&piece);
+            let lacking = self.wanted.lacks(&self.have, piece);
+            let pickable = lacking && !self.partials.contains_key(&piece);
             assert_eq!(availability.is_pickable(piece), pickable, "piece {piece} is pickable");
         }
     }

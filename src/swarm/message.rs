@@ -161,7 +161,7 @@ impl Swarm {
         if piece.0 >= piece_count {
             return Err(Error::BadPiece);
         }
-        let lacking = !self.have.has(piece);
+        let lacking = self.wanted.lacks(&self.have, piece);
         let Some(peer) = self.peers.get_mut(key.0 as usize) else {
             return Ok(());
         };
@@ -204,8 +204,7 @@ impl Swarm {
         match &pieces {
             Pieces::All => self.counts.have_all += 1,
             Pieces::Some(pieces) => {
-                let lacking = pieces.iter().filter(|&piece| !self.have.has(piece)).count();
-                peer.wanted = u32::try_from(lacking).unwrap_or(u32::MAX);
+                peer.wanted = self.wanted.count_lacking(&self.have, pieces);
                 if let Some(availability) = &mut self.availability {
                     availability.add_all(pieces);
                 }
@@ -241,7 +240,7 @@ impl Swarm {
         }
         for piece in more.iter() {
             if known.set(piece) {
-                peer.wanted += u32::from(!self.have.has(piece));
+                peer.wanted += u32::from(self.wanted.lacks(&self.have, piece));
                 if let Some(availability) = &mut self.availability {
                     availability.add(piece);
                 }

@@ -49,6 +49,7 @@ mod throttle;
 mod tick;
 mod turnover;
 mod upload;
+mod wanted;
 
 #[cfg(test)]
 mod exchange_tests;
@@ -56,6 +57,8 @@ mod exchange_tests;
 mod hostile_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wanted_tests;
 
 pub use bans::{Bans, Offender, is_local};
 pub use blocklist::{
@@ -86,6 +89,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 use throttle::Throttle;
+use wanted::Wanted;
 
 /// SHA-1 of one block, to tell who sent a wrong one.
 pub type BlockDigest = [u8; 20];
@@ -115,7 +119,7 @@ pub enum Action {
     Ban(Offender, Instant),
     /// The peer of this address says that it has a node of the DHT there.
     Node(SocketAddr),
-    /// The last piece is stored.
+    /// The last piece that is wanted is stored.
     Finished,
 }
 
@@ -147,6 +151,7 @@ pub enum Verdict {
 pub struct Swarm {
     geometry: Geometry,
     have: Bitfield,
+    wanted: Wanted,
     options: Options,
     shared: Rc<Shared>,
     rng: fastrand::Rng,
@@ -163,7 +168,7 @@ pub struct Swarm {
     /// Bytes that an address got on connections that are gone.
     recent: BTreeMap<Offender, (u64, Instant)>,
 
-    /// Only while pieces are missing.
+    /// Only while pieces that are wanted are missing.
     availability: Option<Availability>,
     partials: BTreeMap<PieceIndex, Partial>,
     /// How many of them are fetched in place.
@@ -211,16 +216,21 @@ impl Swarm {
     /// A torrent of this `geometry` of which `have` is verified and on disk.
     ///
     /// A `have` over another number of pieces counts as having nothing.
-    pub fn new(geometry: Geometry, have: Bitfield, options: Options, shared: Rc<Shared>) -> Self {
+    pub fn new(
+        geometry: Geometry,
+        have: Bitfield,
+        mut options: Options,
+        shared: Rc<Shared>,
+    ) -> Self {
         let fits = have.len() == geometry.piece_count();
         let have = if fits { have } else { Bitfield::none(geometry.piece_count()) };
         let mut rng = fastrand::Rng::with_seed(options.seed);
-        let wants_pieces = options.fetch && !have.is_complete();
-        let availability = wants_pieces.then(|| Availability::new(&have, &mut rng));
+        let (wanted, availability) = wanted::begin(&mut options, &have, &mut rng);
         Self {
             geometry,
             availability,
             have,
+            wanted,
             hash_key: rng.u64(..) | 1,
             rng,
             up: Throttle::new(options.up),
@@ -300,11 +310,6 @@ impl Swarm {
     /// Whether every piece is on disk.
     pub fn is_complete(&self) -> bool {
         self.have.is_complete()
-    }
-
-    /// Whether pieces are missing and to be fetched.
-    fn wants_pieces(&self) -> bool {
-        self.options.fetch && !self.have.is_complete()
     }
 
     /// Whether the blocks of `piece` are written as they come.

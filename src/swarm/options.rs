@@ -16,7 +16,7 @@ use crate::metainfo::RawInfo;
 use crate::rate::Bucket;
 use crate::tracker::AddressPolicy;
 use crate::tracker::policy::permits_operator;
-use crate::units::{InfoHash, PeerId};
+use crate::units::{Bitfield, InfoHash, PeerId};
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -163,6 +163,8 @@ pub struct Options {
     pub idle_min: Duration,
     /// A sign of life is sent after this long without any other message.
     pub keep_alive: Duration,
+    /// The pieces that are wanted; `None` for all. Later [`super::Swarm::set_wanted`] changes it.
+    pub wanted: Option<Bitfield>,
     /// Whether pieces that are missing are fetched. If not, what cannot be read any more is only
     /// not served.
     pub fetch: bool,
@@ -212,6 +214,7 @@ impl Default for Options {
             inactivity_timeout: Duration::from_secs(600),
             idle_min: Duration::from_secs(60),
             keep_alive: Duration::from_secs(100),
+            wanted: None,
             fetch: true,
             seed: 0,
         }

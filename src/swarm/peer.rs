@@ -154,8 +154,8 @@ pub enum Error {
     /// More was said before the metadata came than could be kept.
     #[error("the peer is met again, because not all that it said could be kept")]
     Forgotten,
-    /// Both sides have everything.
-    #[error("both sides have everything")]
+    /// Both sides have everything, or want no more.
+    #[error("both sides have everything that they want")]
     NothingToTrade,
     /// The blocklist names it now.
     #[error("the blocklist names the address")]
@@ -276,7 +276,7 @@ pub(super) struct Peer {
     pub(super) uploaded_recently: u64,
 
     pub(super) pieces: Pieces,
-    /// Pieces that it has and we lack, unless it has all.
+    /// Pieces that it has and that we want and lack, unless it has all.
     pub(super) wanted: u32,
     pub(super) spoke: bool,
     pub(super) upload_only: bool,

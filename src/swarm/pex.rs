@@ -75,7 +75,7 @@ impl Swarm {
         payload: &[u8],
     ) -> Result<(), Error> {
         self.nuisance(key)?;
-        let wants_seeds = !self.is_complete();
+        let wants_seeds = !self.is_finished();
         let allowed = self.exchanges_peers();
         let Some(peer) = self.peer_mut(key).filter(|_| allowed) else { return Ok(()) };
         let addrs = peer.pex_in.take(now, payload, wants_seeds)?;

@@ -140,7 +140,7 @@ impl Swarm {
             half_open: count(self.contacts.trying_count()),
             up_rate: self.up_meter.rate(now),
             down_rate: self.down_meter.rate(now),
-            phase: if self.is_complete() { Phase::Seeding } else { Phase::Leeching },
+            phase: if self.is_finished() { Phase::Seeding } else { Phase::Leeching },
         }
     }
 
@@ -184,8 +184,8 @@ impl Swarm {
         self.peers.iter().map(|(slot, _)| key_of(slot))
     }
 
-    /// Pieces that no connected peer and we do not have: while there are some, the torrent cannot
-    /// be finished. Takes time in proportion to the pieces.
+    /// Pieces that are wanted, and that no connected peer and we do not have: while there are some,
+    /// the torrent cannot be finished. Takes time in proportion to the pieces.
     pub fn unavailable_pieces(&self) -> Bitfield {
         let mut missing = Bitfield::none(self.have.len());
         let Some(availability) = self.availability.as_ref().filter(|_| self.counts.have_all == 0)
@@ -193,7 +193,7 @@ impl Swarm {
             return missing;
         };
         for piece in (0..self.have.len()).map(crate::units::PieceIndex) {
-            if !self.have.has(piece) && availability.count(piece) == 0 {
+            if self.wanted.lacks(&self.have, piece) && availability.count(piece) == 0 {
                 missing.set(piece);
             }
         }

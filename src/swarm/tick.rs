@@ -263,9 +263,9 @@ impl Swarm {
         self.settle(now);
     }
 
-    /// Two that have everything have nothing to say to each other.
+    /// Two that want nothing have nothing to say to each other.
     pub(super) fn close_if_useless(&mut self, key: PeerKey) {
-        if self.is_complete() && self.peer(key).is_some_and(Peer::is_seed) {
+        if self.is_finished() && self.peer(key).is_some_and(Peer::is_seed) {
             self.close(key, Error::NothingToTrade);
         }
     }

@@ -62,6 +62,13 @@ pub(super) struct PieceWrite {
     pending: Option<usize>,
 }
 
+impl PieceWrite {
+    /// Whether it writes this piece.
+    pub(super) fn is_of(&self, torrent: Key, piece: PieceIndex) -> bool {
+        (self.torrent, self.piece) == (torrent, piece)
+    }
+}
+
 /// One run of a piece inside one file.
 #[derive(Debug)]
 pub(super) struct WriteOp {
@@ -308,7 +315,7 @@ impl<D: Driver> Worker<D> {
         let geometry = torrent.geometry();
         let (start, len) = (geometry.piece_start(write.piece), geometry.piece_len(write.piece));
         let (mut position, mut runs) = (0, Vec::new());
-        for extent in torrent.content.metainfo.layout.extents(start, u64::from(len)) {
+        for extent in torrent.places(start, u64::from(len)) {
             let len = to_usize(extent.len);
             if open.files.get(extent.file).is_some_and(Option::is_some) {
                 runs.push(WriteOp {
@@ -448,8 +455,7 @@ impl<D: Driver> Worker<D> {
     /// A piece is verified and in its files: from now on it is ours.
     pub(super) fn piece_stored(&mut self, key: Key, piece: PieceIndex) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
-        let len = u64::from(torrent.geometry().piece_len(piece));
-        torrent.left = torrent.left.saturating_sub(len);
+        torrent.count_piece(piece, true);
         // A flush that began while this was being written did not cover it.
         torrent.unsynced = true;
         torrent.swarm.handle_stored(self.now, piece);

@@ -37,14 +37,39 @@ impl<D: Driver> Worker<D> {
             torrent = %info_hash, %name, %piece, %error,
             "a piece is lost: it cannot be read"
         );
-        torrent.left += u64::from(torrent.geometry().piece_len(piece));
+        self.forget_piece(key, piece);
+    }
+
+    /// A piece is not ours any more.
+    pub(super) fn forget_piece(&mut self, key: Key, piece: PieceIndex) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        torrent.count_piece(piece, false);
+        // What is fetched of a file that is not wanted goes to the part file.
+        torrent.in_files.clear(piece);
         torrent.swarm.handle_lost(self.now, piece);
-        if torrent.fetches {
+        if torrent.fetches && !torrent.swarm.is_finished() {
             torrent.finished = false;
             torrent.totals.set_state(TorrentState::Downloading);
         }
         torrent.publish(self.now);
         self.touch_torrent(key);
+    }
+
+    /// Files that are not wanted have gone, or are others: what was found in them is not ours.
+    pub(super) fn lose_unwanted(&mut self, key: Key, files: &[usize]) {
+        for &file in files {
+            let Some(torrent) = self.torrents.get(key) else { return };
+            let Some(entry) = torrent.content.metainfo.layout.file(file) else { continue };
+            let have = torrent.swarm.bitfield();
+            let is_lost = |it: &PieceIndex| torrent.in_files.has(*it) && have.has(*it);
+            let lost: Vec<_> = entry.pieces(torrent.geometry()).filter(is_lost).collect();
+            let path = torrent.path_of(file);
+            tracing::info!(
+                torrent = %torrent.info_hash, path = %path.display(), pieces = lost.len(),
+                "a file that is not wanted has gone or changed: it is served no more"
+            );
+            lost.into_iter().for_each(|piece| self.forget_piece(key, piece));
+        }
     }
 
     /// Has the files opened anew if pieces cannot be written to those that are open. True if so.
@@ -62,7 +87,7 @@ impl<D: Driver> Worker<D> {
         true
     }
 
-    /// Has the files of a torrent that has every piece looked at, by a thread that may block: they
+    /// Has the files of a torrent that has every wanted piece looked at, by a thread that may block: they
     /// must still be those that were written.
     pub(super) fn confirm(&mut self, key: Key) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };

@@ -272,8 +272,7 @@ impl<D: Driver> Worker<D> {
             let start = torrent.geometry().piece_start(write.block.piece)
                 + u64::from(write.block.begin)
                 + write.done as u64;
-            let Some(extent) = torrent.content.metainfo.layout.extents(start, left as u64).next()
-            else {
+            let Some(extent) = torrent.places(start, left as u64).next() else {
                 // The layout covers every block: there is always a next extent.
                 debug_assert!(false, "no extent at {start}");
                 return;
@@ -322,7 +321,7 @@ impl<D: Driver> Worker<D> {
         self.block_written(key);
         if let Some(torrent) = self.torrents.get(torrent_key) {
             let start = torrent.geometry().piece_start(block.piece) + u64::from(block.begin);
-            let extent = torrent.content.metainfo.layout.extents(start + done as u64, 1).next();
+            let extent = torrent.places(start + done as u64, 1).next();
             let path = torrent.path_of(extent.map_or(usize::MAX, |extent| extent.file));
             self.fail_torrent(torrent_key, Error::from_io("write", &path, &error));
         }

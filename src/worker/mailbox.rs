@@ -87,6 +87,8 @@ pub enum Letter {
         /// Download rate in bytes per second, if bounded.
         down: Option<u64>,
     },
+    /// Others of a torrent's files are wanted than before: its content with the new selection.
+    Select(InfoHash, Arc<Content>),
     /// Have nothing to do with these any more, each until its moment.
     Ban(Vec<(Offender, Instant)>),
     /// Have nothing to do with anybody on this list, instead of the one before.
@@ -105,6 +107,8 @@ pub struct NewTorrent {
     pub content: Arc<Content>,
     /// The pieces that were verified.
     pub have: Bitfield,
+    /// Those among them that lie in the files, with nothing in the part file.
+    pub in_files: Bitfield,
     /// The files as they were when that was found out, in the order of the layout; empty if nobody
     /// looked.
     pub known: Vec<Option<Identity>>,
@@ -160,9 +164,9 @@ pub struct Adopted {
 pub enum TorrentState {
     /// Its data is being checked.
     Checking = 0,
-    /// Pieces are missing.
+    /// Pieces that are wanted are missing.
     Downloading = 1,
-    /// All pieces are here.
+    /// All pieces that are wanted are here.
     Seeding = 2,
     /// It stands still because of its files.
     Error = 3,
@@ -175,8 +179,10 @@ pub struct Totals {
     pub uploaded: AtomicU64,
     /// Payload bytes received and kept.
     pub downloaded: AtomicU64,
-    /// Bytes that are not verified yet.
+    /// Bytes of the whole torrent that are not verified yet, as trackers are told.
     pub left: AtomicU64,
+    /// Bytes among them of pieces that are wanted.
+    pub wanted_left: AtomicU64,
     /// Peers connected.
     pub peers: AtomicU64,
     /// Upload rate in bytes per second.
@@ -197,6 +203,7 @@ impl Totals {
             uploaded: zero(),
             downloaded: zero(),
             left: AtomicU64::new(left),
+            wanted_left: AtomicU64::new(left),
             peers: zero(),
             up_rate: zero(),
             down_rate: zero(),
@@ -224,7 +231,7 @@ impl Totals {
 /// What a worker tells the control thread.
 #[derive(Debug)]
 pub enum Report {
-    /// The last piece of a torrent is on disk, in files that are still those that were opened.
+    /// The last wanted piece of a torrent is on disk, in files that are still those that were opened.
     Finished(InfoHash),
     /// The `info` dictionary of a torrent without metadata, whose SHA-1 is its info-hash. Its peers
     /// stay connected until it is added, or removed.

@@ -9,6 +9,7 @@
 mod accept;
 mod admission;
 pub mod blocking;
+mod care;
 mod closing;
 mod connection;
 mod counting;
@@ -24,6 +25,7 @@ pub mod mailbox;
 mod options;
 mod read_back;
 mod removal;
+mod selection;
 mod serve;
 mod subject;
 mod table;
@@ -385,6 +387,7 @@ impl<D: Driver> Worker<D> {
             Letter::Ban(bans) => self.ban(&bans),
             Letter::Blocklist(list) => self.block(list),
             Letter::OwnAddrs(addrs) => self.budget.set_own_addrs(&addrs),
+            Letter::Select(info_hash, content) => self.select(&info_hash, content),
             Letter::Stop => self.begin_stop(),
         }
     }

@@ -109,7 +109,7 @@ impl<D: Driver> Worker<D> {
             }
             let start = torrent.geometry().piece_start(piece) + (check.hashed + check.done) as u64;
             let left = (step_len - check.done) as u64;
-            let Some(extent) = torrent.content.metainfo.layout.extents(start, left).next() else {
+            let Some(extent) = torrent.places(start, left).next() else {
                 // The layout covers every piece: there is always a next extent.
                 debug_assert!(false, "no extent at {start}");
                 return;
@@ -160,8 +160,7 @@ impl<D: Driver> Worker<D> {
         self.core.disk_errors[DiskOp::Read].add(1);
         let Some(torrent) = self.torrents.get(entry.torrent) else { return };
         let start = torrent.geometry().piece_start(entry.piece) + at;
-        let layout = &torrent.content.metainfo.layout;
-        let Some(extent) = layout.extents(start, 1).next() else { return };
+        let Some(extent) = torrent.places(start, 1).next() else { return };
         let path = torrent.path_of(extent.file);
         let found = match &torrent.store {
             Store::Open(open) => open.files.get(extent.file).and_then(Option::as_ref),
@@ -169,7 +168,7 @@ impl<D: Driver> Worker<D> {
         };
         let found = found
             .and_then(|found| file::identity(std::os::fd::AsFd::as_fd(&*found.handle)).ok())
-            .zip(layout.file(extent.file));
+            .zip(torrent.content.metainfo.layout.file(extent.file));
         let error = match found {
             Some((found, entry)) if found.size < entry.len => Error::Truncated {
                 path: path.display().to_string(),

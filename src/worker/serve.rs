@@ -228,10 +228,9 @@ impl<D: Driver> Worker<D> {
     fn add_mapped(&mut self, torrent_key: Key, block: Block, batch: &mut Batch) -> bool {
         let Some(torrent) = self.torrents.get(torrent_key) else { return false };
         let Store::Open(open) = &torrent.store else { return false };
-        let layout = &torrent.content.metainfo.layout;
         let start = torrent.geometry().piece_start(block.piece) + u64::from(block.begin);
         let mut extent_count = 0;
-        for extent in layout.extents(start, u64::from(block.len)) {
+        for extent in torrent.places(start, u64::from(block.len)) {
             let mapped = open.files.get(extent.file).and_then(Option::as_ref);
             if mapped.is_none_or(|file| file.lease.is_none()) {
                 return false;
@@ -251,7 +250,7 @@ impl<D: Driver> Worker<D> {
         }
         // Room was counted above, and ranges lie inside mappings by the layout.
         let _ = batch.push_bytes(&wire::block_header(block));
-        for extent in layout.extents(start, u64::from(block.len)) {
+        for extent in torrent.places(start, u64::from(block.len)) {
             if let Some(lease) =
                 open.files[extent.file].as_ref().and_then(|file| file.lease.as_ref())
             {
@@ -339,8 +338,7 @@ impl<D: Driver> Worker<D> {
             let geometry = torrent.geometry();
             let start =
                 geometry.piece_start(chunk.piece) + u64::from(chunk.begin()) + read.done as u64;
-            let Some(extent) = torrent.content.metainfo.layout.extents(start, left as u64).next()
-            else {
+            let Some(extent) = torrent.places(start, left as u64).next() else {
                 // The layout covers every chunk: there is always a next extent.
                 debug_assert!(false, "no extent at {start}");
                 return;
@@ -381,7 +379,7 @@ impl<D: Driver> Worker<D> {
         let Some(torrent) = self.torrents.get(torrent_key) else { return };
         self.core.disk_errors[DiskOp::Read].add(1);
         let start = torrent.geometry().piece_start(chunk.piece) + u64::from(chunk.begin());
-        let extent = torrent.content.metainfo.layout.extents(start + done as u64, 1).next();
+        let extent = torrent.places(start + done as u64, 1).next();
         let is_of_medium = error.as_ref().is_some_and(is_of_medium);
         let error = match (error, extent) {
             (Some(error), Some(extent)) => {
@@ -588,7 +586,7 @@ fn is_resident(torrent: &Torrent, chunk: ChunkKey) -> bool {
     let geometry = torrent.geometry();
     let start = geometry.piece_start(chunk.piece) + u64::from(chunk.begin());
     let len = chunk_len(geometry, chunk) as u64;
-    torrent.content.metainfo.layout.extents(start, len).all(|extent| {
+    torrent.places(start, len).all(|extent| {
         let Some(file) = open.files.get(extent.file).and_then(Option::as_ref) else { return true };
         let fd = std::os::fd::AsFd::as_fd(&*file.handle);
         map::residency(fd, extent.offset, extent.len).is_ok_and(Residency::is_full)

@@ -16,22 +16,18 @@ use super::blocking::Lane;
 use super::connection::Subject;
 use super::fetch::why_closed;
 use super::hash::ToHash;
-use super::mailbox::{Letter, NewTorrent, Report, TorrentState, Totals};
+use super::mailbox::{NewTorrent, Report, TorrentState, Totals};
 use super::table::Key;
 use super::{Target, Timer, Worker};
+use crate::metainfo::Extent;
 use crate::metrics::{DisconnectReason, DiskOp};
 use crate::ring::{Driver, Handle, Lease, Op, Tag};
 use crate::storage::chunks::ChunkKey;
-use crate::storage::files::{self, Opened};
 use crate::storage::pieces::OpenPieces;
 use crate::storage::{Content, Error};
 use crate::swarm::{Action, PeerKey, Source, Stats, Swarm};
 use crate::sys::file::Identity;
-use crate::units::{Geometry, InfoHash};
-
-/// How long a torrent without peers keeps its files open, and how often the files of one with
-/// peers are looked after: half of the minute within which a loss has to be seen.
-const FILES_INTERVAL: Duration = Duration::from_secs(25);
+use crate::units::{Bitfield, Geometry, InfoHash, PieceIndex};
 
 /// When to ask again for files that no thread was free to open.
 pub(super) const FILES_RETRY: Duration = Duration::from_secs(1);
@@ -48,31 +44,38 @@ pub(super) struct Torrent {
     pub(super) pieces: OpenPieces,
     pub(super) totals: Arc<Totals>,
     /// The connection of each peer, by the swarm's slot.
-    conns: Vec<Option<Key>>,
-    peer_count: usize,
+    pub(super) conns: Vec<Option<Key>>,
+    pub(super) peer_count: usize,
     /// When the swarm's timer on the wheel fires.
     timer_at: Option<Instant>,
-    files_timer: bool,
+    pub(super) files_timer: bool,
     /// Its files are wanted, and no job for them found room.
-    was_refused_files: bool,
-    last_peer: Instant,
+    pub(super) was_refused_files: bool,
+    /// Others of its files are wanted than those that are being opened.
+    pub(super) opens_again: bool,
+    /// Files are wanted that may have to be made, although no piece of them is missing.
+    pub(super) makes_files: bool,
+    pub(super) last_peer: Instant,
     /// Whether missing pieces are fetched.
     pub(super) fetches: bool,
-    /// Bytes of pieces that are not on disk yet.
+    /// Bytes of pieces that are not on disk yet, and of the wanted ones among them.
     pub(super) left: u64,
+    pub(super) wanted_left: u64,
+    /// Pieces that are read from the files, with nothing in the part file.
+    pub(super) in_files: Bitfield,
     /// Bytes of whole pieces that are on their way there.
     pub(super) writing: Rc<Cell<u64>>,
     /// Connections that are not received from because of those.
     pub(super) paused: Vec<Key>,
     /// Pieces were written since the last flush.
     pub(super) unsynced: bool,
-    syncs_pending: usize,
+    pub(super) syncs_pending: usize,
     pub(super) finished: bool,
     /// Whether its files were looked at since it was finished, and whether that is under way.
     pub(super) is_confirmed: bool,
     pub(super) is_confirming: bool,
     /// Since when its files are being compared with those that are open.
-    comparing_since: Option<Instant>,
+    pub(super) comparing_since: Option<Instant>,
     /// Whether the control thread knows that it is finished.
     pub(super) is_reported: bool,
     /// Pieces that could not be read.
@@ -155,11 +158,23 @@ impl Torrent {
         self.content.metainfo.geometry
     }
 
-    /// Where a file of its layout lies.
+    /// Where a file lies that one of its [`Torrent::places`] names.
     pub(super) fn path_of(&self, file: usize) -> PathBuf {
-        let entry = self.content.metainfo.layout.file(file);
-        let save_path = &self.content.save_path;
-        entry.map_or_else(|| save_path.clone(), |entry| save_path.join(entry.path()))
+        self.content.save_path.join(self.content.path_of(file))
+    }
+
+    /// Where bytes of one piece lie.
+    pub(super) fn places(&self, start: u64, len: u64) -> impl Iterator<Item = Extent> + '_ {
+        self.content.places(&self.in_files, start, len)
+    }
+
+    /// Notes that bytes of a piece became ours, or are not any more.
+    pub(super) fn count_piece(&mut self, piece: PieceIndex, is_ours: bool) {
+        let len = u64::from(self.geometry().piece_len(piece));
+        let wanted = if self.swarm.is_wanted(piece) { len } else { 0 };
+        for (left, len) in [(&mut self.left, len), (&mut self.wanted_left, wanted)] {
+            *left = if is_ours { left.saturating_sub(len) } else { *left + len };
+        }
     }
 
     /// The connection of a peer.
@@ -204,6 +219,7 @@ impl Torrent {
         self.totals.uploaded.store(uploaded + sums.uploaded, Relaxed);
         self.totals.downloaded.store(downloaded + sums.downloaded, Relaxed);
         self.totals.left.store(self.left, Relaxed);
+        self.totals.wanted_left.store(self.wanted_left, Relaxed);
         self.totals.peers.store(u64::from(stats.peers), Relaxed);
         self.totals.up_rate.store(stats.up_rate, Relaxed);
         self.totals.down_rate.store(stats.down_rate, Relaxed);
@@ -213,7 +229,7 @@ impl Torrent {
 
 impl<D: Driver> Worker<D> {
     pub(super) fn add_torrent(&mut self, new: NewTorrent) {
-        let NewTorrent { info_hash, content, have, known, mut options, totals } = new;
+        let NewTorrent { info_hash, content, have, in_files, known, mut options, totals } = new;
         if self.by_hash.contains_key(&info_hash) || self.stopping.is_some() {
             return;
         }
@@ -221,9 +237,8 @@ impl<D: Driver> Worker<D> {
         let piece_len = u64::from(geometry.piece_len_nominal()).max(1);
         let pieces_max = (self.options.piece_bytes_max / piece_len).max(2);
         options.partial_pieces_max = usize::try_from(pieces_max).unwrap_or(usize::MAX);
-        let finished = have.is_complete();
-        let left = geometry.total_len()
-            - have.iter().map(|piece| u64::from(geometry.piece_len(piece))).sum::<u64>();
+        let finished = content.is_finished(&have);
+        let (left, wanted_left) = content.left(&have);
         let counted_before = (totals.uploaded.load(Relaxed), totals.downloaded.load(Relaxed));
         totals.set_state(if finished { TorrentState::Seeding } else { TorrentState::Downloading });
         let fetches = options.fetch;
@@ -243,9 +258,13 @@ impl<D: Driver> Worker<D> {
             timer_at: None,
             files_timer: false,
             was_refused_files: false,
+            opens_again: false,
+            makes_files: false,
             last_peer: self.now,
             fetches,
             left,
+            wanted_left,
+            in_files,
             writing: Rc::default(),
             paused: Vec::new(),
             unsynced: false,
@@ -362,7 +381,7 @@ impl<D: Driver> Worker<D> {
         self.touch_torrent(key);
     }
 
-    /// Every piece is on disk: flush, look at the files once more, then say so.
+    /// Every wanted piece is on disk: flush, look at the files once more, then say so.
     fn finish_torrent(&mut self, key: Key) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         torrent.finished = true;
@@ -370,171 +389,6 @@ impl<D: Driver> Worker<D> {
         torrent.publish(self.now);
         torrent.unsynced = true;
         self.sync_torrent(key);
-    }
-
-    /// Opens the files of a torrent if they are not open.
-    pub(super) fn need_files(&mut self, key: Key) {
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        if !matches!(torrent.store, Store::Closed) {
-            return;
-        }
-        let (content, fetch) = (Arc::clone(&torrent.content), !torrent.finished);
-        let (known, have) = (torrent.known.clone(), torrent.swarm.bitfield().clone());
-        let mode = self.options.mode;
-        let lane = torrent.lane();
-        let closing = lane.clone();
-        let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
-        let job = Box::new(move || {
-            let result = files::open(&content, fetch, mode, &known, &have);
-            if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
-                // A worker that takes no letters any more needs no files either.
-                let opened = Letter::Opened { torrent: key, lane: closing, result };
-                let _ = mailbox.send_waiting(opened);
-            }
-        });
-        torrent.was_refused_files = self.shared.blocking.run(lane, job).is_err();
-        let look_in = if torrent.was_refused_files {
-            FILES_RETRY
-        } else {
-            torrent.store = Store::Opening;
-            self.removals.begin_open(key);
-            FILES_INTERVAL
-        };
-        if !torrent.files_timer {
-            torrent.files_timer = true;
-            self.timers.set(self.now + look_in, Timer::Files(key));
-        }
-    }
-
-    /// The files of a torrent were opened, or not. `lane` is where they are closed if it has no use
-    /// for them any more.
-    pub(super) fn on_opened(&mut self, key: Key, lane: Lane, result: Result<Opened, Error>) {
-        self.removals.end_open(key);
-        let torrent = self.torrents.get_mut(key);
-        let Some(torrent) = torrent.filter(|it| matches!(it.store, Store::Opening)) else {
-            return self.shared.blocking.drop_there(lane, result);
-        };
-        let opened = match result {
-            Ok(opened) => opened,
-            Err(error) => {
-                let is_space = matches!(error, Error::NoSpace { .. });
-                let op = if is_space { DiskOp::Allocate } else { DiskOp::Open };
-                self.core.disk_errors[op].add(1);
-                return self.fail_torrent(key, error);
-            }
-        };
-        let serve = |file: files::OpenFile| ServedFile {
-            handle: Rc::new(file.fd),
-            lease: file.mapping.map(|mapping| Lease::Mapped(Rc::new(mapping))),
-            identity: file.identity,
-        };
-        let files = opened.files.into_iter().map(|file| file.map(serve)).collect();
-        let (mapped_bytes, is_writable) = (opened.mapped_bytes, opened.is_writable);
-        torrent.store = Store::Open(OpenFiles { files, is_writable, mapped_bytes });
-        self.core.mapped_bytes.add(opened.mapped_bytes);
-        for conn in torrent.conns.clone().into_iter().flatten() {
-            self.touch_conn(conn);
-        }
-        self.write_waiting(key);
-        self.write_waiting_blocks(key);
-        self.touch_torrent(key);
-    }
-
-    /// Looks after the files of a torrent: closes them when nobody needs them, and otherwise has
-    /// them compared with what was opened.
-    pub(super) fn on_files_timer(&mut self, key: Key) {
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        torrent.files_timer = false;
-        if !matches!(torrent.store, Store::Open(_)) {
-            match torrent.store {
-                // Too many waited for its disk when this was asked for first.
-                Store::Closed if torrent.was_refused_files => self.need_files(key),
-                // They may take their time; afterwards the files are looked after again.
-                Store::Opening => {
-                    torrent.files_timer = true;
-                    self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
-                }
-                _ => {}
-            }
-            return;
-        }
-        torrent.files_timer = true;
-        self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
-        if torrent.peer_count == 0 {
-            return self.close_idle_files(key);
-        }
-        self.compare(key);
-    }
-
-    /// Has the files by the torrent's names compared with those that are open, if that is not under
-    /// way already.
-    pub(super) fn compare(&mut self, key: Key) {
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        let Store::Open(open) = &torrent.store else { return };
-        if torrent.comparing_since.is_some() {
-            // Its disk takes its time; another look would take longer.
-            return;
-        }
-        // While pieces are written, the times of the files change by our own hand.
-        let only_names = !torrent.finished || !torrent.is_confirmed || torrent.unsynced;
-        let identities = open.identities();
-        let content = Arc::clone(&torrent.content);
-        let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
-        let job = Box::new(move || {
-            let result = files::still_there(&content, &identities, only_names);
-            if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
-                // A worker that takes no letters any more has closed its files.
-                let _ = mailbox.send_waiting(Letter::Compared { torrent: key, result });
-            }
-        });
-        // If too many jobs wait, the next look is soon enough.
-        if self.shared.blocking.run(torrent.lane(), job).is_ok() {
-            torrent.comparing_since = Some(self.now);
-        }
-    }
-
-    pub(super) fn on_compared(&mut self, key: Key, result: Result<Vec<Option<Identity>>, Error>) {
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        let Some(since) = torrent.comparing_since.take() else { return };
-        match result {
-            Err(error) => self.fail_torrent(key, error),
-            // An incomplete torrent is written to: what its files are, they are by our hand, unless
-            // that was before the last peer went.
-            Ok(found) if !torrent.finished && torrent.last_peer < since && self.is_idle(key) => {
-                self.close_files(key, found);
-            }
-            Ok(_) => {}
-        }
-    }
-
-    /// Whether a torrent has had no peers for a while, and nothing of it is on its way to the disk.
-    fn is_idle(&self, key: Key) -> bool {
-        let writes = self.has_writes(key);
-        self.torrents.get(key).is_some_and(|torrent| {
-            torrent.peer_count == 0
-                && self.now.saturating_duration_since(torrent.last_peer) >= FILES_INTERVAL
-                && !writes
-                && torrent.syncs_pending == 0
-                && (!torrent.finished || torrent.is_confirmed || torrent.unsynced)
-        })
-    }
-
-    /// Closes the files of a torrent without peers, once all that was written is flushed.
-    fn close_idle_files(&mut self, key: Key) {
-        if !self.is_idle(key) {
-            return;
-        }
-        let Some(torrent) = self.torrents.get_mut(key) else { return };
-        if torrent.unsynced {
-            return self.sync_torrent(key);
-        }
-        let Store::Open(open) = &torrent.store else { return };
-        if !torrent.finished {
-            // Their times have changed since they were opened.
-            return self.compare(key);
-        }
-        let known = open.identities();
-        self.close_files(key, known);
     }
 
     pub(super) fn close_peers(&mut self, key: Key, reason: DisconnectReason) {

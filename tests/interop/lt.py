@@ -113,7 +113,9 @@ def main():
         if "dht" not in told and session.status().dht_nodes:
             told.add("dht")
             say("dht")
-        if status.is_seeding and port and "seeding" not in told:
+        # A link may select files: then those are all that a leech waits for.
+        has_selected = mode == "leech" and status.has_metadata and status.is_finished
+        if (status.is_seeding or has_selected) and port and "seeding" not in told:
             told.add("seeding")
             say("seeding")
             if mode == "leech":

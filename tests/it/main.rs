@@ -35,5 +35,6 @@ mod private;
 mod refusals;
 mod restart;
 mod seccomp;
+mod selection;
 mod swarm;
 mod watch;

@@ -56,6 +56,7 @@ fn plan(seed: u64) -> Plan {
         hub: false,
         private: false,
         exchange: rng.u32(..3) == 0,
+        choosy: rng.usize(..3),
     }
 }
 
@@ -86,6 +87,7 @@ fn quiet(seed: u64) -> Plan {
         hub: false,
         private: false,
         exchange: false,
+        choosy: 0,
     }
 }
 
@@ -191,6 +193,27 @@ fn leechers_find_each_other_by_exchange_alone() {
         assert!(met.len() > 3, "seed {seed}: only {met:?} met");
         let between = world.served.iter().filter(|((from, to), _)| *from > 0 && *to > 0);
         assert!(between.map(|(_, len)| len).sum::<u64>() > 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn who_wants_some_pieces_fetches_those_and_serves_them_on() {
+    for seed in 0..5 {
+        let choosy = 1..4;
+        let plan = Plan { choosy: choosy.len(), total_len: 60 * 32_768, ..quiet(seed) };
+        let mut world = World::new(plan);
+        let sent = |world: &World| {
+            let served = world.served.iter().filter(|((from, _), _)| choosy.contains(from));
+            served.map(|(_, len)| len).sum::<u64>()
+        };
+        world.run_until(|it| it.nodes[choosy.clone()].iter().all(|it| it.swarm.is_finished()));
+        let before = sent(&world);
+        assert!(!world.is_done(), "seed {seed}: the others want more");
+        world.run();
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
+        assert!(sent(&world) > before, "seed {seed}: partial seeds serve");
+        let is_partial = |node: &node::Node| node.swarm.is_finished() && !node.swarm.is_complete();
+        assert!(world.nodes[choosy.clone()].iter().all(is_partial), "seed {seed}");
     }
 }
 

@@ -4,7 +4,7 @@
 //! always the product's own. Invariant: an honest node's bytes leave as its swarm said them.
 
 use seedring::swarm::{BlockDigest, Offender, Shared, Swarm};
-use seedring::units::{Block, PieceIndex};
+use seedring::units::{Bitfield, Block, PieceIndex};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) slots: Option<u32>,
     /// Payload bytes stored, by node.
     pub(crate) got: BTreeMap<usize, u64>,
+    /// Pieces that it wants or had at first, unless it wants all.
+    pub(crate) may_have: Option<Bitfield>,
     pub(crate) finished_at_ms: Option<u64>,
 }
 

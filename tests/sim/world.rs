@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) slots: Option<u32>,
     /// Leechers from this one on never upload.
     pub(crate) free_riders: usize,
+    /// The first leechers, up to this one, want some of the pieces only.
+    pub(crate) choosy: usize,
     /// Leechers begin with so many percent of the pieces, each with its own.
     pub(crate) head_start: u32,
     pub(crate) rate: (u64, u64),
@@ -148,14 +150,15 @@ impl World {
     fn populate(&mut self) {
         let plan = self.plan.clone();
         for _ in 0..plan.seeds {
-            self.add_node(Character::Honest, true, plan.slots);
+            self.add_node(Character::Honest, true, plan.slots, false);
         }
         for number in 0..plan.leechers {
             let rides = number >= plan.leechers - plan.free_riders;
-            self.add_node(Character::Honest, false, if rides { Some(0) } else { plan.slots });
+            let slots = if rides { Some(0) } else { plan.slots };
+            self.add_node(Character::Honest, false, slots, number < plan.choosy);
         }
         for &character in &plan.adversaries {
-            self.add_node(character, true, None);
+            self.add_node(character, true, None, false);
         }
         let count = self.nodes.len();
         for from in 0..count {
@@ -176,7 +179,13 @@ impl World {
         }
     }
 
-    fn add_node(&mut self, character: Character, complete: bool, slots: Option<u32>) {
+    fn add_node(
+        &mut self,
+        character: Character,
+        complete: bool,
+        slots: Option<u32>,
+        is_choosy: bool,
+    ) {
         let number = u8::try_from(self.nodes.len() + 1).unwrap();
         let pieces = self.geometry.piece_count();
         let mut have = if complete { Bitfield::all(pieces) } else { Bitfield::none(pieces) };
@@ -185,6 +194,13 @@ impl World {
                 have.set(piece);
             }
         }
+        let wanted = is_choosy.then(|| {
+            let mut wanted = Bitfield::none(pieces);
+            for piece in (0..pieces).map(PieceIndex).filter(|_| self.rng.u32(..3) == 0) {
+                wanted.set(piece);
+            }
+            wanted
+        });
         let slots = if self.plan.defect == Defect::NoUnchoke { Some(0) } else { slots };
         let options = Options {
             peer_id: PeerId([number; 20]),
@@ -196,11 +212,18 @@ impl World {
             down: self.plan.down,
             up: self.plan.up,
             partial_pieces_max: self.plan.partial_pieces_max,
+            wanted: wanted.clone(),
             seed: self.rng.u64(..),
             ..Options::default()
         };
         let shared = Shared::new(None, None, Slots::Unlimited);
         shared.piece_bytes_max.set(self.plan.piece_bytes_max);
+        let may_have = wanted.map(|mut wanted| {
+            have.iter().for_each(|piece| {
+                wanted.set(piece);
+            });
+            wanted
+        });
         let disk = have.iter().map(|piece| (piece.0, self.truth(piece).to_vec())).collect();
         let swarm = Swarm::new(self.geometry, have, options, std::rc::Rc::clone(&shared));
         self.nodes.push(Node {
@@ -216,6 +239,7 @@ impl World {
             timer_serial: 0,
             slots,
             got: BTreeMap::new(),
+            may_have,
             finished_at_ms: None,
         });
     }
@@ -258,8 +282,15 @@ impl World {
 
     /// Runs until some node has fetched so many bytes.
     pub(crate) fn run_until_one_got(&mut self, len: u64) {
-        while let Some(Reverse((at, _, event))) = self.queue.pop() {
-            if at > self.plan.end_ms || (0..self.nodes.len()).any(|node| self.got(node) >= len) {
+        self.run_until(|world| (0..world.nodes.len()).any(|node| world.got(node) >= len));
+    }
+
+    /// Runs until something holds.
+    pub(crate) fn run_until(&mut self, holds: impl Fn(&Self) -> bool) {
+        while !holds(self)
+            && let Some(Reverse((at, _, event))) = self.queue.pop()
+        {
+            if at > self.plan.end_ms {
                 break;
             }
             self.now_ms = at;
@@ -282,7 +313,7 @@ impl World {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.honest().all(|(_, node)| node.swarm.is_complete())
+        self.honest().all(|(_, node)| node.swarm.is_finished())
     }
 
     pub(crate) fn honest(&self) -> impl Iterator<Item = (usize, &Node)> {
@@ -293,7 +324,7 @@ impl World {
     fn judge(&mut self) {
         let mut found = Vec::new();
         for (number, node) in self.honest() {
-            if self.plan.stop_when_done && !node.swarm.is_complete() {
+            if self.plan.stop_when_done && !node.swarm.is_finished() {
                 found.push(format!(
                     "liveness: node {number} has {:?} at the end: {:?}",
                     node.swarm.bitfield(),
@@ -455,6 +486,12 @@ impl World {
         let right = data == truth;
         node.disk.insert(piece, data);
         node.swarm.handle_stored(now, index);
+        if node.may_have.as_ref().is_some_and(|may_have| !may_have.has(index)) {
+            self.violation(format!(
+                "S9: node {number} fetched piece {piece}, which it does not want"
+            ));
+            return;
+        }
         if !right && node.character == Character::Honest {
             self.violation(format!("S2: node {number} has wrong data in piece {piece}"));
         }

@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, params};
 
 use super::files::quarantine;
 use super::{NewTorrent, OpenError, StoredBan, StoredMagnet, StoredTorrent, Totals};
+use crate::metainfo::selection::Wanted;
 use crate::swarm::BANS_MAX;
 use crate::units::InfoHash;
 
@@ -20,7 +21,8 @@ pub(super) const FILE_NAME: &str = "seedring.db";
 /// Version of the tables, kept in `PRAGMA user_version`.
 pub(super) const VERSION: i64 = 1;
 
-/// `save_path` is null for torrents that were found without a database. Paths are bytes.
+/// `save_path` is null for torrents that were found without a database, `wanted` where all files
+/// are wanted. Paths are bytes.
 const TABLES: &str = "
     CREATE TABLE torrents (
         info_hash BLOB PRIMARY KEY CHECK (length(info_hash) = 20),
@@ -30,7 +32,8 @@ const TABLES: &str = "
         uploaded INTEGER NOT NULL DEFAULT 0,
         downloaded INTEGER NOT NULL DEFAULT 0,
         had_bytes INTEGER NOT NULL DEFAULT 0,
-        was_whole INTEGER NOT NULL DEFAULT 0
+        was_whole INTEGER NOT NULL DEFAULT 0,
+        wanted TEXT
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE settings (
         key TEXT PRIMARY KEY,
@@ -60,8 +63,12 @@ const BANS_TABLE: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Columns that this version of the tables did not have from the beginning.
-pub(super) const LATE_COLUMNS: [&str; 2] = ["had_bytes", "was_whole"];
+/// Columns that this version of the tables did not have from the beginning, and what they hold.
+pub(super) const LATE_COLUMNS: [(&str, &str); 3] = [
+    ("had_bytes", "INTEGER NOT NULL DEFAULT 0"),
+    ("was_whole", "INTEGER NOT NULL DEFAULT 0"),
+    ("wanted", "TEXT"),
+];
 
 /// The open database; only the writer thread has one.
 pub(super) struct Database {
@@ -131,15 +138,14 @@ impl Database {
     /// Tables that were made before the latest columns of this version get them.
     fn complete(&self) -> rusqlite::Result<()> {
         self.connection.execute_batch(MAGNETS)?;
-        for name in LATE_COLUMNS {
+        for (name, kind) in LATE_COLUMNS {
             let has_column: bool = self.connection.query_row(
                 "SELECT EXISTS (SELECT 1 FROM pragma_table_info('torrents') WHERE name = ?1)",
                 [name],
                 |row| row.get(0),
             )?;
             if !has_column {
-                let add =
-                    format!("ALTER TABLE torrents ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0");
+                let add = format!("ALTER TABLE torrents ADD COLUMN {name} {kind}");
                 self.connection.execute_batch(&add)?;
             }
         }
@@ -160,13 +166,19 @@ impl Database {
     /// All of it.
     pub(super) fn read(&self) -> rusqlite::Result<Contents> {
         let mut torrents = self.connection.prepare(
-            "SELECT info_hash, save_path, added_at, name, uploaded, downloaded, had_bytes, was_whole
+            "SELECT info_hash, save_path, added_at, name, uploaded, downloaded, had_bytes, was_whole,
+                wanted
              FROM torrents ORDER BY added_at, info_hash",
         )?;
         let torrents = torrents.query_map([], |row| {
             let save_path: Option<Vec<u8>> = row.get(1)?;
+            let (info_hash, wanted): (_, Option<String>) = (InfoHash(row.get(0)?), row.get(8)?);
+            let wanted = Wanted::from_stored(wanted.as_deref()).unwrap_or_else(|error| {
+                tracing::error!(torrent = %info_hash, %error, "its selection is bad: all is wanted");
+                Wanted::default()
+            });
             Ok(StoredTorrent {
-                info_hash: InfoHash(row.get(0)?),
+                info_hash,
                 save_path: save_path.map(|bytes| OsStr::from_bytes(&bytes).into()),
                 added_at: row.get(2)?,
                 name: row.get(3)?,
@@ -174,6 +186,7 @@ impl Database {
                 downloaded: row.get::<_, i64>(5)?.unsigned_abs(),
                 had_bytes: row.get::<_, i64>(6)?.unsigned_abs(),
                 was_whole: row.get(7)?,
+                wanted,
             })
         })?;
         let torrents = torrents.collect::<rusqlite::Result<_>>()?;
@@ -220,12 +233,15 @@ pub(super) struct Group<'a> {
 impl Group<'_> {
     pub(super) fn add(&self, torrent: &NewTorrent) -> rusqlite::Result<()> {
         let mut add = self.transaction.prepare_cached(
-            "INSERT INTO torrents (info_hash, save_path, added_at, name) VALUES (?1, ?2, ?3, ?4)
+            "INSERT INTO torrents (info_hash, save_path, added_at, name, wanted)
+             VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (info_hash) DO UPDATE SET
-                save_path = ?2, name = ?4, had_bytes = 0, was_whole = 0",
+                save_path = ?2, name = ?4, had_bytes = 0, was_whole = 0, wanted = ?5",
         )?;
         let save_path = torrent.save_path.as_os_str().as_bytes();
-        add.execute(params![torrent.info_hash.0, save_path, torrent.added_at, torrent.name])?;
+        let wanted = torrent.wanted.to_stored();
+        let NewTorrent { info_hash, added_at, name, .. } = torrent;
+        add.execute(params![info_hash.0, save_path, added_at, name, wanted])?;
         self.remove_magnet(&torrent.info_hash)
     }
 
@@ -252,6 +268,14 @@ impl Group<'_> {
             self.transaction.prepare_cached("DELETE FROM torrents WHERE info_hash = ?1")?;
         remove.execute([info_hash.0])?;
         self.remove_magnet(info_hash)
+    }
+
+    pub(super) fn select(&self, info_hash: &InfoHash, wanted: &Wanted) -> rusqlite::Result<()> {
+        let mut select = self
+            .transaction
+            .prepare_cached("UPDATE torrents SET wanted = ?2 WHERE info_hash = ?1")?;
+        select.execute(params![info_hash.0, wanted.to_stored()])?;
+        Ok(())
     }
 
     pub(super) fn total(&self, totals: &Totals) -> rusqlite::Result<()> {

@@ -32,6 +32,7 @@ use self::database::Database;
 pub use self::files::LoadError;
 use self::files::{Keepsake, TorrentFiles};
 use crate::dht;
+use crate::metainfo::selection::Wanted;
 use crate::metainfo::shown_name;
 use crate::sys::clock;
 use crate::units::InfoHash;
@@ -63,6 +64,8 @@ pub struct StoredTorrent {
     pub had_bytes: u64,
     /// Whether it was whole since it was added, and its trackers heard so if it was fetched.
     pub was_whole: bool,
+    /// Which of its files are wanted.
+    pub wanted: Wanted,
 }
 
 /// A torrent to remember.
@@ -78,6 +81,8 @@ pub struct NewTorrent {
     pub name: String,
     /// Seconds since 1970.
     pub added_at: i64,
+    /// Which of its files are wanted.
+    pub wanted: Wanted,
 }
 
 /// A magnet link whose torrent is not known yet.
@@ -208,6 +213,7 @@ enum Order {
     Add(NewTorrent, Answer),
     AddMagnet(StoredMagnet, Answer),
     Remove(InfoHash, Answer),
+    Select(InfoHash, Wanted, Answer),
     Totals(Vec<Totals>),
     Bans(Vec<StoredBan>),
     Setting(String, String, Answer),
@@ -350,6 +356,14 @@ impl State {
         self.order(|answer| Order::Remove(info_hash, answer)).await
     }
 
+    /// Remembers which files of a torrent are wanted. An unknown one is no error.
+    ///
+    /// # Errors
+    /// If that could not be written; then it is as before.
+    pub async fn set_wanted(&self, info_hash: InfoHash, wanted: Wanted) -> Result<(), OrderError> {
+        self.order(|answer| Order::Select(info_hash, wanted, answer)).await
+    }
+
     /// A place in the queue for totals, which waits for nobody. There is none while those before
     /// are still in the queue: a device that hangs piles up no more.
     pub fn place_for_totals(&self) -> Option<TotalsPlace<'_>> {
@@ -476,6 +490,7 @@ impl Writer {
                 Order::Add(_, answer)
                 | Order::AddMagnet(_, answer)
                 | Order::Remove(_, answer)
+                | Order::Select(_, _, answer)
                 | Order::Setting(_, _, answer) => {
                     // Nobody listens any more if the caller was cancelled; the work is done.
                     let _ = answer.send(result.clone());
@@ -506,6 +521,7 @@ impl Writer {
                 Order::Add(torrent, _) => final_state.insert(torrent.info_hash, Some(torrent)),
                 Order::Remove(info_hash, _) => final_state.insert(*info_hash, None),
                 Order::AddMagnet(..)
+                | Order::Select(..)
                 | Order::Totals(_)
                 | Order::Bans(_)
                 | Order::Setting(..)
@@ -544,6 +560,7 @@ impl Writer {
                 Order::Add(torrent, _) => transaction.add(torrent),
                 Order::AddMagnet(magnet, _) => transaction.add_magnet(magnet),
                 Order::Remove(info_hash, _) => transaction.remove(info_hash),
+                Order::Select(info_hash, wanted, _) => transaction.select(info_hash, wanted),
                 Order::Totals(totals) => totals.iter().try_for_each(|each| transaction.total(each)),
                 Order::Bans(bans) => transaction.ban(clock::wall_seconds(), bans),
                 Order::Setting(key, value, _) => transaction.set(key, value),

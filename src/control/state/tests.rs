@@ -21,6 +21,7 @@ fn torrent(seed: u8) -> NewTorrent {
         metainfo: vec![seed; 1000],
         save_path: format!("/data/{seed}").into(),
         name: format!("torrent {seed}"),
+        wanted: Wanted::default(),
         added_at: i64::from(seed),
     }
 }
@@ -193,7 +194,7 @@ fn a_database_of_this_version_without_the_latest_columns_gets_them() {
         state.close().await;
     });
     let connection = rusqlite::Connection::open(dir.path().join(database::FILE_NAME)).unwrap();
-    for name in database::LATE_COLUMNS {
+    for (name, _) in database::LATE_COLUMNS {
         connection.execute_batch(&format!("ALTER TABLE torrents DROP COLUMN {name}")).unwrap();
     }
     connection.close().unwrap();
@@ -209,6 +210,38 @@ fn a_database_of_this_version_without_the_latest_columns_gets_them() {
     let stored = open(dir.path()).1;
     assert_eq!((stored[0].had_bytes, stored[0].was_whole), (3, true));
     assert!(!dir.path().join("seedring.db.corrupt").exists());
+}
+
+#[test]
+fn which_files_are_wanted_is_kept_and_may_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = |flags: [bool; 4]| Wanted::from_flags(flags);
+    let (some, others) = (wanted([true, false, true, true]), wanted([false; 4]));
+    let (state, _) = open(dir.path());
+    block_on(async {
+        state.add(NewTorrent { wanted: some.clone(), ..torrent(1) }).await.unwrap();
+        state.add(torrent(2)).await.unwrap();
+        state.close().await;
+    });
+    let kept = |stored: &[StoredTorrent]| -> Vec<_> {
+        stored.iter().map(|torrent| torrent.wanted.clone()).collect()
+    };
+    let (state, stored) = open(dir.path());
+    assert_eq!(kept(&stored), [some.clone(), Wanted::default()]);
+    block_on(async {
+        state.set_wanted(InfoHash([1; 20]), Wanted::default()).await.unwrap();
+        state.set_wanted(InfoHash([2; 20]), others.clone()).await.unwrap();
+        state.set_wanted(InfoHash([3; 20]), some.clone()).await.unwrap();
+        state.close().await;
+    });
+    let (state, stored) = open(dir.path());
+    assert_eq!(kept(&stored), [Wanted::default(), others]);
+    // Added anew it is as it is added.
+    block_on(async {
+        state.add(NewTorrent { wanted: some.clone(), ..torrent(2) }).await.unwrap();
+        state.close().await;
+    });
+    assert_eq!(kept(&open(dir.path()).1), [Wanted::default(), some]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::Server;
 use crate::control::state::{NewTorrent, OrderError, StoredMagnet};
 use crate::control::watch::Found;
 use crate::metainfo::magnet::Magnet;
+use crate::metainfo::selection::Wanted;
 use crate::metainfo::{Metainfo, shown_name};
 use crate::metrics::WatchResult;
 use crate::server::engine::{Add, AddError, Past, Verify};
@@ -24,8 +25,8 @@ use crate::units::InfoHash;
 pub(super) enum Remembered {
     /// A link in a file of a watch folder.
     Link(PathBuf, Result<Magnet, String>),
-    /// The torrent that a link named.
-    Torrent(Box<Metainfo>, Result<(), OrderError>),
+    /// The torrent that a link named, and what is wanted of it.
+    Torrent(Box<Metainfo>, Wanted, Result<(), OrderError>),
 }
 
 /// See the module.
@@ -34,8 +35,8 @@ pub(super) struct Links {
     remembering: JoinSet<Remembered>,
     /// Where the data of each link goes.
     save_paths: HashMap<InfoHash, PathBuf>,
-    /// Torrents that find no room in the engine yet.
-    waiting: VecDeque<Metainfo>,
+    /// Torrents that find no room in the engine yet, and what is wanted of them.
+    waiting: VecDeque<(Metainfo, Wanted)>,
 }
 
 impl Links {
@@ -75,13 +76,6 @@ impl Server {
         let name = link.name.as_deref().map(shown_name).unwrap_or_default();
         for warning in &link.warnings {
             tracing::info!(torrent = %link.info_hash, %name, warning, "in the link");
-        }
-        if link.files.is_some() {
-            let info_hash = link.info_hash;
-            tracing::info!(
-                torrent = %info_hash, %name,
-                "the link selects files (so=), which is not used yet: all are fetched"
-            );
         }
         let info_hash = self.engine.add_magnet(link, Vec::new())?;
         self.links.save_paths.insert(info_hash, save_path);
@@ -138,7 +132,7 @@ impl Server {
                     });
                 self.give_verdict(path, result);
             }
-            Remembered::Torrent(metainfo, result) => {
+            Remembered::Torrent(metainfo, wanted, result) => {
                 if let Err(error) = result {
                     let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
                     tracing::error!(
@@ -147,7 +141,7 @@ impl Server {
                          next start"
                     );
                 }
-                self.links.waiting.push_back(*metainfo);
+                self.links.waiting.push_back((*metainfo, wanted));
                 self.add_waiting_links();
             }
         }
@@ -160,6 +154,24 @@ impl Server {
         for warning in metainfo.warnings.iter().chain(&metainfo.renames_told()) {
             tracing::info!(torrent = %info_hash, %name, warning, "in the torrent");
         }
+        let pending = self.engine.magnet(&info_hash);
+        let selection = pending.and_then(|pending| pending.link.files.clone());
+        let wanted = match Wanted::of(selection.as_ref(), &metainfo.layout) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                self.engine.remove_magnet(&info_hash);
+                return self.forget_link(info_hash, &error.to_string());
+            }
+        };
+        let file_count = metainfo.layout.file_count();
+        if let Some(selection) = selection {
+            let lacks = selection.goes_beyond(file_count);
+            let beyond = if lacks { ", and the link names others beside" } else { "" };
+            tracing::info!(
+                torrent = %info_hash, %name,
+                "so={selection}: of the {file_count} files only these are wanted{beyond}"
+            );
+        }
         let (state, save_path) = (Arc::clone(&self.state), self.save_path_of(&info_hash));
         self.links.remembering.spawn(async move {
             let new = NewTorrent {
@@ -168,9 +180,10 @@ impl Server {
                 save_path,
                 name: metainfo.name.clone(),
                 added_at: clock::wall_seconds(),
+                wanted: wanted.clone(),
             };
             let added = state.add(new).await;
-            Remembered::Torrent(Box::new(metainfo), added)
+            Remembered::Torrent(Box::new(metainfo), wanted, added)
         });
     }
 
@@ -181,13 +194,13 @@ impl Server {
     /// Adds the torrents whose metadata came, as far as there is room.
     pub(super) fn add_waiting_links(&mut self) {
         while !self.engine.is_busy()
-            && let Some(metainfo) = self.links.waiting.pop_front()
+            && let Some((metainfo, wanted)) = self.links.waiting.pop_front()
         {
             let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
             let save_path = self.save_path_of(&info_hash);
             self.links.save_paths.remove(&info_hash);
             let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
-            let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
+            let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
             match self.add(add) {
                 // Its file came into a watch folder meanwhile.
                 Ok(_) | Err(AddError::Duplicate(_)) => {}
@@ -200,7 +213,7 @@ impl Server {
     pub(super) fn forget_link(&mut self, info_hash: InfoHash, error: &str) {
         tracing::error!(
             torrent = %info_hash, error,
-            "its metadata is here and describes no torrent that is taken: the link is forgotten"
+            "its metadata is here and describes nothing that is taken: the link is forgotten"
         );
         self.links.save_paths.remove(&info_hash);
         let state = Arc::clone(&self.state);

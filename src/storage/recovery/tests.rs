@@ -26,7 +26,7 @@ fn case() -> (Case, Had) {
     }
     let options = CreateOptions { piece_length: Some(16 << 10), ..CreateOptions::default() };
     let metainfo = Metainfo::parse(&create(&top, &options, &|_, _| {}).unwrap().bytes).unwrap();
-    let content = Arc::new(Content { metainfo, save_path: dir.path().to_owned() });
+    let content = Arc::new(Content::new(metainfo, dir.path().to_owned()));
     let case = Case { dir, content };
     let checked = case.check();
     assert!(checked.is_complete());

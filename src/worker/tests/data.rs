@@ -66,7 +66,7 @@ impl Torrent {
     /// The torrent with its data at `save_path`.
     pub(super) fn content(&self, save_path: &Path) -> Arc<Content> {
         let metainfo = Metainfo::parse(&self.bytes).unwrap();
-        Arc::new(Content { metainfo, save_path: save_path.to_owned() })
+        Arc::new(Content::new(metainfo, save_path.to_owned()))
     }
 
     /// The bytes that a block must have.

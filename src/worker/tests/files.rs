@@ -36,6 +36,7 @@ fn opening(torrent: &Torrent) -> (Worker<Uring>, Key, Sender<()>) {
         info_hash,
         content: torrent.content(torrent.path()),
         have: Bitfield::all(torrent.geometry.piece_count()),
+        in_files: Bitfield::all(torrent.geometry.piece_count()),
         known: Vec::new(),
         options: swarm::Options { info_hash, ..swarm::Options::default() },
         totals: Arc::new(Totals::new(0)),
@@ -50,7 +51,8 @@ fn files_of_a_torrent_are_compared_once_at_a_time() {
     let torrent = Torrent::new(&[("data", 100_000)], 16 << 10, 61);
     let (mut worker, key, _until) = opening(&torrent);
     let have = Bitfield::all(torrent.geometry.piece_count());
-    let opened = files::open(&torrent.content(torrent.path()), false, Mode::Auto, &[], &have);
+    let opened =
+        files::open(&torrent.content(torrent.path()), false, Mode::Auto, &[], &have, &have);
     worker.on_opened(key, Lane::Device(0), opened);
     let before = worker.shared.blocking.waiting_count();
     for _ in 0..3 {
@@ -67,7 +69,8 @@ fn files_are_closed_by_a_thread_that_may_block_whoever_holds_on_to_them() {
     let torrent = Torrent::new(&[("data", 1_000_000)], 16 << 10, 62);
     let (mut worker, key, until) = opening(&torrent);
     let have = Bitfield::all(torrent.geometry.piece_count());
-    let open = || files::open(&torrent.content(torrent.path()), false, Mode::Map, &[], &have);
+    let content = torrent.content(torrent.path());
+    let open = || files::open(&content, false, Mode::Map, &[], &have, &have);
     worker.on_opened(key, Lane::Device(0), open());
     let Store::Open(open_files) = &worker.torrents.get(key).unwrap().store else { panic!() };
     let file = open_files.files[0].as_ref().unwrap();

@@ -174,6 +174,7 @@ impl Fleet {
         let new = NewTorrent {
             info_hash: torrent.info_hash,
             content: torrent.content(path),
+            in_files: have.clone(),
             have,
             known: Vec::new(),
             options,

@@ -16,6 +16,7 @@ mod limits;
 mod losses;
 mod magnet;
 mod peer;
+mod selection;
 mod stopping;
 mod transfer;
 mod watch;
