@@ -204,6 +204,7 @@ fn neighbours_are_welcome_although_their_addresses_are_private() {
             peer_id: PeerId([9; 20]),
             fast: true,
             extensions: true,
+            dht: false,
             outgoing: false,
         };
         let refused = world.swarm.handle_connected(world.now, init(40_000));

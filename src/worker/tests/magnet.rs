@@ -177,7 +177,7 @@ fn one_magnet_makes_room_for_another() {
     let init = |name: u8| {
         let addr = SocketAddr::from(([20, 0, 0, name], 5000));
         let peer_id = PeerId([name; 20]);
-        PeerInit { addr, peer_id, fast: true, extensions: true, outgoing: false }
+        PeerInit { addr, peer_id, fast: true, extensions: true, dht: false, outgoing: false }
     };
     // Nobody is behind these; it is the count that matters.
     let mut name = 0;
