@@ -17,12 +17,15 @@ use url::{Host, Url, form_urlencoded};
 
 use super::selection::{FileSelection, ParseSelectionError};
 use super::urls::{Purpose, Warnings, usable_url};
-use super::{Error, Metainfo, TRACKERS_MAX, WEB_SEEDS_MAX};
+use super::{Error, Metainfo, TIERS_MAX, TRACKERS_MAX, WEB_SEEDS_MAX};
 use crate::bencode::{Encoder, excerpt};
 use crate::units::InfoHash;
 
 /// Longest link in bytes.
 pub const LINK_LEN_MAX: usize = 16 << 10;
+
+/// Longest link in bytes as [`Magnet`]'s `Display` writes what was read: encoding makes it longer.
+pub const STORED_LEN_MAX: usize = 8 * LINK_LEN_MAX;
 
 /// Most parameters of a link that are looked at.
 pub const PARAMETERS_MAX: usize = 1024;
@@ -65,11 +68,13 @@ pub struct PeerName {
 /// A magnet link that is not taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum MagnetError {
-    /// It is longer than [`LINK_LEN_MAX`].
-    #[error("the magnet link has {len} bytes, and {LINK_LEN_MAX} are allowed")]
+    /// It is longer than is read.
+    #[error("the magnet link has {len} bytes, and {len_max} are allowed")]
     TooLong {
         /// Its length in bytes.
         len: usize,
+        /// The limit in bytes.
+        len_max: usize,
     },
     /// It is something else.
     #[error("{0} is not a magnet link: it does not begin with {SCHEME:?}")]
@@ -153,9 +158,21 @@ impl Magnet {
     /// assert_eq!(magnet.to_string(), link);
     /// ```
     pub fn parse(text: &str) -> Result<Self, MagnetError> {
+        Self::parse_up_to(text, LINK_LEN_MAX)
+    }
+
+    /// Reads a link that `Display` wrote, of up to [`STORED_LEN_MAX`] bytes.
+    ///
+    /// # Errors
+    /// As [`Magnet::parse`].
+    pub fn parse_stored(text: &str) -> Result<Self, MagnetError> {
+        Self::parse_up_to(text, STORED_LEN_MAX)
+    }
+
+    fn parse_up_to(text: &str, len_max: usize) -> Result<Self, MagnetError> {
         let text = text.trim();
-        if text.len() > LINK_LEN_MAX {
-            return Err(MagnetError::TooLong { len: text.len() });
+        if text.len() > len_max {
+            return Err(MagnetError::TooLong { len: text.len(), len_max });
         }
         let query = match text.get(..SCHEME.len()) {
             Some(scheme) if scheme.eq_ignore_ascii_case(SCHEME) => &text[SCHEME.len()..],
@@ -176,7 +193,8 @@ impl Magnet {
     pub fn parse_file(bytes: &[u8]) -> Result<Self, MagnetError> {
         // Room for white space, but not for a file of something else.
         if bytes.len() > 2 * LINK_LEN_MAX {
-            return Err(MagnetError::TooLong { len: bytes.len() });
+            let len_max = 2 * LINK_LEN_MAX;
+            return Err(MagnetError::TooLong { len: bytes.len(), len_max });
         }
         let text = std::str::from_utf8(bytes).map_err(|_| MagnetError::NotText)?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim();
@@ -189,6 +207,14 @@ impl Magnet {
         Self::parse(text)
     }
 
+    /// The trackers in tiers, as the torrent of this link has them: one tier each, as other clients
+    /// do, since they are equally likely to know the torrent; the last tier has the rest.
+    pub fn tiers(&self) -> impl Iterator<Item = &[Url]> {
+        let alone_count = self.trackers.len().min(TIERS_MAX - 1);
+        let (alone, rest) = self.trackers.split_at(alone_count);
+        alone.chunks(1).chain(Some(rest).filter(|rest| !rest.is_empty()))
+    }
+
     /// The torrent that `info`, fetched from peers, and this link make together. The caller has
     /// compared its SHA-1 with [`Magnet::info_hash`].
     ///
@@ -197,12 +223,13 @@ impl Magnet {
     pub fn metainfo(&self, info: &[u8]) -> Result<Metainfo, Error> {
         let mut encoder = Encoder::new();
         encoder.dict(|dict| {
-            // One tier each, as other clients do: they are equally likely to know the torrent.
             if !self.trackers.is_empty() {
                 dict.list(b"announce-list", |tiers| {
-                    for url in &self.trackers {
+                    for urls in self.tiers() {
                         tiers.list(|tier| {
-                            tier.bytes(url.as_str().as_bytes());
+                            for url in urls {
+                                tier.bytes(url.as_str().as_bytes());
+                            }
                         });
                     }
                 });
@@ -549,6 +576,41 @@ mod tests {
         let link = metainfo.magnet();
         assert_eq!(link.info_hash, metainfo.info_hash);
         assert_eq!((link.trackers, link.name.as_deref()), (magnet.trackers, Some("n")));
+    }
+
+    #[test]
+    fn all_trackers_of_a_link_are_in_its_torrent() {
+        let mut info = Encoder::new();
+        info.dict(|dict| {
+            dict.int(b"length", 1).bytes(b"name", b"n").int(b"piece length", 16_384);
+            dict.bytes(b"pieces", &[0; 20]);
+        });
+        let info = info.finish();
+        for count in [1, TIERS_MAX, TIERS_MAX + 1, TRACKERS_MAX] {
+            let many: String = (0..count).map(|port| format!("&tr=udp://t:{}", port + 1)).collect();
+            let magnet = parse(&many);
+            let metainfo = magnet.metainfo(&info).unwrap();
+            let tiers: Vec<&[Url]> = metainfo.trackers.iter().map(Vec::as_slice).collect();
+            assert_eq!(tiers, magnet.tiers().collect::<Vec<_>>());
+            assert_eq!(tiers.concat(), magnet.trackers, "{count}");
+        }
+    }
+
+    #[test]
+    fn the_longest_links_are_read_again_as_they_are_stored() {
+        let front = format!("magnet:?xt=urn:btih:{HASH}");
+        let name = "é".repeat(LINK_LEN_MAX / 2 - 50);
+        let trackers = |filler: &str| -> String {
+            (0..50)
+                .map(|port| format!("&tr=udp://t:{}/{}x", port + 1, filler.repeat(100)))
+                .collect()
+        };
+        for rest in [format!("&dn={name}"), trackers("é"), trackers("+"), trackers(" ")] {
+            let magnet = Magnet::parse(&format!("{front}{rest}")).unwrap();
+            let stored = magnet.to_string();
+            assert!(stored.len() > LINK_LEN_MAX, "{}", stored.len());
+            assert_eq!(Magnet::parse_stored(&stored), Ok(magnet));
+        }
     }
 
     #[test]

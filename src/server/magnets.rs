@@ -89,7 +89,8 @@ impl Engine {
         if let Some(finder) = &self.finder {
             finder.seek(info_hash);
         }
-        let tiers: Vec<_> = link.trackers.iter().map(|url| vec![url.to_string()]).collect();
+        let urls = |tier: &[url::Url]| tier.iter().map(ToString::to_string).collect();
+        let tiers: Vec<Vec<String>> = link.tiers().map(urls).collect();
         let name = link.name.as_deref().map(crate::metainfo::shown_name).unwrap_or_default();
         self.announce(info_hash, &name, &tiers, &totals);
         self.look_up_peers(&link);
@@ -138,8 +139,7 @@ impl Engine {
     pub(super) fn end_magnet(&mut self, metainfo: &Metainfo) {
         let Some(pending) = self.magnets.remove(&metainfo.info_hash) else { return };
         pending.totals.left.store(metainfo.geometry.total_len(), Relaxed);
-        let announced = pending.link.trackers.iter().map(std::slice::from_ref);
-        if !announced.eq(metainfo.trackers.iter().map(Vec::as_slice)) {
+        if !pending.link.tiers().eq(metainfo.trackers.iter().map(Vec::as_slice)) {
             self.trackers.remove(metainfo.info_hash);
         }
         if let Some(finder) = self.finder.as_ref().filter(|_| metainfo.private) {
