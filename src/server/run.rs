@@ -165,9 +165,12 @@ pub async fn run(
     for &StoredTorrent { info_hash, uploaded, downloaded, had_bytes: had, was_whole, .. } in &stored
     {
         // Of those too whose file is bad: they may come back.
-        server.ledger.remember(info_hash, Counted { uploaded, downloaded, had, was_whole });
+        server.ledger.remember(
+            info_hash,
+            Counted { uploaded, downloaded, had, was_whole: was_whole == Some(true) },
+        );
     }
-    server.restore_links();
+    server.restore_links(&stored);
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
         ready(peer_addr, http_addr);
@@ -274,14 +277,18 @@ impl Server {
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
             let remembering_count = self.remembering.len() + self.links.remembering_count();
-            let room = remembering_count + self.waiting.len() < REMEMBERING_MAX;
+            let waiting_count = self.waiting.len() + self.links.waiting_count();
+            let room = remembering_count + waiting_count < REMEMBERING_MAX;
             let loads = !is_ready.load(Relaxed) && !self.engine.is_busy();
             tokio::select! {
                 () = &mut stop => return Ok(()),
                 event = self.engine.event() => self.handle_event(event)?,
                 next = loaded.recv(), if loads => match next {
                     Some((stored, metainfo)) => self.restore(stored, metainfo),
-                    None => is_ready.store(true, Relaxed),
+                    None => {
+                        is_ready.store(true, Relaxed);
+                        self.restore_late_links();
+                    }
                 },
                 Some(found) = next_found(found), if room && is_ready.load(Relaxed) => self.take(found),
                 Some(remembered) = self.remembering.join_next() => {
@@ -295,6 +302,7 @@ impl Server {
                     self.set_gauges();
                     self.answer_waiting();
                     self.add_waiting_links();
+                    self.remember_again();
                     if self.has_news {
                         self.write_totals();
                     }
@@ -342,6 +350,7 @@ impl Server {
     /// Adds a torrent and counts what it moves.
     fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
         let info_hash = self.engine.add(add)?;
+        self.links.end(&info_hash);
         if let Some(torrent) = self.engine.torrent(&info_hash) {
             tell_trackers(&torrent.content.metainfo);
             let total_len = torrent.content.metainfo.geometry.total_len();
@@ -415,6 +424,7 @@ impl Server {
             }
             let save_path = self.downloads.clone();
             let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
+            self.ledger.renew(&metainfo.info_hash);
             let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
             match self.add(add) {
                 Ok(info_hash) => {
@@ -458,9 +468,9 @@ impl Server {
         self.has_news = false;
         let bans = self.engine.take_fresh_bans();
         if !bans.is_empty()
-            && let Err(error) = self.state.add_bans(bans)
+            && let Err(bans) = self.state.add_bans(bans)
         {
-            tracing::warn!(%error, "bans are not written");
+            self.engine.put_bans_back(bans);
         }
         let changed = self.ledger.take_changed();
         if !changed.is_empty() {
@@ -501,8 +511,7 @@ impl Server {
     }
 
     async fn end(self) {
-        let Self { mut engine, state, watch, mut ledger, .. } = self;
-        let bans = engine.take_fresh_bans();
+        let Self { engine, state, watch, mut ledger, .. } = self;
         // A disk that hangs must not hold up what does not need it.
         let close = async {
             if let Some(watch) = watch {
@@ -510,7 +519,7 @@ impl Server {
             }
         };
         let close = tokio::time::timeout(WATCH_STOP, close);
-        let (closed, ()) = tokio::join!(close, engine.shutdown());
+        let (closed, bans) = tokio::join!(close, engine.shutdown());
         if closed.is_err() {
             tracing::warn!(
                 "a watch folder does not answer: its files are looked at at the next start"
@@ -520,7 +529,7 @@ impl Server {
         let last = async {
             // One that is closed already has ended by itself, and said why.
             let _ = state.update_totals(ledger.take_changed()).await;
-            let _ = state.add_bans(bans);
+            let _ = state.update_bans(bans).await;
             state.close().await;
         };
         if tokio::time::timeout(STATE_STOP, last).await.is_err() {
