@@ -24,6 +24,11 @@ impl Engine {
     /// A worker has banned somebody: so do all. Its own other torrents hear of it this way, too.
     pub(super) fn on_ban(&mut self, offender: Offender, until: Instant) {
         self.ban_everywhere(&[(offender, until)]);
+        self.note_ban(offender, until);
+    }
+
+    /// Keeps a ban for the state, without telling anybody.
+    pub(super) fn note_ban(&mut self, offender: Offender, until: Instant) {
         // A local address with its port may be anybody's next time.
         if let Offender::Host(ip) = offender
             && self.bans.fresh.len() < BANS_MAX
@@ -63,6 +68,12 @@ impl Engine {
     /// Bans that the state has to hear of.
     pub fn take_fresh_bans(&mut self) -> Vec<StoredBan> {
         std::mem::take(&mut self.bans.fresh)
+    }
+
+    /// Takes bans back that the state has no room for now.
+    pub fn put_bans_back(&mut self, bans: Vec<StoredBan>) {
+        let room = BANS_MAX.saturating_sub(self.bans.fresh.len());
+        self.bans.fresh.extend(bans.into_iter().take(room));
     }
 
     /// Addresses that are banned now.

@@ -128,8 +128,9 @@ pub struct Past {
     pub had_data: bool,
     /// Some of it was fetched.
     pub has_fetched: bool,
-    /// It was whole, and its trackers heard so if it was fetched.
-    pub was_whole: bool,
+    /// It was whole, and that was to be told to its trackers if it was fetched. If nobody knows,
+    /// one that its first check finds whole counts as told.
+    pub was_whole: Option<bool>,
 }
 
 /// A torrent as the engine knows it.
@@ -149,6 +150,8 @@ pub struct Torrent {
     peers: Vec<SocketAddr>,
     /// Some of it was fetched in an earlier run.
     has_fetched: bool,
+    /// Nobody knows whether its trackers heard that it is whole, until its first check.
+    may_have_told: bool,
     /// It had data in an earlier run, and nothing of it was found in this one yet.
     pub(super) awaits_files: bool,
     /// Another torrent has its files: it has none of them.
@@ -367,7 +370,7 @@ impl Engine {
         let magnet = self.magnets.get(&info_hash);
         let totals = magnet.map(|it| Arc::clone(&it.totals));
         let totals = totals.unwrap_or_else(|| Arc::new(Totals::new(geometry.total_len())));
-        totals.was_whole.store(past.was_whole, Relaxed);
+        totals.was_whole.store(past.was_whole == Some(true), Relaxed);
         let home = magnet.map(|it| it.home);
         let content = Arc::new(Content { metainfo, save_path, wanted });
         let torrent = Torrent {
@@ -380,6 +383,7 @@ impl Engine {
             fetch,
             peers,
             has_fetched: past.has_fetched,
+            may_have_told: past.was_whole.is_none() && past.has_fetched,
             awaits_files: past.had_data,
             stands_back: false,
             trial: Trial::new(),
@@ -582,6 +586,10 @@ impl Engine {
         }
         self.shared.directory.insert(info_hash, home);
         self.announce(info_hash, &self.shown_name(&info_hash), &tiers, &totals);
+        let torrent = self.torrents.get_mut(&info_hash)?;
+        if std::mem::take(&mut torrent.may_have_told) && is_complete && left == 0 {
+            torrent.totals.was_whole.store(true, Relaxed);
+        }
         if is_complete && left == 0 {
             self.note_whole(&info_hash);
         }
@@ -589,8 +597,9 @@ impl Engine {
         Some(event)
     }
 
-    /// A torrent is whole. If it was fetched its trackers hear so, once for all runs: it may have
-    /// become whole while the server ended, and one that loses a piece becomes whole again.
+    /// A torrent is whole. If it was fetched `completed` is queued for its trackers, once for all
+    /// runs: it may have become whole while the server ended, and one that loses a piece becomes
+    /// whole again. Trackers that are silent until the server ends do not hear of it.
     pub(super) fn note_whole(&self, info_hash: &InfoHash) {
         let Some(torrent) = self.torrents.get(info_hash) else { return };
         let was_whole = torrent.totals.was_whole.swap(true, Relaxed);

@@ -21,7 +21,7 @@ pub(super) struct Counted {
     pub(super) downloaded: u64,
     /// The most that was ever found right on the disk.
     pub(super) had: u64,
-    /// Whether it was whole, and its trackers heard so if it was fetched.
+    /// Whether it was whole, and that was to be told to its trackers if it was fetched.
     pub(super) was_whole: bool,
 }
 
@@ -41,6 +41,8 @@ struct Account {
     before: Counted,
     /// As the database has it.
     written: Counted,
+    /// What the database has is not that, whatever was counted since.
+    is_unknown: bool,
 }
 
 impl Ledger {
@@ -49,23 +51,42 @@ impl Ledger {
         self.before.insert(info_hash, counted);
     }
 
+    /// A torrent was added again before its account is opened: what it moved stays, and nothing of it
+    /// is on the disk by now.
+    pub(super) fn renew(&mut self, info_hash: &InfoHash) {
+        if let Some(before) = self.before.get_mut(info_hash) {
+            *before = Counted { had: 0, was_whole: false, ..*before };
+        }
+    }
+
+    /// The database has a new row of a torrent: its sums are written once more.
+    pub(super) fn write_again(&mut self, info_hash: &InfoHash) {
+        let account = self.accounts.iter_mut().find(|it| it.info_hash == *info_hash);
+        if let Some(account) = account {
+            account.is_unknown = true;
+        }
+    }
+
     /// Counts a torrent of `total_len` bytes from now on; once for each.
     pub(super) fn open(&mut self, info_hash: InfoHash, now: Arc<mailbox::Totals>, total_len: u64) {
         let before = self.before.remove(&info_hash).unwrap_or_default();
-        self.accounts.push(Account { info_hash, now, total_len, before, written: before });
+        let (written, is_unknown) = (before, false);
+        self.accounts.push(Account { info_hash, now, total_len, before, written, is_unknown });
     }
 
     /// The sums that are others than when this was last asked.
     pub(super) fn take_changed(&mut self) -> Vec<Totals> {
         let mut changed = Vec::new();
-        for Account { info_hash, now, total_len, before, written } in &mut self.accounts {
+        for account in &mut self.accounts {
+            let Account { info_hash, now, total_len, before, written, is_unknown } = account;
             let counted = Counted {
                 uploaded: before.uploaded + now.uploaded.load(Relaxed),
                 downloaded: before.downloaded + now.downloaded.load(Relaxed),
                 had: written.had.max(total_len.saturating_sub(now.left.load(Relaxed))),
                 was_whole: now.was_whole.load(Relaxed),
             };
-            if std::mem::replace(written, counted) != counted {
+            let is_unknown = std::mem::take(is_unknown);
+            if std::mem::replace(written, counted) != counted || is_unknown {
                 let Counted { uploaded, downloaded, had: had_bytes, was_whole } = counted;
                 let info_hash = *info_hash;
                 changed.push(Totals { info_hash, uploaded, downloaded, had_bytes, was_whole });
@@ -122,6 +143,27 @@ mod tests {
         assert_eq!(had_at(0), Some(100));
         assert_eq!(had_at(100), None);
     }
+
+    #[test]
+    fn a_torrent_that_is_added_again_has_nothing_yet_but_what_it_moved() {
+        let mut ledger = Ledger::default();
+        let totals = Arc::new(mailbox::Totals::new(100));
+        let info_hash = InfoHash([0; 20]);
+        let counted = Counted { uploaded: 3, downloaded: 4, had: 40, was_whole: true };
+        ledger.remember(info_hash, counted);
+        ledger.renew(&info_hash);
+        ledger.open(info_hash, Arc::clone(&totals), 100);
+        totals.uploaded.store(1, Relaxed);
+        let changed = ledger.take_changed()[0];
+        assert_eq!((changed.uploaded, changed.downloaded), (4, 4));
+        assert_eq!((changed.had_bytes, changed.was_whole), (0, false));
+        // Its row was written anew, with nothing in it.
+        assert_eq!(take(&mut ledger), []);
+        ledger.write_again(&info_hash);
+        assert_eq!(take(&mut ledger), [(0, 4, 4)]);
+        assert_eq!(take(&mut ledger), []);
+    }
+
     #[test]
     fn that_a_torrent_was_whole_is_a_change_of_its_own() {
         let mut ledger = Ledger::default();

@@ -93,7 +93,8 @@ impl Engine {
         if let Some(neighbours) = &mut self.neighbours {
             neighbours.seek(info_hash);
         }
-        let tiers: Vec<_> = link.trackers.iter().map(|url| vec![url.to_string()]).collect();
+        let urls = |tier: &[url::Url]| tier.iter().map(ToString::to_string).collect();
+        let tiers: Vec<Vec<String>> = link.tiers().map(urls).collect();
         let name = link.name.as_deref().map(crate::metainfo::shown_name).unwrap_or_default();
         self.announce(info_hash, &name, &tiers, &totals);
         self.look_up_peers(&link);
@@ -145,8 +146,7 @@ impl Engine {
         let Some(pending) = self.magnets.remove(&metainfo.info_hash) else { return };
         self.keep_private(metainfo, pending.home);
         pending.totals.left.store(metainfo.geometry.total_len(), Relaxed);
-        let announced = pending.link.trackers.iter().map(std::slice::from_ref);
-        if !announced.eq(metainfo.trackers.iter().map(Vec::as_slice)) {
+        if !pending.link.tiers().eq(metainfo.trackers.iter().map(Vec::as_slice)) {
             self.trackers.remove(metainfo.info_hash);
         }
     }

@@ -10,7 +10,8 @@ use crate::worker::mailbox::Letter;
 
 /// Letters that may wait for one worker before further addresses of peers for it are dropped. What
 /// must arrive goes beyond that: a worker that takes no letters reports nothing either, so that is
-/// at most the removal and the return of each torrent, and what operators say of it.
+/// at most the removal and the return of each torrent, what operators say of it, and the bans that
+/// the other workers report meanwhile, of which each is small.
 const UNSENT_MAX: usize = 16 * 1024;
 
 /// See the module.

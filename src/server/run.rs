@@ -175,9 +175,12 @@ pub async fn run(
     for &StoredTorrent { info_hash, uploaded, downloaded, had_bytes: had, was_whole, .. } in &stored
     {
         // Of those too whose file is bad: they may come back.
-        server.ledger.remember(info_hash, Counted { uploaded, downloaded, had, was_whole });
+        server.ledger.remember(
+            info_hash,
+            Counted { uploaded, downloaded, had, was_whole: was_whole == Some(true) },
+        );
     }
-    server.restore_links();
+    server.restore_links(&stored);
     let mut loaded = load(state, stored);
     if let Some(peer_addr) = peer_addr {
         ready(peer_addr, http_addr);
@@ -286,14 +289,18 @@ impl Server {
         let mut nodes = tokio::time::interval_at(first, NODES_INTERVAL);
         loop {
             let remembering_count = self.remembering.len() + self.links.remembering_count();
-            let room = remembering_count + self.waiting.len() < REMEMBERING_MAX;
+            let waiting_count = self.waiting.len() + self.links.waiting_count();
+            let room = remembering_count + waiting_count < REMEMBERING_MAX;
             let loads = !is_ready.load(Relaxed) && !self.engine.is_busy();
             tokio::select! {
                 () = &mut stop => return Ok(()),
                 event = self.engine.event() => self.handle_event(event)?,
                 next = loaded.recv(), if loads => match next {
                     Some((stored, metainfo)) => self.restore(stored, metainfo),
-                    None => is_ready.store(true, Relaxed),
+                    None => {
+                        is_ready.store(true, Relaxed);
+                        self.restore_late_links();
+                    }
                 },
                 Some(found) = next_found(found), if room && is_ready.load(Relaxed) => self.take(found),
                 Some(remembered) = self.remembering.join_next() => {
@@ -308,6 +315,7 @@ impl Server {
                     self.set_gauges();
                     self.answer_waiting();
                     self.add_waiting_links();
+                    self.remember_again();
                     if self.has_news {
                         self.write_totals();
                     }
@@ -361,6 +369,7 @@ impl Server {
     /// Adds a torrent and counts what it moves.
     fn add(&mut self, add: Add) -> Result<InfoHash, AddError> {
         let info_hash = self.engine.add(add)?;
+        self.links.end(&info_hash);
         if let Some(torrent) = self.engine.torrent(&info_hash) {
             tell_trackers(&torrent.content.metainfo);
             let total_len = torrent.content.metainfo.geometry.total_len();
@@ -436,6 +445,7 @@ impl Server {
             let save_path = self.downloads.clone();
             let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
             let wanted = Wanted::default();
+            self.ledger.renew(&metainfo.info_hash);
             let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
             match self.add(add) {
                 Ok(info_hash) => {
@@ -479,9 +489,9 @@ impl Server {
         self.has_news = false;
         let bans = self.engine.take_fresh_bans();
         if !bans.is_empty()
-            && let Err(error) = self.state.add_bans(bans)
+            && let Err(bans) = self.state.add_bans(bans)
         {
-            tracing::warn!(%error, "bans are not written");
+            self.engine.put_bans_back(bans);
         }
         let changed = self.ledger.take_changed();
         if !changed.is_empty() {
@@ -522,8 +532,7 @@ impl Server {
     }
 
     async fn end(self) {
-        let Self { mut engine, state, watch, mut ledger, .. } = self;
-        let bans = engine.take_fresh_bans();
+        let Self { engine, state, watch, mut ledger, .. } = self;
         save_nodes(&state, engine.dht_export());
         // A disk that hangs must not hold up what does not need it.
         let close = async {
@@ -532,7 +541,7 @@ impl Server {
             }
         };
         let close = tokio::time::timeout(WATCH_STOP, close);
-        let (closed, ()) = tokio::join!(close, engine.shutdown());
+        let (closed, bans) = tokio::join!(close, engine.shutdown());
         if closed.is_err() {
             tracing::warn!(
                 "a watch folder does not answer: its files are looked at at the next start"
@@ -542,7 +551,7 @@ impl Server {
         let last = async {
             // One that is closed already has ended by itself, and said why.
             let _ = state.update_totals(ledger.take_changed()).await;
-            let _ = state.add_bans(bans);
+            let _ = state.update_bans(bans).await;
             state.close().await;
         };
         if tokio::time::timeout(STATE_STOP, last).await.is_err() {

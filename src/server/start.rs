@@ -153,6 +153,7 @@ pub(super) fn start_workers(
             bind: settings.bind.clone(),
         };
         let run = move || {
+            let _guard = process::AbortOnPanic;
             if let Err(error) = process::pin_thread(core) {
                 tracing::warn!(core, %error, "cannot pin a worker to its core");
             }
@@ -170,7 +171,6 @@ pub(super) fn start_workers(
             if let Some(end) = datagrams {
                 worker = worker.with_datagrams(end);
             }
-            // A panic aborts the process by itself, as the release profile says.
             if let Err(error) = worker.run() {
                 let _ = reports.blocking_send(Report::Died(number, error.to_string()));
             }

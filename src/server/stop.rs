@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::engine::{Engine, UNSENT_RETRY};
+use crate::control::state::StoredBan;
 use crate::worker::mailbox::{Letter, Report};
 
 /// How long `shutdown` gives the trackers and the workers, together within the 10 s promised.
@@ -14,7 +15,8 @@ const WORKERS_STOP: Duration = Duration::from_millis(7_500);
 
 impl Engine {
     /// Announces `stopped`, lets the workers write and flush, and ends within the promised time.
-    pub async fn shutdown(mut self) {
+    /// Leaves the bans that the state has not heard of.
+    pub async fn shutdown(mut self) -> Vec<StoredBan> {
         // Hash threads that hold results must not wait for somebody to take them.
         self.checked.1.close();
         self.probed.1.close();
@@ -32,6 +34,8 @@ impl Engine {
                 tokio::select! {
                     report = self.reports.recv() => match report {
                         Some(Report::Stopped(_) | Report::Died(..)) => stopped += 1,
+                        // What they have hashed at the end counts as well.
+                        Some(Report::Banned(offender, until)) => self.note_ban(offender, until),
                         Some(_) => {}
                         None => return,
                     },
@@ -52,8 +56,10 @@ impl Engine {
         if workers.is_err() {
             tracing::warn!("a worker did not end in time; what it had verified may not be flushed");
         }
+        let bans = self.take_fresh_bans();
         // It joins its threads, which may hang on a disk: nobody waits for that.
         let checker = self.checker;
         tokio::task::spawn_blocking(move || drop(checker));
+        bans
     }
 }

@@ -1,7 +1,7 @@
 //! What the process and its threads may use: processors, descriptors, memory, system calls.
 //!
 //! Lists, limits and counts of the system enter and leave as plain values. Invariant: nothing here
-//! ends a process or sends a signal.
+//! ends a process or sends a signal, but for [`AbortOnPanic`].
 
 use std::fmt;
 use std::fs;
@@ -10,6 +10,20 @@ use std::time::Duration;
 
 /// Most processors that an affinity mask of ours can name.
 pub const CORES_MAX: usize = libc::CPU_SETSIZE as usize;
+
+/// Ends the process if it is dropped by a panic. Every thread of ours that others wait for holds one:
+/// without it they would wait for ever, where panics do not abort by themselves.
+#[derive(Debug)]
+pub struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The panic has been said already.
+            std::process::abort();
+        }
+    }
+}
 
 /// Why a list of cores was refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -229,6 +243,24 @@ pub fn kernel_version() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_panics_ends_the_process() {
+        use std::os::unix::process::ExitStatusExt as _;
+        const INNER: &str = "SEEDRING_TEST_PANICS";
+        if std::env::var_os(INNER).is_some() {
+            let thread = std::thread::spawn(|| {
+                let _guard = AbortOnPanic;
+                panic!("on purpose");
+            });
+            let _ = thread.join();
+            return;
+        }
+        let mut inner = std::process::Command::new(std::env::current_exe().unwrap());
+        inner.args(["--exact", "sys::process::tests::a_thread_that_panics_ends_the_process"]);
+        let output = inner.env(INNER, "1").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
+    }
 
     #[test]
     fn lists_of_cores() {

@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::sys::process::AbortOnPanic;
+
 /// Jobs of one kind that may wait.
 pub const JOBS_MAX: usize = 1024;
 
@@ -87,6 +89,7 @@ impl Keys {
         let queue = Arc::new(Queue::default());
         let inner = Arc::clone(&queue);
         thread::Builder::new().name("keys".to_owned()).spawn(move || {
+            let _guard = AbortOnPanic;
             while let Some(job) = inner.next() {
                 job();
             }

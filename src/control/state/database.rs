@@ -21,8 +21,8 @@ pub(super) const FILE_NAME: &str = "seedring.db";
 /// Version of the tables, kept in `PRAGMA user_version`.
 pub(super) const VERSION: i64 = 1;
 
-/// `save_path` is null for torrents that were found without a database, `wanted` where all files
-/// are wanted. Paths are bytes.
+/// `save_path` and `was_whole` are null for torrents that were found without a database, `wanted`
+/// where all files are wanted. Paths are bytes.
 const TABLES: &str = "
     CREATE TABLE torrents (
         info_hash BLOB PRIMARY KEY CHECK (length(info_hash) = 20),
@@ -32,7 +32,7 @@ const TABLES: &str = "
         uploaded INTEGER NOT NULL DEFAULT 0,
         downloaded INTEGER NOT NULL DEFAULT 0,
         had_bytes INTEGER NOT NULL DEFAULT 0,
-        was_whole INTEGER NOT NULL DEFAULT 0,
+        was_whole INTEGER DEFAULT 0,
         wanted TEXT
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE settings (
@@ -41,8 +41,8 @@ const TABLES: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Links whose torrents are not known yet; one that becomes known moves to the other table. Made
-/// beside tables of this version that were made before it.
+/// Links whose torrents are not known yet; one that becomes known moves to the other table. A torrent
+/// may be in both while its file is lost. Made beside tables of this version that were made before it.
 const MAGNETS: &str = "
     CREATE TABLE IF NOT EXISTS magnets (
         info_hash BLOB PRIMARY KEY CHECK (length(info_hash) = 20),
@@ -63,12 +63,10 @@ const BANS_TABLE: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Columns that this version of the tables did not have from the beginning, and what they hold.
-pub(super) const LATE_COLUMNS: [(&str, &str); 3] = [
-    ("had_bytes", "INTEGER NOT NULL DEFAULT 0"),
-    ("was_whole", "INTEGER NOT NULL DEFAULT 0"),
-    ("wanted", "TEXT"),
-];
+/// Columns that this version of the tables did not have from the beginning, and what they are. Of
+/// torrents that are there already nobody knows whether they were whole.
+pub(super) const LATE_COLUMNS: [(&str, &str); 3] =
+    [("had_bytes", "INTEGER NOT NULL DEFAULT 0"), ("was_whole", "INTEGER"), ("wanted", "TEXT")];
 
 /// The open database; only the writer thread has one.
 pub(super) struct Database {
@@ -127,7 +125,8 @@ impl Database {
         transaction.execute_batch(MAGNETS)?;
         for info_hash in present {
             transaction.execute(
-                "INSERT INTO torrents (info_hash, added_at, name) VALUES (?1, 0, '')",
+                "INSERT INTO torrents (info_hash, added_at, name, was_whole)
+                 VALUES (?1, 0, '', NULL)",
                 [info_hash.0],
             )?;
         }
@@ -233,8 +232,8 @@ pub(super) struct Group<'a> {
 impl Group<'_> {
     pub(super) fn add(&self, torrent: &NewTorrent) -> rusqlite::Result<()> {
         let mut add = self.transaction.prepare_cached(
-            "INSERT INTO torrents (info_hash, save_path, added_at, name, wanted)
-             VALUES (?1, ?2, ?3, ?4, ?5)
+            "INSERT INTO torrents (info_hash, save_path, added_at, name, was_whole, wanted)
+             VALUES (?1, ?2, ?3, ?4, 0, ?5)
              ON CONFLICT (info_hash) DO UPDATE SET
                 save_path = ?2, name = ?4, had_bytes = 0, was_whole = 0, wanted = ?5",
         )?;
@@ -247,9 +246,8 @@ impl Group<'_> {
 
     pub(super) fn add_magnet(&self, magnet: &StoredMagnet) -> rusqlite::Result<()> {
         let mut add = self.transaction.prepare_cached(
-            "INSERT OR IGNORE INTO magnets (info_hash, link, save_path, added_at)
-             SELECT ?1, ?2, ?3, ?4
-             WHERE NOT EXISTS (SELECT 1 FROM torrents WHERE info_hash = ?1)",
+            "INSERT INTO magnets (info_hash, link, save_path, added_at) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (info_hash) DO UPDATE SET link = ?2, save_path = ?3, added_at = ?4",
         )?;
         let save_path = magnet.save_path.as_os_str().as_bytes();
         add.execute(params![magnet.info_hash.0, magnet.link, save_path, magnet.added_at])?;
@@ -281,7 +279,7 @@ impl Group<'_> {
     pub(super) fn total(&self, totals: &Totals) -> rusqlite::Result<()> {
         let mut update = self.transaction.prepare_cached(
             "UPDATE torrents SET uploaded = ?2, downloaded = ?3, had_bytes = max(had_bytes, ?4),
-                was_whole = max(was_whole, ?5)
+                was_whole = max(coalesce(was_whole, 0), ?5)
              WHERE info_hash = ?1",
         )?;
         let capped = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);

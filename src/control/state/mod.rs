@@ -2,9 +2,10 @@
 //!
 //! Orders enter through a bounded queue, answers leave when what was ordered is on the device.
 //! `STATE/torrents/<info-hash>.torrent` holds each torrent as it came, `STATE/dht.nodes` the nodes of
-//! the DHT that were known last, `STATE/seedring.db` (SQLite) all else. One writer thread takes whatever waits in the queue as one group: torrent files are
-//! written and flushed, then one transaction commits, then files of removed torrents go. Totals of a
-//! group that failed go with the next one.
+//! the DHT that were known last, `STATE/seedring.db` (SQLite) all else. One writer thread takes
+//! whatever waits in the queue as one group: torrent files are written and flushed, then one
+//! transaction commits, then files of removed torrents go. Totals and bans of a group that failed go
+//! with the next one.
 //!
 //! The database runs with `synchronous = FULL`: with `NORMAL` a commit in WAL mode may be undone
 //! by a power cut, so that a removed torrent could come back. A group pays for one flush, however
@@ -34,7 +35,9 @@ use self::files::{Keepsake, TorrentFiles};
 use crate::dht;
 use crate::metainfo::selection::Wanted;
 use crate::metainfo::shown_name;
+use crate::swarm::BANS_MAX;
 use crate::sys::clock;
+use crate::sys::process::AbortOnPanic;
 use crate::units::InfoHash;
 
 /// Orders that may wait for the writer; whoever gives one more waits too.
@@ -62,8 +65,9 @@ pub struct StoredTorrent {
     pub downloaded: u64,
     /// The most bytes of it that were ever found right on the disk, in all runs since it was added.
     pub had_bytes: u64,
-    /// Whether it was whole since it was added, and its trackers heard so if it was fetched.
-    pub was_whole: bool,
+    /// Whether it was whole since it was added, and that was to be told to its trackers if it was
+    /// fetched; `None` if an earlier version wrote it, or the database was lost.
+    pub was_whole: Option<bool>,
     /// Which of its files are wanted.
     pub wanted: Wanted,
 }
@@ -110,7 +114,8 @@ pub struct Totals {
     /// Bytes of it that were found right on the disk. The most that was ever written counts: who
     /// has nothing because the disk is not mounted does not erase it.
     pub had_bytes: u64,
-    /// Whether it was whole, and its trackers heard so if it was fetched; once written it stays.
+    /// Whether it was whole, and that was to be told to its trackers if it was fetched; once
+    /// written it stays.
     pub was_whole: bool,
 }
 
@@ -283,11 +288,15 @@ impl State {
             queue,
             totals_wait: Arc::clone(&totals_wait),
             unwritten: BTreeMap::new(),
+            unwritten_bans: Vec::new(),
             _lock: lock,
         };
         thread::Builder::new()
             .name("state".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || {
+                let _guard = AbortOnPanic;
+                writer.run();
+            })
             .map_err(failed(dir))?;
         Ok((Self { orders, totals_wait, files, settings, magnets, bans, nodes }, kept))
     }
@@ -331,7 +340,8 @@ impl State {
     }
 
     /// Remembers a link until its torrent is added, or removed; it is on the device when this
-    /// returns. Of a torrent that is there already nothing changes.
+    /// returns. One of the same torrent is replaced. It is remembered beside a torrent too, whose
+    /// file may be lost: whoever has that torrent does without the link.
     ///
     /// # Errors
     /// If it could not be written; then nothing of it remains.
@@ -386,9 +396,20 @@ impl State {
     /// [`crate::swarm::BANS_MAX`] those that end first go too.
     ///
     /// # Errors
-    /// If the queue is full or the state is closed; a failure to write is logged.
-    pub fn add_bans(&self, bans: Vec<StoredBan>) -> Result<(), OrderError> {
-        self.try_order(Order::Bans(bans))
+    /// The bans, if the queue is full or the state is closed. A failure to write is logged, and they
+    /// go with whatever is written next.
+    pub fn add_bans(&self, bans: Vec<StoredBan>) -> Result<(), Vec<StoredBan>> {
+        let Ok(permit) = self.orders.try_reserve() else { return Err(bans) };
+        permit.send(Order::Bans(bans));
+        Ok(())
+    }
+
+    /// As [`State::add_bans`], but waits for a place in the queue.
+    ///
+    /// # Errors
+    /// [`OrderError::Closed`] only.
+    pub async fn update_bans(&self, bans: Vec<StoredBan>) -> Result<(), OrderError> {
+        self.orders.send(Order::Bans(bans)).await.map_err(|_| OrderError::Closed)
     }
 
     /// Writes the nodes of the DHT soon, without waiting for the device.
@@ -452,6 +473,8 @@ struct Writer {
     totals_wait: Arc<AtomicBool>,
     /// Totals of groups that failed: nobody gives them a second time.
     unwritten: BTreeMap<InfoHash, Totals>,
+    /// Bans of such groups, at most [`BANS_MAX`].
+    unwritten_bans: Vec<StoredBan>,
     _lock: File,
 }
 
@@ -498,6 +521,10 @@ impl Writer {
                 Order::Totals(totals) if result.is_err() => {
                     self.unwritten.extend(totals.into_iter().map(|it| (it.info_hash, it)));
                 }
+                Order::Bans(bans) if result.is_err() => {
+                    let room = BANS_MAX.saturating_sub(self.unwritten_bans.len());
+                    self.unwritten_bans.extend(bans.into_iter().take(room));
+                }
                 Order::Totals(_) | Order::Bans(_) => {}
                 // They have nothing to do with what else the group holds.
                 Order::Nodes(bytes) => {
@@ -510,6 +537,7 @@ impl Writer {
         }
         if result.is_ok() {
             self.unwritten.clear();
+            self.unwritten_bans.clear();
         }
         closing
     }
@@ -555,6 +583,9 @@ impl Writer {
         let transaction = self.database.begin().map_err(write)?;
         // They are older than all orders of the group.
         self.unwritten.values().try_for_each(|each| transaction.total(each)).map_err(write)?;
+        if !self.unwritten_bans.is_empty() {
+            transaction.ban(clock::wall_seconds(), &self.unwritten_bans).map_err(write)?;
+        }
         for order in group {
             match order {
                 Order::Add(torrent, _) => transaction.add(torrent),

@@ -1,7 +1,6 @@
 //! Crashes, corruption and company.
 
 use super::*;
-use crate::swarm::BANS_MAX;
 
 impl State {
     /// A state whose writer hangs and whose queue is full; and what keeps the queue open.
@@ -140,13 +139,17 @@ fn a_link_is_kept_until_its_torrent_is_known_or_it_is_removed() {
             state.add_magnet(magnet(seed)).await.unwrap();
         }
         state.add(torrent(2)).await.unwrap();
-        // It is known: there is nothing to look for.
-        state.add_magnet(magnet(2)).await.unwrap();
+        // Whose file was lost since is looked for again.
+        state.add_magnet(StoredMagnet { link: "old".to_owned(), ..magnet(5) }).await.unwrap();
+        state.add(torrent(5)).await.unwrap();
+        state.quarantine(&InfoHash([5; 20])).unwrap();
+        state.add_magnet(StoredMagnet { link: "old".to_owned(), ..magnet(5) }).await.unwrap();
+        state.add_magnet(magnet(5)).await.unwrap();
         state.remove(InfoHash([3; 20])).await.unwrap();
         state.close().await;
     });
     let (state, stored) = open(dir.path());
-    assert_eq!(state.magnets(), [magnet(4), magnet(1)]);
+    assert_eq!(state.magnets(), [magnet(5), magnet(4), magnet(1)]);
     assert_eq!(stored.iter().map(|it| it.info_hash).collect::<Vec<_>>(), [InfoHash([2; 20])]);
     block_on(state.close());
     // Tables that were made before there were links get theirs.
@@ -178,11 +181,12 @@ fn the_most_that_a_torrent_had_is_kept_until_it_is_added_again() {
         block_on(state.close());
         (stored[0].had_bytes, stored[0].was_whole)
     };
-    assert_eq!(stored(&[None]), (0, false));
-    assert_eq!(stored(&[Some(700)]), (700, true));
-    assert_eq!(stored(&[Some(0)]), (700, true));
-    assert_eq!(stored(&[Some(900)]), (900, true));
-    assert_eq!(stored(&[None]), (0, false));
+    let (whole, not_whole) = (Some(true), Some(false));
+    assert_eq!(stored(&[None]), (0, not_whole));
+    assert_eq!(stored(&[Some(700)]), (700, whole));
+    assert_eq!(stored(&[Some(0)]), (700, whole));
+    assert_eq!(stored(&[Some(900)]), (900, whole));
+    assert_eq!(stored(&[None]), (0, not_whole));
 }
 
 #[test]
@@ -200,15 +204,18 @@ fn a_database_of_this_version_without_the_latest_columns_gets_them() {
     connection.close().unwrap();
     let (state, stored) = open(dir.path());
     assert_eq!((hashes(&stored), stored[0].had_bytes), (vec![1], 0));
+    assert_eq!(stored[0].was_whole, None, "nobody knows");
     let info_hash = InfoHash([1; 20]);
     block_on(async {
+        state.add(torrent(2)).await.unwrap();
         let totals =
             Totals { info_hash, uploaded: 1, downloaded: 2, had_bytes: 3, was_whole: true };
         state.update_totals(vec![totals]).await.unwrap();
         state.close().await;
     });
     let stored = open(dir.path()).1;
-    assert_eq!((stored[0].had_bytes, stored[0].was_whole), (3, true));
+    assert_eq!((stored[0].had_bytes, stored[0].was_whole), (3, Some(true)));
+    assert_eq!(stored[1].was_whole, Some(false), "one that is new was never whole");
     assert!(!dir.path().join("seedring.db.corrupt").exists());
 }
 
@@ -424,7 +431,7 @@ fn totals(seed: u8, uploaded: u64) -> Totals {
 }
 
 #[test]
-fn totals_of_a_group_that_failed_go_with_the_next_one() {
+fn totals_and_bans_of_a_group_that_failed_go_with_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
     let torrents_dir = dir.path().join("torrents");
     std::fs::create_dir(&torrents_dir).unwrap();
@@ -436,6 +443,7 @@ fn totals_of_a_group_that_failed_go_with_the_next_one() {
         queue,
         totals_wait: Arc::default(),
         unwritten: BTreeMap::new(),
+        unwritten_bans: Vec::new(),
         _lock: lock(dir.path()).unwrap(),
     };
     let add = |seed| Order::Add(torrent(seed), oneshot::channel().0);
@@ -443,14 +451,17 @@ fn totals_of_a_group_that_failed_go_with_the_next_one() {
     let refused = torrents_dir.join(format!("{}.torrent", InfoHash([3; 20])));
     std::fs::create_dir(&refused).unwrap();
     writer.write(vec![Order::Totals(vec![totals(1, 10), totals(2, 20)]), add(3)]);
-    writer.write(vec![Order::Totals(vec![totals(1, 11)]), add(3)]);
+    let ban = StoredBan { ip: [1, 2, 3, 4].into(), until: clock::wall_seconds() + 100 };
+    writer.write(vec![Order::Totals(vec![totals(1, 11)]), Order::Bans(vec![ban]), add(3)]);
     let uploaded = |writer: &Writer| {
         let (stored, ..) = writer.database.read().unwrap();
         stored.iter().map(|it| it.uploaded).collect::<Vec<_>>()
     };
     assert_eq!(uploaded(&writer), [0, 0], "the group was written after all");
+    assert_eq!(writer.database.read_bans().unwrap(), []);
     writer.write(vec![Order::Setting("a".into(), "b".into(), oneshot::channel().0)]);
     assert_eq!(uploaded(&writer), [11, 20]);
+    assert_eq!(writer.database.read_bans().unwrap(), [ban]);
     // What was written is not written again over something newer.
     writer.write(vec![Order::Totals(vec![totals(2, 30)])]);
     writer.write(vec![Order::Setting("a".into(), "c".into(), oneshot::channel().0)]);

@@ -9,7 +9,8 @@
 //! second finds the rest, as on network file systems, where inotify is silent. A file is given out
 //! as soon as it is whole (a torrent that ends where its encoding says), or once it has not changed
 //! for a while: one that only ends too early for [`SETTLE_CUT`], in case its upload goes on, and one
-//! that is wrong for [`SETTLE`], so that it still gets an answer within five seconds.
+//! that is wrong for [`SETTLE`], so that it still gets an answer within five seconds. A `.magnet`
+//! of more than [`MAGNET_LEN_MAX`] bytes is wrong, whether or not it grows on.
 //!
 //! Invariant: only regular files are opened, never through a symbolic link, never more than
 //! [`TORRENT_LEN_MAX`] bytes; a file that changed after it was given out is not renamed but given
@@ -118,6 +119,7 @@ impl Watch {
             verdicts: verdict_queue,
         };
         thread::Builder::new().name("watch".to_owned()).spawn(move || {
+            let _guard = crate::sys::process::AbortOnPanic;
             runtime.block_on(watcher.run(notify));
             // Nobody waits if the door was dropped instead of closed.
             let _ = ending.send(());

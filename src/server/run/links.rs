@@ -4,14 +4,15 @@
 //! Invariant: a link is remembered on disk before its file in the watch folder is renamed, and until
 //! its torrent is.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::Server;
-use crate::control::state::{NewTorrent, OrderError, StoredMagnet};
+use super::{REMEMBERING_MAX, Server};
+use crate::control::state::{NewTorrent, OrderError, StoredMagnet, StoredTorrent};
 use crate::control::watch::Found;
 use crate::metainfo::magnet::Magnet;
 use crate::metainfo::selection::Wanted;
@@ -27,7 +28,16 @@ pub(super) enum Remembered {
     Link(PathBuf, Result<Magnet, String>),
     /// The torrent that a link named, and what is wanted of it.
     Torrent(Box<Metainfo>, Wanted, Result<(), OrderError>),
+    /// Such a torrent again, which the engine has.
+    Again(InfoHash, Result<(), OrderError>),
 }
+
+/// Torrents that are remembered by their links only, because the state refused them, and are tried
+/// again in this run.
+const UNWRITTEN_MAX: usize = 64 * 1024;
+
+/// How long it is after a refusal until the next is tried.
+const REWRITE_WAIT: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Default)]
@@ -35,14 +45,44 @@ pub(super) struct Links {
     remembering: JoinSet<Remembered>,
     /// Where the data of each link goes.
     save_paths: HashMap<InfoHash, PathBuf>,
+    /// Links of torrents that are being read from the state, in case they cannot be.
+    late: Vec<StoredMagnet>,
+    /// Torrents whose metadata came and that are to be remembered, each in memory once until then,
+    /// and what is wanted of them; there are as many at most as links.
+    learnt: VecDeque<(Metainfo, Wanted)>,
     /// Torrents that find no room in the engine yet, and what is wanted of them.
     waiting: VecDeque<(Metainfo, Wanted)>,
+    /// See [`UNWRITTEN_MAX`].
+    unwritten: VecDeque<InfoHash>,
+    /// When the next of those may be tried, and whether one is.
+    rewrite_at: Option<Instant>,
+    is_rewriting: bool,
 }
 
 impl Links {
     /// How many are being remembered.
     pub(super) fn remembering_count(&self) -> usize {
         self.remembering.len()
+    }
+
+    /// How many torrents wait to be remembered, or for room in the engine.
+    pub(super) fn waiting_count(&self) -> usize {
+        self.learnt.len() + self.waiting.len()
+    }
+
+    /// The torrent of a link is in the engine.
+    pub(super) fn end(&mut self, info_hash: &InfoHash) {
+        self.save_paths.remove(info_hash);
+    }
+
+    /// Keeps a torrent that the state refused; false if there are too many.
+    fn keep_unwritten(&mut self, info_hash: InfoHash) -> bool {
+        self.rewrite_at = Some(clock::now() + REWRITE_WAIT);
+        let has_room = self.unwritten.len() < UNWRITTEN_MAX;
+        if has_room {
+            self.unwritten.push_back(info_hash);
+        }
+        has_room
     }
 
     /// The next one that was remembered, or not.
@@ -57,16 +97,29 @@ impl Links {
 }
 
 impl Server {
-    /// Goes on with the links of earlier runs.
-    pub(super) fn restore_links(&mut self) {
-        let state = Arc::clone(&self.state);
-        for stored in state.magnets() {
-            let info_hash = stored.info_hash;
-            match Magnet::parse(&stored.link) {
-                Ok(link) => drop(self.seek(link, stored.save_path.clone())),
-                Err(error) => {
-                    tracing::error!(torrent = %info_hash, %error, "its link in the state is bad");
-                }
+    /// Goes on with the links of earlier runs. Those of torrents that are `stored` too wait until it
+    /// is clear whether they can be read.
+    pub(super) fn restore_links(&mut self, stored: &[StoredTorrent]) {
+        let stored: HashSet<_> = stored.iter().map(|torrent| torrent.info_hash).collect();
+        let magnets = self.state.magnets().to_vec();
+        let (late, now): (Vec<_>, Vec<_>) =
+            magnets.into_iter().partition(|magnet| stored.contains(&magnet.info_hash));
+        self.links.late = late;
+        now.into_iter().for_each(|magnet| self.restore_link(magnet));
+    }
+
+    /// Looks for torrents of earlier runs that could not be read and have links.
+    pub(super) fn restore_late_links(&mut self) {
+        let late = std::mem::take(&mut self.links.late);
+        late.into_iter().for_each(|magnet| self.restore_link(magnet));
+    }
+
+    fn restore_link(&mut self, StoredMagnet { info_hash, link, save_path, .. }: StoredMagnet) {
+        match Magnet::parse_stored(&link) {
+            // One that is here already needs no link.
+            Ok(link) => drop(self.seek(link, save_path)),
+            Err(error) => {
+                tracing::error!(torrent = %info_hash, %error, "its link in the state is bad");
             }
         }
     }
@@ -86,8 +139,12 @@ impl Server {
     /// Judges a `.magnet` file of a watch folder, and remembers a good link on disk.
     pub(super) fn take_link(&mut self, found: Found) {
         let Found { path, contents } = found;
-        let judged = contents
-            .and_then(|bytes| Magnet::parse_file(&bytes).map_err(|error| error.to_string()));
+        let judged = contents.and_then(|bytes| {
+            let link = Magnet::parse_file(&bytes).map_err(|error| error.to_string())?;
+            // What the next start could not read is not accepted.
+            let again = Magnet::parse_stored(&link.to_string());
+            again.map(|_| link).map_err(|error| format!("it cannot be remembered: {error}"))
+        });
         let is_known = judged.as_ref().is_ok_and(|link| {
             let info_hash = &link.info_hash;
             self.engine.torrent(info_hash).is_some() || self.engine.magnet(info_hash).is_some()
@@ -135,16 +192,49 @@ impl Server {
             Remembered::Torrent(metainfo, wanted, result) => {
                 if let Err(error) = result {
                     let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
+                    let is_kept = self.links.keep_unwritten(info_hash);
                     tracing::error!(
-                        torrent = %info_hash, %name, %error,
-                        "it is remembered by its link only: its metadata is fetched again at the \
-                         next start"
+                        torrent = %info_hash, %name, %error, is_tried_again = is_kept,
+                        "it is remembered by its link only: if that stays so, its metadata is \
+                         fetched again at the next start"
                     );
                 }
+                self.remember_next();
                 self.links.waiting.push_back((*metainfo, wanted));
                 self.add_waiting_links();
             }
+            Remembered::Again(info_hash, result) => {
+                self.links.is_rewriting = false;
+                match result {
+                    Ok(()) => {
+                        tracing::info!(torrent = %info_hash, "it is remembered now");
+                        self.ledger.write_again(&info_hash);
+                        self.remember_again();
+                    }
+                    // The state has said why.
+                    Err(_) => drop(self.links.keep_unwritten(info_hash)),
+                }
+            }
         }
+    }
+
+    /// Tries again to remember a torrent that the state refused, one at a time.
+    pub(super) fn remember_again(&mut self) {
+        if self.links.is_rewriting || self.links.rewrite_at.is_some_and(|at| at > clock::now()) {
+            return;
+        }
+        // One that waits for room in the engine keeps its turn.
+        let in_engine = |info_hash: &InfoHash| self.engine.torrent(info_hash).is_some();
+        let Some(place) = self.links.unwritten.iter().position(in_engine) else { return };
+        let Some(info_hash) = self.links.unwritten.remove(place) else { return };
+        let Some(torrent) = self.engine.torrent(&info_hash) else { return };
+        let (content, state) = (Arc::clone(&torrent.content), Arc::clone(&self.state));
+        self.links.is_rewriting = true;
+        self.links.remembering.spawn(async move {
+            let (save_path, wanted) = (content.save_path.clone(), content.wanted.clone());
+            let added = state.add(new_torrent(&content.metainfo, save_path, wanted)).await;
+            Remembered::Again(info_hash, added)
+        });
     }
 
     /// The metadata of a link came: it is remembered in place of the link.
@@ -172,19 +262,22 @@ impl Server {
                 "so={selection}: of the {file_count} files only these are wanted{beyond}"
             );
         }
-        let (state, save_path) = (Arc::clone(&self.state), self.save_path_of(&info_hash));
-        self.links.remembering.spawn(async move {
-            let new = NewTorrent {
-                info_hash,
-                metainfo: metainfo.raw().to_vec(),
-                save_path,
-                name: metainfo.name.clone(),
-                added_at: clock::wall_seconds(),
-                wanted: wanted.clone(),
-            };
-            let added = state.add(new).await;
-            Remembered::Torrent(Box::new(metainfo), wanted, added)
-        });
+        self.links.learnt.push_back((metainfo, wanted));
+        self.remember_next();
+    }
+
+    /// Remembers torrents whose metadata came: a few at a time, for each is copied meanwhile.
+    fn remember_next(&mut self) {
+        while self.links.remembering_count() < REMEMBERING_MAX
+            && let Some((metainfo, wanted)) = self.links.learnt.pop_front()
+        {
+            let save_path = self.save_path_of(&metainfo.info_hash);
+            let state = Arc::clone(&self.state);
+            self.links.remembering.spawn(async move {
+                let added = state.add(new_torrent(&metainfo, save_path, wanted.clone())).await;
+                Remembered::Torrent(Box::new(metainfo), wanted, added)
+            });
+        }
     }
 
     fn save_path_of(&self, info_hash: &InfoHash) -> PathBuf {
@@ -198,8 +291,8 @@ impl Server {
         {
             let (info_hash, name) = (metainfo.info_hash, metainfo.shown_name());
             let save_path = self.save_path_of(&info_hash);
-            self.links.save_paths.remove(&info_hash);
             let (verify, peers, past) = (Verify::Full, Vec::new(), Past::default());
+            self.ledger.renew(&info_hash);
             let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
             match self.add(add) {
                 // Its file came into a watch folder meanwhile.
@@ -215,12 +308,23 @@ impl Server {
             torrent = %info_hash, error,
             "its metadata is here and describes nothing that is taken: the link is forgotten"
         );
-        self.links.save_paths.remove(&info_hash);
+        self.links.end(&info_hash);
         let state = Arc::clone(&self.state);
         tokio::spawn(async move {
             if let Err(error) = state.remove(info_hash).await {
                 tracing::warn!(torrent = %info_hash, %error, "the link comes back at the next start");
             }
         });
+    }
+}
+
+fn new_torrent(metainfo: &Metainfo, save_path: PathBuf, wanted: Wanted) -> NewTorrent {
+    NewTorrent {
+        info_hash: metainfo.info_hash,
+        metainfo: metainfo.raw().to_vec(),
+        save_path,
+        name: metainfo.name.clone(),
+        added_at: clock::wall_seconds(),
+        wanted,
     }
 }

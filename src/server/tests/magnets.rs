@@ -24,8 +24,8 @@ fn named_to_the_dht(private: bool) -> [usize; 3] {
         assert!(matches!(event, Some(Event::Metadata(_))));
         let learnt = count(&engine);
         let (save_path, verify) = (dir.path().to_owned(), Verify::Full);
-        let (peers, past) = (Vec::new(), Past::default());
-        let add = Add { metainfo, save_path, verify, fetch: true, peers, past };
+        let (peers, past, wanted) = (Vec::new(), Past::default(), Wanted::default());
+        let add = Add { metainfo, save_path, wanted, verify, fetch: true, peers, past };
         engine.add(add).unwrap();
         assert!(matches!(next(&mut engine).await, Event::Checked { .. }));
         let added = count(&engine);

@@ -183,6 +183,7 @@ impl Shared {
     fn spawn(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         let shared = Arc::clone(self);
         let run = move || {
+            let _guard = crate::sys::process::AbortOnPanic;
             lower_priority(shared.options);
             shared.run();
         };
