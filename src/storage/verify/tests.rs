@@ -318,7 +318,8 @@ fn job(torrent: &Arc<Torrent>, root: &Path, send: &mpsc::Sender<Checked>) -> Job
         content: Arc::clone(torrent) as _,
         root: root.to_owned(),
         progress: Arc::new(Progress::default()),
-        done: Box::new(move |checked| send.send(checked).unwrap()),
+        // Nobody listens any more where a test has failed.
+        done: Box::new(move |checked| drop(send.send(checked))),
     }
 }
 
@@ -427,7 +428,7 @@ fn a_disk_that_hangs_stops_only_its_own_checks() {
         mounts.into_iter().map(|(path, device)| (path, device.to_owned())).collect()
     };
     let patience = Duration::from_millis(20);
-    let checker = Checker::start_with(TWO, patience, Box::new(mounts)).unwrap();
+    let checker = Checker::start_with(ONE, patience, Box::new(mounts)).unwrap();
     let (send, receive) = mpsc::channel();
     let (dead_send, dead_receive) = mpsc::channel();
     let (until, hang) = mpsc::channel();
@@ -438,9 +439,7 @@ fn a_disk_that_hangs_stops_only_its_own_checks() {
     first.content = Arc::new(hanging);
     checker.submit(first).unwrap();
     let wait = Duration::from_secs(20);
-    for _ in 0..2 {
-        has_begun.recv_timeout(wait).expect("a thread that does not help");
-    }
+    has_begun.recv_timeout(wait).expect("the check begins");
     let behind = job(&dead, dead_dir.path(), &dead_send);
     let unwanted = job(&dead, dead_dir.path(), &dead_send);
     let cancel = Arc::clone(&unwanted.progress);
@@ -452,7 +451,7 @@ fn a_disk_that_hangs_stops_only_its_own_checks() {
     for _ in 0..5 {
         assert!(receive.recv_timeout(wait).expect("the good disk waits").is_complete());
     }
-    // Both threads hang; what waits for that disk is held, but for what nobody wants any more.
+    // The thread hangs; what waits for that disk is held, but for what nobody wants any more.
     assert_eq!(checker.waiting_count(), 2);
     assert!(dead_receive.try_recv().is_err());
     cancel.cancel();
