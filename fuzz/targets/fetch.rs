@@ -280,6 +280,7 @@ impl Session {
             }
             Incoming::Message(Message::Extended { .. }) => assert!(init.extensions),
             Incoming::Message(Message::HaveNone | Message::Reject(_)) => assert!(init.fast),
+            Incoming::Message(Message::Port(_)) => assert!(init.dht),
             Incoming::Message(Message::KeepAlive) => {}
             other => panic!("{other:?} has no place here"),
         });

@@ -98,7 +98,12 @@ impl Engine {
         let name = link.name.as_deref().map(crate::metainfo::shown_name).unwrap_or_default();
         self.announce(info_hash, &name, &tiers, &totals);
         self.look_up_peers(&link);
-        let known = link.peers.iter().filter_map(PeerName::addr).collect();
+        let known: Vec<_> = link.peers.iter().filter_map(PeerName::addr).collect();
+        for addr in &known {
+            if let Err(reason) = self.settings.policy.permits(addr.ip()) {
+                tracing::warn!(torrent = %info_hash, %addr, "a peer of the link is not tried: {reason}");
+            }
+        }
         self.magnets.insert(info_hash, Pending { link, progress, totals, home });
         self.add_peers(&info_hash, Source::Operator, peers);
         self.add_peers(&info_hash, Source::Magnet, known);

@@ -4,6 +4,7 @@
 //! directory at start and from watch folders later. Invariant: a torrent is remembered on disk
 //! before its file in the watch folder is renamed, so that none is lost between the two.
 
+mod gauges;
 mod links;
 
 use std::collections::VecDeque;
@@ -29,10 +30,9 @@ use crate::control::state::{LoadError, NewTorrent, OpenError, State, StoredTorre
 use crate::control::watch::{Found, Shape, TORRENT_LEN_MAX, Watch, is_magnet};
 use crate::metainfo::selection::Wanted;
 use crate::metainfo::{self, Metainfo};
-use crate::metrics::{DatagramFault, Registry, TorrentState, WatchResult};
+use crate::metrics::{Registry, WatchResult};
 use crate::sys::clock;
 use crate::units::{InfoHash, to_usize};
-use crate::worker::mailbox;
 
 /// How often totals go to the database.
 const TOTALS_INTERVAL: Duration = Duration::from_secs(5);
@@ -499,38 +499,6 @@ impl Server {
         }
     }
 
-    fn set_gauges(&mut self) {
-        let mut counts = [0; TorrentState::ALL.len()];
-        for (_, torrent) in self.engine.torrents() {
-            counts[label(torrent.totals.state()) as usize] += 1;
-        }
-        counts[TorrentState::Metadata as usize] = self.engine.magnet_count() as u64;
-        let cells = self.engine.cells();
-        for &state in TorrentState::ALL {
-            cells.torrents[state].set(counts[state as usize]);
-        }
-        let banned_count = self.engine.banned_count(clock::now());
-        let process = self.registry.process();
-        process.banned_peers.set(banned_count as u64);
-        let trackers = self.engine.trackers();
-        let counters = trackers.counters();
-        process.announces_in_flight.set(counters.in_flight.load(Relaxed));
-        process.announces_queued.set(counters.queued.load(Relaxed));
-        process.announces_overdue.set(trackers.overdue_count() as u64);
-        for (result, count) in counters.announces() {
-            process.announces[result].set(count);
-        }
-        let ignored = trackers.ignored_datagrams();
-        for (fault, count) in [
-            (DatagramFault::Malformed, ignored.malformed),
-            (DatagramFault::Transaction, ignored.transaction),
-            (DatagramFault::Source, ignored.source),
-            (DatagramFault::Action, ignored.action),
-        ] {
-            process.tracker_datagrams_ignored[fault].set(count);
-        }
-    }
-
     async fn end(self) {
         let Self { engine, state, watch, mut ledger, .. } = self;
         save_nodes(&state, engine.dht_export());
@@ -585,15 +553,6 @@ async fn next_found(found: &mut Option<mpsc::Receiver<Found>>) -> Option<Found> 
     match found {
         Some(found) => found.recv().await,
         None => std::future::pending().await,
-    }
-}
-
-fn label(state: mailbox::TorrentState) -> TorrentState {
-    match state {
-        mailbox::TorrentState::Checking => TorrentState::Checking,
-        mailbox::TorrentState::Downloading => TorrentState::Downloading,
-        mailbox::TorrentState::Seeding => TorrentState::Seeding,
-        mailbox::TorrentState::Error => TorrentState::Error,
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::data::{Shape, single};
 use crate::support::process::Process;
-use crate::support::server::{Home, START, Server, TRANSFER, seedring, start_get};
+use crate::support::server::{Home, START, Server, TRANSFER, seedring, start_get, start_get_of};
 use crate::support::tracker::Listener;
 use crate::support::wire::{RawPeer, connect_from, handshake};
 use crate::support::{dir, free_addr, network, wait};
@@ -546,6 +546,19 @@ fn get_without_peers_says_what_was_tried() {
         assert!(!text.contains("s3cret"), "{text}");
         assert_eq!(text.matches("no peers yet").count(), 1, "{text}");
     }
+}
+
+#[test]
+fn a_peer_of_a_link_that_is_refused_is_told() {
+    let dir = dir();
+    let content = single(dir.path(), "data", 500_000, 60, &Shape::pieces_of(32 << 10));
+    let link = format!("{}&x.pe=10.0.0.9:6881", content.link());
+    let output = dir.path().join("output");
+    let mut get = start_get_of("get", dir.path(), link, &output, &[], &["--timeout", "1"]);
+    assert_eq!(get.wait(LONELY), 1, "{}", get.tail());
+    let text = get.stderr();
+    let says = |line: &&str| line.contains("10.0.0.9:6881") && line.contains("net.allow_local");
+    assert_eq!(text.lines().filter(says).count(), 1, "{text}");
 }
 
 #[test]

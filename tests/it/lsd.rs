@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::interop_libtorrent::{libtorrent, libtorrent_of};
 use crate::support::data::{Content, Shape, single};
 use crate::support::dir;
-use crate::support::netns::{Host, ip_of};
+use crate::support::netns::{self, Host, ip_of};
 use crate::support::process::Process;
 use crate::support::server::{Home, START, Server, TRANSFER, seedring};
 
@@ -83,26 +83,41 @@ fn is_heard_by_a_leecher(addrs: [&str; 2], seed: u64) {
 
 #[test]
 fn a_seed_of_libtorrent_is_found() {
+    if !netns::is_root("lsd::a_seed_of_libtorrent_is_found") {
+        return;
+    }
     hears_a_seed(V4, 120);
 }
 
 #[test]
 fn a_seed_of_libtorrent_is_found_over_ipv6() {
+    if !netns::is_root("lsd::a_seed_of_libtorrent_is_found_over_ipv6") {
+        return;
+    }
     hears_a_seed(V6, 121);
 }
 
 #[test]
 fn libtorrent_finds_a_seed_of_ours() {
+    if !netns::is_root("lsd::libtorrent_finds_a_seed_of_ours") {
+        return;
+    }
     is_heard_by_a_leecher(V4, 122);
 }
 
 #[test]
 fn libtorrent_finds_a_seed_of_ours_over_ipv6() {
+    if !netns::is_root("lsd::libtorrent_finds_a_seed_of_ours_over_ipv6") {
+        return;
+    }
     is_heard_by_a_leecher(V6, 123);
 }
 
 #[test]
 fn a_link_alone_finds_a_neighbour_of_a_server_with_public_addresses() {
+    if !netns::is_root("lsd::a_link_alone_finds_a_neighbour_of_a_server_with_public_addresses") {
+        return;
+    }
     let dir = dir();
     let content = content(dir.path(), 124);
     let [ours, theirs] = Host::pair(&V4[..1], &V4[1..]);
@@ -121,6 +136,9 @@ fn a_link_alone_finds_a_neighbour_of_a_server_with_public_addresses() {
 
 #[test]
 fn nobody_is_told_when_it_is_switched_off() {
+    if !netns::is_root("lsd::nobody_is_told_when_it_is_switched_off") {
+        return;
+    }
     let dir = dir();
     let content = content(dir.path(), 125);
     let [ours, theirs] = Host::pair(&V4[..1], &V4[1..]);

@@ -9,7 +9,7 @@ use crate::interop_libtorrent::libtorrent;
 use crate::interop_transmission::Transmission;
 use crate::support::data::{Content, Shape, single};
 use crate::support::dir;
-use crate::support::netns::Host;
+use crate::support::netns::{self, Host};
 use crate::support::process::{Process, line_of};
 use crate::support::server::{Home, START, Server, addresses, seedring};
 use crate::support::wait;
@@ -94,6 +94,9 @@ fn leech(host: &Host, dir: &Path, content: &Content, ip: &str, peers: &[SocketAd
 
 #[test]
 fn libtorrent_tells_of_its_peers() {
+    if !netns::is_root("pex::libtorrent_tells_of_its_peers") {
+        return;
+    }
     let (dir, host) = (dir(), host());
     let content = content(dir.path(), 160);
     let mut b = leech(&host, dir.path(), &content, B, &[]);
@@ -107,6 +110,9 @@ fn libtorrent_tells_of_its_peers() {
 
 #[test]
 fn libtorrent_is_told_of_our_peers() {
+    if !netns::is_root("pex::libtorrent_is_told_of_our_peers") {
+        return;
+    }
     let (dir, host) = (dir(), host());
     let content = content(dir.path(), 161);
     let c = get(&host, dir.path(), "c", &content, C, &[]);
@@ -118,6 +124,9 @@ fn libtorrent_is_told_of_our_peers() {
 
 #[test]
 fn transmission_tells_of_its_peers() {
+    if !netns::is_root("pex::transmission_tells_of_its_peers") {
+        return;
+    }
     let (dir, host) = (dir(), host());
     let content = content(dir.path(), 162);
     let mut b = Transmission::start_on(dir.path(), &host, B);
@@ -130,6 +139,9 @@ fn transmission_tells_of_its_peers() {
 
 #[test]
 fn transmission_is_told_of_our_peers() {
+    if !netns::is_root("pex::transmission_is_told_of_our_peers") {
+        return;
+    }
     let (dir, host) = (dir(), host());
     let content = content(dir.path(), 163);
     let mut a = Transmission::start_on(dir.path(), &host, A);

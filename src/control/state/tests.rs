@@ -1,6 +1,8 @@
 //! Crashes, corruption and company.
 
 use super::*;
+use crate::swarm::BANS_MAX;
+use crate::sys::clock;
 
 impl State {
     /// A state whose writer hangs and whose queue is full; and what keeps the queue open.

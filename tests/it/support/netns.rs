@@ -2,7 +2,8 @@
 //!
 //! A test enters and gets hosts with addresses, in which it starts programs, opens sockets and
 //! listens on the wire. Invariant: names are unique to process and test; namespaces vanish with
-//! their owner, also when the test fails. Root is needed (`ip netns`).
+//! their owner, also when the test fails. `ip netns` is for root: others are root in a namespace of
+//! users that the test makes.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -19,6 +20,24 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// How long a wire may take to be one.
 const READY: Duration = Duration::from_secs(20);
+
+/// Set in the process that is root in a namespace of its own.
+const INSIDE: &str = "SEEDRING_TEST_ROOT";
+
+/// Whether this process is root. If not, the test `name` (its whole path) is run in a process that
+/// is, as far as its own network and mounts go, and this one has nothing left to do.
+pub(crate) fn is_root(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() || run(Command::new("id").arg("-u")).trim() == "0" {
+        return true;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c"]);
+    command.args([r#"mount -t tmpfs tmpfs /run && exec "$@""#, "sh"]);
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]);
+    let output = run(command.env(INSIDE, "1"));
+    assert!(output.contains("1 passed"), "{name} did not run: {output}");
+    false
+}
 
 /// A host: a network namespace, removed when it is dropped.
 #[derive(Debug)]
