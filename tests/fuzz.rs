@@ -43,12 +43,15 @@ fn inputs(target: &Target) -> Vec<Vec<u8>> {
 }
 
 fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
 /// Runs `work` for each target that is asked for, several at a time; gives what failed.
 fn for_each(work: impl Fn(&Target) -> Result<(), String> + Sync) -> Vec<String> {
     let only = std::env::var("FUZZ_TARGET").ok();
+    let is_there = |name: &String| TARGETS.iter().any(|target| name == target.name);
+    assert!(only.as_ref().is_none_or(is_there), "FUZZ_TARGET={only:?} is no target");
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = |target: &&Target| only.as_ref().is_none_or(|name| name == target.name);

@@ -44,6 +44,8 @@ struct Link {
     told: Decoder,
     /// Blocks that it was asked for.
     asked: VecDeque<u32>,
+    /// The length that it claimed last, once it said anything of that.
+    claimed: Option<Option<u32>>,
 }
 
 struct Session {
@@ -149,7 +151,7 @@ impl Session {
         if let Ok(key) = self.magnet.handle_connected(self.now, init) {
             let decoder = Decoder::new(Limits::at_most(PIECES_MAX));
             let (told, asked) = (decoder.clone(), VecDeque::new());
-            self.links[slot] = Some(Link { key, init, decoder, told, asked });
+            self.links[slot] = Some(Link { key, init, decoder, told, asked, claimed: None });
         }
     }
 
@@ -168,6 +170,14 @@ impl Session {
                         && let Ok(Some(MetadataMessage::Data { block, data, .. })) =
                             MetadataMessage::parse(payload)
                         && !is_right(self.info, block, data)
+                    {
+                        self.liars.insert(Offender::of(link.init.addr));
+                    }
+                    // Whoever claims another length than before was wrong once.
+                    if let Message::Extended { id: 0, payload } = message
+                        && let Ok(handshake) = ExtensionHandshake::parse(payload)
+                        && let now = handshake.metadata_size
+                        && link.claimed.replace(now).is_some_and(|before| before != now)
                     {
                         self.liars.insert(Offender::of(link.init.addr));
                     }

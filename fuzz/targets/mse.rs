@@ -3,7 +3,9 @@
 //!
 //! RC4 passes changes on bit by bit, so the parts behind the key exchange are reached too.
 
-use seedring::mse::{Answer, Established, Initiator, Job, Policy, PrivateKey, Responder};
+use seedring::mse::{
+    Answer, Established, Initiator, Job, PAYLOAD_MAX, Policy, PrivateKey, Responder,
+};
 use seedring::units::InfoHash;
 
 use super::{Input, Script, assert_sentence};
@@ -110,6 +112,12 @@ pub(super) fn run(data: &[u8]) {
         }
     }
     let [one, other] = sides.each_mut().map(Side::poll_established);
+    for (established, policy) in [(&one, a), (&other, b)] {
+        let Some(it) = established else { continue };
+        assert_eq!(it.info_hash, TORRENT, "whatever was changed");
+        assert!(policy != Policy::Require || it.ciphers.is_some(), "a plain stream, unwanted");
+        assert!(it.payload.len() <= PAYLOAD_MAX, "{} bytes of payload", it.payload.len());
+    }
     if is_changed {
         return;
     }

@@ -86,11 +86,6 @@ impl Responder {
         self.job.take()
     }
 
-    /// Whether an answer is awaited. Receiving can wait meanwhile.
-    pub fn is_computing(&self) -> bool {
-        matches!(self.stage, Stage::Computing { .. })
-    }
-
     /// What came out of the work.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 
 use super::options::BANS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 /// What a ban holds against.
@@ -21,11 +21,20 @@ pub enum Offender {
     Local(SocketAddr),
 }
 
+/// The well-known prefix of translated IPv4 addresses, 64:ff9b::/96 (RFC 6052 §2.1).
+const NAT64: [u16; 6] = [0x64, 0xff9b, 0, 0, 0, 0];
+
 impl Offender {
     /// What a ban of the peer at `addr` would hold against.
     pub fn of(addr: SocketAddr) -> Self {
         match addr.ip().to_canonical() {
             ip if is_local(ip) => Self::Local(SocketAddr::new(ip, addr.port())),
+            // Behind a translator (RFC 6052) they would all be one host.
+            IpAddr::V6(ip) if ip.segments()[..6] == NAT64 => {
+                let [.., a, b, c, d] = ip.octets();
+                let ip = Ipv4Addr::new(a, b, c, d);
+                Self::of(SocketAddr::new(ip.into(), addr.port()))
+            }
             IpAddr::V6(ip) => Self::Host(IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64))),
             ip => Self::Host(ip),
         }
@@ -139,6 +148,16 @@ mod tests {
         assert_eq!(bans.len(), BANS_MAX - 2);
         bans.expire(now + BAN_TTL);
         assert!(bans.is_empty() && bans.by_end.is_empty());
+    }
+
+    #[test]
+    fn hosts_behind_a_translator_are_told_apart() {
+        let of = |addr: &str| Offender::of(addr.parse().unwrap());
+        assert_eq!(of("[64:ff9b::1.2.3.4]:5"), of("1.2.3.4:6"));
+        assert_ne!(of("[64:ff9b::1.2.3.4]:5"), of("[64:ff9b::1.2.3.5]:5"));
+        // What is private there is told apart by its port, as everywhere.
+        assert_ne!(of("[64:ff9b::10.0.0.1]:5"), of("[64:ff9b::10.0.0.1]:6"));
+        assert_eq!(of("[2001:db8::1]:5"), of("[2001:db8::2]:5"));
     }
 
     #[test]

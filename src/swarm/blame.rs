@@ -65,12 +65,11 @@ impl Swarm {
             .filter_map(|slot| if let Slot::Stored(source) = slot { Some(*source) } else { None })
             .collect();
         let origins = std::mem::take(&mut partial.origins);
-        let mut offenders: Vec<Offender> =
-            origins.iter().map(|origin| Offender::of(origin.addr)).collect();
-        offenders.dedup();
         partial.is_suspect = true;
         self.restart(piece);
-        if let [_] = offenders[..] {
+        // One connection sent it alone. Of several, also from one host (many users may be behind it),
+        // a good attempt will tell.
+        if let [_] = origins[..] {
             self.ban(now, &origins);
         } else if digests.len() == sources.len() {
             let blocks = sources.into_iter().zip(digests).collect();
@@ -101,20 +100,24 @@ impl Swarm {
 
     fn ban(&mut self, now: Instant, guilty: &[Origin]) {
         for origin in guilty {
-            let offender = Offender::of(origin.addr);
-            self.ban_offender(now, offender);
+            self.sentence(now, Offender::of(origin.addr));
         }
+        self.shun_banned(now);
     }
 
     /// Bans, closes what is open, and forgets what was sent.
     pub fn ban_offender(&mut self, now: Instant, offender: Offender) {
+        self.sentence(now, offender);
+        self.shun_banned(now);
+    }
+
+    fn sentence(&mut self, now: Instant, offender: Offender) {
         let until = now + BAN_TTL;
         // Several pieces may prove the same guilt.
         if self.shared.ban(offender, until) {
             self.totals.banned += 1;
             self.actions.push_back(Action::Ban(offender, until));
         }
-        self.shun_banned(now);
     }
 
     /// Somebody was banned for what it sent to another swarm: it is done with here too.
@@ -123,10 +126,10 @@ impl Swarm {
         self.settle(now);
     }
 
-    /// Closes on whoever is banned, and forgets its addresses and blocks.
+    /// Closes on whoever is banned, and forgets its blocks. Its addresses are forgotten when their
+    /// turn comes: there are many of them, and bans are many where somebody wants them to be.
     fn shun_banned(&mut self, now: Instant) {
         let shared = Rc::clone(&self.shared);
-        self.contacts.forget_if(|addr| shared.is_banned(now, addr));
         for key in self.keys() {
             if self.peer(key).is_some_and(|peer| shared.is_banned(now, peer.addr)) {
                 self.close(key, Error::Banned);
@@ -137,10 +140,14 @@ impl Swarm {
             if partial.phase != Phase::Fetching {
                 continue;
             }
+            let banned: Vec<bool> =
+                partial.origins.iter().map(|origin| shared.is_banned(now, origin.addr)).collect();
+            if !banned.contains(&true) {
+                continue;
+            }
             for (index, slot) in (0u32..).zip(&partial.blocks) {
                 if let Slot::Stored(source) = slot
-                    && let Some(origin) = partial.origins.get(usize::from(*source))
-                    && shared.is_banned(now, origin.addr)
+                    && banned.get(usize::from(*source)) == Some(&true)
                 {
                     tainted.push((piece, index));
                 }

@@ -386,12 +386,6 @@ impl Contacts {
         self.known.remove(&addr);
     }
 
-    /// Forgets what `unwanted` says.
-    pub(super) fn forget_if(&mut self, unwanted: impl Fn(SocketAddr) -> bool) {
-        let gone: Vec<_> = self.known.keys().copied().filter(|&addr| unwanted(addr)).collect();
-        gone.into_iter().for_each(|addr| self.forget(addr));
-    }
-
     /// Forgets addresses that a private torrent must not have.
     pub(super) fn forget_strangers(&mut self) {
         let is_stranger = |contact: &Contact| !contact.source.suits_private();

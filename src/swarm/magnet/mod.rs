@@ -475,7 +475,6 @@ impl MagnetSwarm {
     /// Somebody was banned, here or for what it sent to another swarm: it is done with.
     pub fn handle_bans(&mut self, now: Instant) {
         let shared = Rc::clone(&self.shared);
-        self.contacts.forget_if(|addr| shared.is_banned(now, addr));
         for key in self.keys() {
             let addr = self.peers.get(key.0 as usize).map(|peer| peer.init.addr);
             if addr.is_some_and(|addr| shared.is_banned(now, addr)) {
