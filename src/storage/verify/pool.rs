@@ -22,6 +22,7 @@ use super::{
     thread_name,
 };
 use crate::sys::mounts;
+use crate::sys::process::AbortOnPanic;
 use stalls::{Pace, Stalls};
 
 /// How long a check may stand still before its file system is taken to hang.
@@ -78,6 +79,8 @@ struct State {
     /// Threads that live.
     thread_count: usize,
     threads: Vec<JoinHandle<()>>,
+    /// Whether the thread that looks for stalls looks again by itself.
+    is_watched: bool,
     is_closed: bool,
 }
 
@@ -125,9 +128,11 @@ impl Checker {
             shared.spawn(&mut shared.lock())?;
         }
         let watcher = Arc::clone(shared);
-        let watcher = std::thread::Builder::new()
-            .name("hash-watch".to_owned())
-            .spawn(move || watcher.watch_for_stalls())?;
+        let watcher =
+            std::thread::Builder::new().name("hash-watch".to_owned()).spawn(move || {
+                let _guard = AbortOnPanic;
+                watcher.watch_for_stalls();
+            })?;
         shared.lock().threads.push(watcher);
         Ok(checker)
     }
@@ -183,7 +188,7 @@ impl Shared {
     fn spawn(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         let shared = Arc::clone(self);
         let run = move || {
-            let _guard = crate::sys::process::AbortOnPanic;
+            let _guard = AbortOnPanic;
             lower_priority(shared.options);
             shared.run();
         };
@@ -249,8 +254,11 @@ impl Shared {
             done,
         };
         state.running.push(running);
+        let is_watched = state.is_watched;
         drop(state);
-        self.watch.notify_one();
+        if !is_watched {
+            self.watch.notify_one();
+        }
         let threads = self.options.threads;
         let task = Arc::new(Task::new(content, &root, Arc::clone(&progress), threads));
         let mut state = self.lock();

@@ -388,35 +388,6 @@ fn a_queued_job_can_be_cancelled_and_the_queue_has_an_end() {
     assert!(receive.iter().all(|checked| checked.cancelled));
 }
 
-/// Content whose piece hashes hang until the sender of the pair is gone, after saying so.
-struct Hanging {
-    torrent: Arc<Torrent>,
-    begun: mpsc::Sender<()>,
-    until: std::sync::Mutex<mpsc::Receiver<()>>,
-}
-
-impl Content for Hanging {
-    fn geometry(&self) -> Geometry {
-        self.torrent.geometry()
-    }
-
-    fn piece_hash(&self, piece: PieceIndex) -> Option<Digest> {
-        // Nobody listens any more when it is over.
-        let _ = self.begun.send(());
-        let until = self.until.lock().unwrap();
-        assert!(until.recv().is_err());
-        self.torrent.piece_hash(piece)
-    }
-
-    fn file_count(&self) -> usize {
-        self.torrent.file_count()
-    }
-
-    fn file(&self, index: usize) -> Option<ContentFile> {
-        self.torrent.file(index)
-    }
-}
-
 /// On two mounts, of which one does not answer.
 #[test]
 fn a_disk_that_hangs_stops_only_its_own_checks() {
@@ -431,12 +402,15 @@ fn a_disk_that_hangs_stops_only_its_own_checks() {
     let checker = Checker::start_with(ONE, patience, Box::new(mounts)).unwrap();
     let (send, receive) = mpsc::channel();
     let (dead_send, dead_receive) = mpsc::channel();
-    let (until, hang) = mpsc::channel();
+    let (until, hang) = mpsc::channel::<()>();
     let (begun, has_begun) = mpsc::channel();
-    let until_lock = std::sync::Mutex::new(hang);
-    let hanging = Hanging { torrent: Arc::clone(&dead), begun, until: until_lock };
+    let hang = std::sync::Mutex::new(hang);
+    let hook = move || {
+        begun.send(()).unwrap();
+        assert!(hang.lock().unwrap().recv().is_err());
+    };
     let mut first = job(&dead, dead_dir.path(), &dead_send);
-    first.content = Arc::new(hanging);
+    first.content = Arc::new(Hooked { torrent: Arc::clone(&dead), at: 0, hook });
     checker.submit(first).unwrap();
     let wait = Duration::from_secs(20);
     has_begun.recv_timeout(wait).expect("the check begins");

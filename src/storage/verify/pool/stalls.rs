@@ -80,7 +80,8 @@ impl Shared {
     pub(super) fn watch_for_stalls(self: &Arc<Self>) {
         let mut state = self.lock();
         while !state.is_closed {
-            if state.running.is_empty() {
+            state.is_watched = !state.running.is_empty();
+            if !state.is_watched {
                 state = self.watch.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -110,8 +111,7 @@ impl Shared {
         if has_changed {
             self.settle(state);
         }
-        state.release_cancelled();
-        if !state.waiting.is_empty() {
+        if state.release_cancelled() {
             self.wake.notify_all();
         }
         let wanted = self.options.threads + state.lost_count();
@@ -153,15 +153,18 @@ impl State {
         }
     }
 
-    /// Lets those go that nobody wants any more: they are answered without their disk.
-    fn release_cancelled(&mut self) {
+    /// Lets those go that nobody wants any more: they are answered without their disk. Whether
+    /// there were any.
+    fn release_cancelled(&mut self) -> bool {
         let Self { stalls, waiting, .. } = self;
+        let before = waiting.len();
         for held in stalls.held.values_mut() {
             for job in std::mem::take(held) {
                 let to = if job.progress.is_cancelled() { &mut *waiting } else { &mut *held };
                 to.push_back(job);
             }
         }
+        waiting.len() > before
     }
 
     /// Before all others, since they came before them.
