@@ -150,6 +150,8 @@ fn completed_is_told_once_over_all_runs() {
         }
         drop(feeder);
         server.stop();
+        // What it had to tell, it told before this.
+        wait::until("its stop", START, || (count("event=stopped") >= run).then_some(()));
         assert_eq!(count("event=completed"), 1, "run {run}: {:?}", tracker.lines());
         // A piece rots: it is fetched again, but the torrent was complete before.
         let mut bytes = fs::read(&path).unwrap();
