@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::blocking::Lane;
 use super::mailbox::Letter;
@@ -28,6 +28,10 @@ impl<D: Driver> Worker<D> {
     pub(super) fn need_files(&mut self, key: Key) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         if !matches!(torrent.store, Store::Closed) {
+            return;
+        }
+        if torrent.was_refused_files && torrent.files_timer.is_some() {
+            // It is asked again when that fires, not with each block that somebody wants.
             return;
         }
         let fetch = !torrent.finished || torrent.makes_files;
@@ -54,10 +58,17 @@ impl<D: Driver> Worker<D> {
             self.removals.begin_open(key);
             FILES_INTERVAL
         };
-        if !torrent.files_timer {
-            torrent.files_timer = true;
-            self.timers.set(self.now + look_in, Timer::Files(key));
+        let look_at = self.now + look_in;
+        if torrent.files_timer.is_none_or(|at| look_at < at) {
+            self.look_at_files(key, look_at);
         }
+    }
+
+    /// Sets the timer of a torrent's files; one set before does nothing when it fires.
+    fn look_at_files(&mut self, key: Key, at: Instant) {
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
+        torrent.files_timer = Some(at);
+        self.timers.set(at, Timer::Files(key));
     }
 
     /// The files of a torrent were opened, or not. `lane` is where they are closed if it has no use
@@ -118,23 +129,25 @@ impl<D: Driver> Worker<D> {
     /// them compared with what was opened.
     pub(super) fn on_files_timer(&mut self, key: Key) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
-        torrent.files_timer = false;
+        if torrent.files_timer.is_none_or(|at| self.now < at) {
+            // It was set anew since.
+            return;
+        }
+        torrent.files_timer = None;
+        let next = self.now + FILES_INTERVAL;
         if !matches!(torrent.store, Store::Open(_)) {
             match torrent.store {
                 // Too many waited for its disk when this was asked for first.
                 Store::Closed if torrent.was_refused_files => self.need_files(key),
                 // They may take their time; afterwards the files are looked after again.
-                Store::Opening => {
-                    torrent.files_timer = true;
-                    self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
-                }
+                Store::Opening => self.look_at_files(key, next),
                 _ => {}
             }
             return;
         }
-        torrent.files_timer = true;
-        self.timers.set(self.now + FILES_INTERVAL, Timer::Files(key));
-        if torrent.peer_count == 0 {
+        let is_idle = torrent.peer_count == 0;
+        self.look_at_files(key, next);
+        if is_idle {
             return self.close_idle_files(key);
         }
         self.compare(key);

@@ -48,7 +48,8 @@ pub(super) struct Torrent {
     pub(super) peer_count: usize,
     /// When the swarm's timer on the wheel fires.
     timer_at: Option<Instant>,
-    pub(super) files_timer: bool,
+    /// When its files are looked at next; timers set for another time do nothing.
+    pub(super) files_timer: Option<Instant>,
     /// Its files are wanted, and no job for them found room.
     pub(super) was_refused_files: bool,
     /// Others of its files are wanted than those that are being opened.
@@ -256,7 +257,7 @@ impl<D: Driver> Worker<D> {
             conns: Vec::new(),
             peer_count: 0,
             timer_at: None,
-            files_timer: false,
+            files_timer: None,
             was_refused_files: false,
             opens_again: false,
             makes_files: false,

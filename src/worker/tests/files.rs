@@ -11,10 +11,10 @@ use crate::storage::{Mode, files};
 use crate::swarm;
 use crate::units::Bitfield;
 use crate::worker::Worker;
-use crate::worker::blocking::Lane;
+use crate::worker::blocking::{LANE_JOBS_MAX, Lane};
 use crate::worker::mailbox::{NewTorrent, Totals};
 use crate::worker::table::Key;
-use crate::worker::torrent::Store;
+use crate::worker::torrent::{FILES_RETRY, Store};
 
 /// Makes the only thread for files hang until the end that is returned is gone.
 fn hang(worker: &Worker<Uring>) -> Sender<()> {
@@ -96,4 +96,40 @@ fn files_are_closed_by_a_thread_that_may_block_whoever_holds_on_to_them() {
         assert!(begun.elapsed() < Duration::from_secs(20), "they are not closed");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn files_that_found_no_room_are_asked_for_again_soon_whatever_timer_was_set_before() {
+    let torrent = Torrent::new(&[("data", 100_000)], 16 << 10, 63);
+    let (mut worker, key, until) = opening(&torrent);
+    let content = torrent.content(torrent.path());
+    let have = Bitfield::all(torrent.geometry.piece_count());
+    let opened = files::open(&content, false, Mode::Auto, &[], &have, &have);
+    worker.on_opened(key, Lane::Device(0), opened);
+    let at = worker.torrents.get(key).unwrap().files_timer.unwrap();
+    // Nobody uses them: they are closed, and looked at later once more.
+    worker.now = at;
+    worker.on_files_timer(key);
+    let it = worker.torrents.get(key).unwrap();
+    assert!(matches!(it.store, Store::Closed) && it.files_timer.unwrap() > at + FILES_RETRY);
+    // Now somebody does, while its lane is full.
+    let lane = it.lane();
+    while worker.shared.blocking.run(lane.clone(), Box::new(|| {})).is_ok() {}
+    assert!(worker.shared.blocking.waiting_count() >= LANE_JOBS_MAX);
+    worker.need_files(key);
+    let retry_at = worker.torrents.get(key).unwrap().files_timer.unwrap();
+    assert_eq!(retry_at, at + FILES_RETRY);
+    // There is room again: they are asked for when the timer fires, not with each block.
+    drop(until);
+    while worker.shared.blocking.waiting_count() > 0 {
+        std::thread::yield_now();
+    }
+    let store = |worker: &mut Worker<Uring>, now| {
+        worker.now = now;
+        worker.on_files_timer(key);
+        matches!(worker.torrents.get(key).unwrap().store, Store::Opening)
+    };
+    worker.need_files(key);
+    assert!(!store(&mut worker, retry_at - FILES_RETRY / 2), "a timer of before counts");
+    assert!(store(&mut worker, retry_at), "they are not asked for again");
 }
