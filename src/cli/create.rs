@@ -82,6 +82,11 @@ pub fn execute(args: &CreateArgs) -> Exit {
     for warning in &created.warnings {
         eprintln!("seedring: {warning}");
     }
+    if args.private && args.tracker.is_empty() {
+        eprintln!(
+            "seedring: a private torrent without a tracker finds nobody: give it one with --tracker"
+        );
+    }
     if let Err(sentence) = args.check_free(&output).and_then(|()| write(&output, &created.bytes)) {
         return super::fail(Exit::Failure, sentence);
     }

@@ -41,7 +41,7 @@ pub struct GetArgs {
     #[arg(long, value_name = "ADDR:PORT", value_parser = Peer::parse)]
     pub peer: Vec<Peer>,
     /// Address for peers; may be given several times [default: any free port].
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = super::parse_listen)]
     pub listen: Vec<SocketAddr>,
     /// End with 1 after this many seconds without progress [default: never].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]

@@ -19,6 +19,7 @@ mod source;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -124,6 +125,11 @@ impl DiscoveryArgs {
         net.lsd &= !self.no_lsd;
         run::replace_list(&mut net.dht_bootstrap, self.dht_bootstrap.clone());
     }
+}
+
+/// An address to listen on.
+fn parse_listen(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "an address and a port are expected, as 0.0.0.0:51413 or [::]:51413")
 }
 
 fn parse_host_port(text: &str) -> Result<String, &'static str> {

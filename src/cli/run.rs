@@ -32,7 +32,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub watch: Vec<PathBuf>,
     /// Address for peers; may be given several times [default: port 51413 on all addresses].
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = super::parse_listen)]
     pub listen: Vec<SocketAddr>,
     /// Address of metrics, health and remote control; - for none [default: 127.0.0.1:9091].
     #[arg(long, value_name = "ADDR:PORT", allow_hyphen_values = true)]
@@ -103,11 +103,15 @@ pub fn execute(args: RunArgs) -> Exit {
         let stop = async move {
             // Whichever it was: a server that stops as asked ends well.
             let _ = signals.next().await;
+            tracing::info!("asked to stop: trackers are told, which takes 10 s at most");
             signals.end_at_next();
         };
         let ready = |peer, http| println!("{}", session::ready_line(peer, http));
         match server::run(config, ready, stop).await {
-            Ok(()) => Ok(Exit::Ok),
+            Ok(()) => {
+                tracing::info!("stopped");
+                Ok(Exit::Ok)
+            }
             Err(
                 error @ (server::Error::Folder(_)
                 | server::Error::State(OpenError::Directory { .. })),

@@ -25,7 +25,7 @@ pub struct SeedArgs {
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Address for peers; may be given several times [default: any free port].
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = super::parse_listen)]
     pub listen: Vec<SocketAddr>,
     /// Take the data for complete without checking it first.
     #[arg(long)]

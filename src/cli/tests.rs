@@ -92,6 +92,14 @@ fn wrong_lines_end_with_usage() {
 }
 
 #[test]
+fn a_wrong_address_to_listen_on_is_told_the_form() {
+    for line in ["run --listen 51413", "get a --listen foo", "seed a --data d --listen ::1:7x"] {
+        let error = parse(line).expect_err(line).to_string();
+        assert!(error.contains("0.0.0.0:51413 or [::]:51413"), "{error}");
+    }
+}
+
+#[test]
 fn help_succeeds_and_says_what_is_not_built() {
     let help = |line: &str| parse(line).expect_err("help is shown").to_string();
     assert!(help("--help").contains("not built yet"));

@@ -352,6 +352,24 @@ pub(crate) fn sentence_of(command: &mut Command, code: i32) -> String {
 }
 
 #[test]
+fn create_says_that_a_private_torrent_without_a_tracker_finds_nobody() {
+    let dir = dir();
+    let data = dir.path().join("data");
+    std::fs::write(&data, [1; 1000]).unwrap();
+    for (words, warns) in [
+        (&["--private"][..], true),
+        (&["--private", "--tracker", "http://tracker.example/announce"][..], false),
+        (&[][..], false),
+    ] {
+        let mut create = seedring(&["create", "--force"]);
+        create.arg(&data).arg("-o").arg(dir.path().join("made.torrent")).args(words);
+        let (code, _, stderr) = end_of(&mut create);
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(stderr.contains("finds nobody"), warns, "{words:?}: {stderr}");
+    }
+}
+
+#[test]
 fn create_replaces_a_torrent_only_when_told() {
     let dir = dir();
     let (data, torrent) = (dir.path().join("data"), dir.path().join("precious.torrent"));
