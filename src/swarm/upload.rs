@@ -186,10 +186,15 @@ impl Swarm {
         false
     }
 
-    /// Payload bytes that the connection has taken: for meters, totals and the choker.
-    pub fn handle_sent(&mut self, now: Instant, key: PeerKey, payload_len: u64) {
+    /// Payload bytes that the connection of a peer had taken that has left since.
+    pub fn handle_last_sent(&mut self, now: Instant, payload_len: u64) {
         self.totals.uploaded += payload_len;
         self.up_meter.add(now, payload_len);
+    }
+
+    /// Payload bytes that the connection has taken: for meters, totals and the choker.
+    pub fn handle_sent(&mut self, now: Instant, key: PeerKey, payload_len: u64) {
+        self.handle_last_sent(now, payload_len);
         if let Some(peer) = self.peer_mut(key) {
             peer.up.add(now, payload_len);
             peer.uploaded += payload_len;

@@ -466,6 +466,9 @@ impl<D: Driver> Worker<D> {
                     torrent.swarm.handle_disconnected(self.now, peer.key);
                 }
                 self.touch_torrent(peer.torrent);
+                if let Some(sending) = &conn.sending {
+                    self.last_sends.keep(key, peer.torrent, sending);
+                }
             }
             Phase::Magnet(peer) => self.leave_magnet(peer.magnet, peer.key),
             Phase::Connecting { torrent } | Phase::Outgoing { torrent, .. } => {

@@ -167,6 +167,20 @@ pub(super) struct Sending {
     pub(super) moved_at: Instant,
 }
 
+impl Sending {
+    /// The kernel has taken `count` more bytes. Returns those of block data among them, and those
+    /// of these that were read into memory.
+    pub(super) fn advance(&mut self, count: usize, now: Instant) -> (u64, u64) {
+        self.sent += count;
+        self.moved_at = now;
+        let payload = self.payload_left.min(count as u64);
+        self.payload_left -= payload;
+        let read = self.read_left.min(payload);
+        self.read_left -= read;
+        (payload, read)
+    }
+}
+
 /// Whether sends ask the kernel to do without a copy. It answers per send whether it could.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ZeroCopy {

@@ -14,6 +14,7 @@ mod closing;
 mod connection;
 mod counting;
 pub mod datagrams;
+mod departed;
 mod exchange;
 mod fetch;
 mod hash;
@@ -48,6 +49,7 @@ use self::closing::Remains;
 use self::connection::Conn;
 use self::counting::major_faults;
 use self::datagrams::Datagrams;
+use self::departed::LastSends;
 use self::fetch::{PieceWrite, WriteOp};
 use self::hash::{ToBlame, ToHash};
 use self::in_place::InPlace;
@@ -105,6 +107,7 @@ pub struct Worker<D: Driver> {
     pause: Pause,
     admission: Admission,
     conns: Table<Conn>,
+    last_sends: LastSends,
     /// Connections that are not peers yet, and those of them that we began.
     handshake_count: usize,
     outgoing_count: usize,
@@ -218,6 +221,7 @@ impl<D: Driver> Worker<D> {
             pause: Pause::default(),
             admission: Admission::default(),
             conns: Table::default(),
+            last_sends: LastSends::default(),
             handshake_count: 0,
             outgoing_count: 0,
             torrents: Table::default(),

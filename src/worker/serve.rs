@@ -11,12 +11,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::connection::{SEND_LEN_MAX, SEND_LEN_MIN, Sending, ZeroCopy};
+use super::departed::count_sent;
 use super::health::is_of_medium;
 use super::table::Key;
 use super::torrent::{Store, Torrent, chunk_len};
 use super::{Target, Timer, Worker};
 use crate::metrics::{
-    Direction, DisconnectReason, DiskOp, RequestResult, SendPath, Temperature, ZeroCopyResult,
+    Direction, DisconnectReason, DiskOp, RequestResult, Temperature, ZeroCopyResult,
 };
 use crate::ring::{BATCH_PARTS_MAX, Batch, Driver, Lease, Op, Tag};
 use crate::storage::Error;
@@ -439,7 +440,10 @@ impl<D: Driver> Worker<D> {
 
     pub(super) fn on_sent(&mut self, tag: Tag, result: io::Result<usize>, held: bool) {
         let Some(Target::Send(key)) = Target::of(tag) else { return };
-        let Some(conn) = self.conns.get_mut(key) else { return self.wake_starved() };
+        let Some(conn) = self.conns.get_mut(key) else {
+            self.count_last_send(key, &result, held);
+            return self.wake_starved();
+        };
         if held {
             let len = result.as_ref().map_or(0, |&count| count);
             conn.held.push_back(len);
@@ -453,21 +457,14 @@ impl<D: Driver> Worker<D> {
                 return self.wake_starved();
             }
         };
-        sending.sent += count;
-        sending.moved_at = self.now;
-        let payload = sending.payload_left.min(count as u64);
-        sending.payload_left -= payload;
-        let read = sending.read_left.min(payload);
-        sending.read_left -= read;
-        let mapped = if held { SendPath::ZeroCopy } else { SendPath::Copy };
-        self.core.sent_payload_bytes[SendPath::Read].add(read);
-        self.core.sent_payload_bytes[mapped].add(payload - read);
+        let (payload, read) = sending.advance(count, self.now);
         let ended = sending.sent >= sending.batch.len();
         if ended && let Some(ended) = conn.sending.take() {
             let took = self.now.saturating_duration_since(ended.since);
             conn.send_len_max = next_send_len(conn.send_len_max, ended.batch.len(), took);
         }
         let is_peer = conn.phase.is_peer();
+        count_sent(&self.core, payload, read, held);
         if payload > 0
             && let Some(peer) = conn.peer()
         {
@@ -490,6 +487,11 @@ impl<D: Driver> Worker<D> {
     }
 
     fn send_failed(&mut self, key: Key, error: &io::Error) {
+        let close = |worker: &mut Self, reason| {
+            // Nothing of it is under way any more.
+            worker.conns.get_mut(key).map(|conn| conn.sending.take());
+            worker.close(key, reason);
+        };
         match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EINTR) => self.push_send(key),
             // Pages for zero-copy are limited per user: the same bytes go out as a copy.
@@ -505,12 +507,12 @@ impl<D: Driver> Worker<D> {
             Some(libc::EFAULT) => {
                 let torrent_key =
                     self.conns.get_mut(key).and_then(|conn| conn.peer()).map(|peer| peer.torrent);
-                self.close(key, DisconnectReason::Storage);
+                close(self, DisconnectReason::Storage);
                 if let Some(torrent_key) = torrent_key {
                     self.fail_mapping(torrent_key);
                 }
             }
-            _ => self.close(key, DisconnectReason::Io),
+            _ => close(self, DisconnectReason::Io),
         }
     }
 

@@ -192,6 +192,11 @@ impl Torrent {
         self.conns[slot] = Some(conn);
         self.peer_count += 1;
         self.last_peer = now;
+        self.becomes_active()
+    }
+
+    /// Notes that its totals change; true if they did not before.
+    pub(super) fn becomes_active(&mut self) -> bool {
         !std::mem::replace(&mut self.is_active, true)
     }
 

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use super::Torrent;
 use super::fleet::idle_worker;
+use crate::metrics::SendPath;
 use crate::ring::Uring;
 use crate::storage::{Mode, files};
 use crate::swarm;
 use crate::units::Bitfield;
-use crate::worker::Worker;
 use crate::worker::blocking::{LANE_JOBS_MAX, Lane};
+use crate::worker::connection::Sending;
 use crate::worker::mailbox::{NewTorrent, Totals};
 use crate::worker::table::Key;
 use crate::worker::torrent::{FILES_RETRY, Store};
+use crate::worker::{Target, Worker};
 
 /// Makes the only thread for files hang until the end that is returned is gone.
 fn hang(worker: &Worker<Uring>) -> Sender<()> {
@@ -44,6 +46,34 @@ fn opening(torrent: &Torrent) -> (Worker<Uring>, Key, Sender<()>) {
     let key = worker.by_hash[&info_hash];
     worker.need_files(key);
     (worker, key, until)
+}
+
+#[test]
+fn what_was_sent_to_who_has_left_is_counted() {
+    let torrent = Torrent::new(&[("data", 100_000)], 16 << 10, 64);
+    let (mut worker, key, _until) = opening(&torrent);
+    let totals = Arc::clone(&worker.torrents.get(key).unwrap().totals);
+    let gone = Key { slot: 7, generation: 3 };
+    let sending = Sending {
+        batch: std::rc::Rc::default(),
+        sent: 0,
+        payload_left: 16_384,
+        read_left: 10_000,
+        since: worker.now,
+        moved_at: worker.now,
+    };
+    let tag = Target::Send(gone).tag();
+    // The kernel took all of one, and nothing of the next; a third is nobody's.
+    for result in [Ok(20_000), Err(std::io::ErrorKind::ConnectionReset.into())] {
+        worker.last_sends.keep(gone, key, &sending);
+        worker.on_sent(tag, result, false);
+        assert!(worker.last_sends.is_empty());
+    }
+    worker.on_sent(tag, Ok(16_384), false);
+    worker.housekeep();
+    assert_eq!(totals.uploaded.load(std::sync::atomic::Ordering::Relaxed), 16_384);
+    let sent = |path| worker.core.sent_payload_bytes[path].get();
+    assert_eq!((sent(SendPath::Read), sent(SendPath::Copy)), (10_000, 6_384));
 }
 
 #[test]
