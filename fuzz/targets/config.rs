@@ -4,7 +4,7 @@ use std::fmt::{Debug, Display};
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use seedring::config::{Bind, Cidr, Config, CoreList, HttpListen, ParseError, SeedChoker, Size};
+use seedring::config::{Bind, Cidr, Config, CoreList, HttpListen, SeedChoker, Size};
 
 use super::{assert_sentence, texts};
 
@@ -71,7 +71,7 @@ pub(super) fn value(data: &[u8]) {
 /// What is read is written as the same value.
 fn read<T>(text: &str)
 where
-    T: FromStr<Err = ParseError> + Display + PartialEq + Debug,
+    T: FromStr<Err: Display + Debug + PartialEq> + Display + PartialEq + Debug,
 {
     match text.parse::<T>() {
         Ok(value) => assert_eq!(value.to_string().parse(), Ok(value)),

@@ -2,7 +2,8 @@
 //!
 //! A TOML file and environment variables enter, a checked [`Config`] leaves; flags of the command
 //! line are written over it by [`crate::cli`]. Later wins: default, file, environment, flag.
-//! `SEEDRING__SECTION__KEY` overrides `[section] key`; lists are TOML lists or one plain value.
+//! `SEEDRING__SECTION__KEY` overrides `[section] key`; lists are TOML lists or one plain value,
+//! in files too.
 //!
 //! Invariant: a key that does not exist is an error that names it, wherever it comes from, and
 //! nothing here opens a socket or touches a directory. The doc of a field is its manual entry.
@@ -12,8 +13,9 @@ mod variables;
 
 pub use crate::mse::Policy as Encryption;
 pub use crate::storage::Mode as StorageMode;
+pub use crate::tracker::Cidr;
 
-pub use self::values::{Bind, Cidr, CoreList, HttpListen, ParseError, SeedChoker, Size};
+pub use self::values::{Bind, CoreList, HttpListen, ParseError, SeedChoker, Size};
 pub use self::variables::{Misspelt, misspelt};
 
 use std::ffi::OsString;
@@ -30,6 +32,9 @@ pub const ENV_PREFIX: &str = "SEEDRING__";
 pub const DEFAULT_PEER_PORT: u16 = 51413;
 /// A configuration file may have this many bytes.
 pub const FILE_LEN_MAX: u64 = 1024 * 1024;
+
+/// A rate limit below this many bytes per second is one without its unit.
+const RATE_MIN: u64 = 1024;
 
 /// All settings of a server.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -64,6 +69,7 @@ pub struct Paths {
     /// Save path of torrents that do not name one. Default: `./downloads`.
     pub downloads: PathBuf,
     /// Folders in which `.torrent` files are taken. Default: none.
+    #[serde(deserialize_with = "values::one_or_list")]
     pub watch: Vec<PathBuf>,
 }
 
@@ -73,12 +79,14 @@ pub struct Paths {
 pub struct Net {
     /// Addresses that peers connect to. Port 0 takes any free port. Default: port 51413 on all
     /// addresses of both families.
+    #[serde(deserialize_with = "values::one_or_list")]
     pub listen: Vec<SocketAddr>,
     /// Address or network interface that every outgoing connection leaves from, or fails. Default:
     /// empty, the kernel chooses.
     pub bind: Bind,
     /// Loopback and private networks (as `10.0.0.0/8`) from which trackers, peers and nodes are
     /// accepted although the server listens on public addresses. Default: none.
+    #[serde(deserialize_with = "values::one_or_list")]
     pub allow_local: Vec<Cidr>,
     /// Connections with peers, of the whole server. Default: 8000.
     pub connections: u32,
@@ -95,6 +103,7 @@ pub struct Net {
     pub dht: bool,
     /// Nodes to enter the DHT by, each `HOST:PORT`. Default: those of the public DHT, which a
     /// server that only listens on local addresses does not ask.
+    #[serde(deserialize_with = "values::one_or_list")]
     pub dht_bootstrap: Vec<String>,
     /// Whether peers are looked for on the local networks, by multicast (BEP 14); private torrents
     /// are never named there. Default: true.
@@ -345,6 +354,15 @@ impl Config {
         wrong(self.net.connections == 0, "net.connections is 0, no peer could connect")?;
         wrong(self.net.connections_per_torrent == 0, "net.connections_per_torrent is 0")?;
         wrong(self.storage.retry_seconds == 0, "storage.retry_seconds is 0")?;
+        let is_slip = |rate: Size| (1..RATE_MIN).contains(&rate.0);
+        wrong(
+            is_slip(self.limits.up),
+            "limits.up is below 1KiB a second: give a unit, as in 10MiB",
+        )?;
+        wrong(
+            is_slip(self.limits.down),
+            "limits.down is below 1KiB a second: give a unit, as in 10MiB",
+        )?;
         wrong(self.engine.read_memory.0 < 1 << 20, "engine.read_memory is below 1MiB")?;
         wrong(self.engine.piece_memory.0 < 1 << 20, "engine.piece_memory is below 1MiB")
     }
@@ -454,10 +472,12 @@ mod tests {
 
     #[test]
     fn contradictions_are_found() {
-        let spoil: [fn(&mut Config); 3] = [
+        let spoil: [fn(&mut Config); 5] = [
             |config| config.net.listen.clear(),
             |config| config.net.connections = 0,
             |config| config.engine.piece_memory = Size(1),
+            |config| config.limits.up = Size(5),
+            |config| config.limits.down = Size(1023),
         ];
         for (index, spoil) in spoil.iter().enumerate() {
             let mut config = Config::default();
@@ -505,6 +525,17 @@ mod tests {
     }
 
     #[test]
+    fn one_value_is_a_list_of_one() {
+        let text = "[paths]\nwatch = \"/a\"\n[net]\nlisten = \"127.0.0.1:1\"\n\
+                    allow_local = \"10.0.0.0/8\"\ndht_bootstrap = \"host:1\"\n";
+        let config = load(text, &[]).unwrap();
+        assert_eq!(config.paths.watch, [Path::new("/a")]);
+        assert_eq!(config.net.listen, ["127.0.0.1:1".parse().unwrap()]);
+        assert_eq!(config.net.allow_local, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(config.net.dht_bootstrap, ["host:1"]);
+    }
+
+    #[test]
     fn what_is_not_a_setting_is_named() {
         type Variables = [(&'static str, &'static str)];
         let cases: &[(&str, &Variables, &str)] = &[
@@ -512,6 +543,9 @@ mod tests {
             ("[limitz]\n", &[], "limitz"),
             ("[limits]\nup = \"10 parsecs\"\n", &[], "10 parsecs"),
             ("[storage]\nmode = \"mmap\"\n", &[], "mmap"),
+            ("[paths]\nwatch = 7\n", &[], "watch = 7"),
+            ("[net]\nlisten = \"7\"\n", &[], "invalid socket address"),
+            ("[net]\nallow_local = [\"10.0.0.0\"]\n", &[], "10.0.0.0/8"),
             ("[engine]\nchoker = \"tit_for_tat\"\n", &[], "\"tit_for_tat\" is not one of"),
             ("[engine]\nchoker = \"x\"\n", &[], "round_robin, fastest_upload, anti_leech"),
             ("[engine]\nchoker = \"x\"\n", &[], "seedring.toml"),

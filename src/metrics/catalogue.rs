@@ -226,6 +226,10 @@ catalogue! {
         tracker_datagrams_ignored: counter [DatagramFault];
         /// Datagrams of local discovery, by what became of them.
         local_datagrams: counter [LocalDatagram];
+        /// Openings, looks and closings of files that wait for a thread: a disk that does not answer.
+        file_jobs_waiting: gauge;
+        /// Of those, what found the queue of its disk full and was put off.
+        file_jobs_refused: counter;
         /// Files in watch folders, by what became of them.
         watch_files: counter [WatchResult];
         /// HTTP requests, by resource and status.

@@ -12,7 +12,7 @@ use crate::mse;
 use crate::storage::Mode;
 use crate::swarm::{self, choker::Slots};
 use crate::sys::net::Bind;
-use crate::tracker::{AddressPolicy, Cidr};
+use crate::tracker::AddressPolicy;
 
 /// How the engine is to be.
 #[derive(Clone)]
@@ -65,9 +65,7 @@ pub struct Settings {
 pub fn settings(config: &Config) -> Settings {
     let limit = |value: u32| (value > 0).then_some(value);
     let listen: Vec<_> = config.net.listen.iter().map(SocketAddr::ip).collect();
-    let allow: Vec<Cidr> =
-        config.net.allow_local.iter().filter_map(|range| range.to_string().parse().ok()).collect();
-    let policy = AddressPolicy::for_listen(&listen, &allow);
+    let policy = AddressPolicy::for_listen(&listen, &config.net.allow_local);
     let torrent = swarm::Options {
         seed_choker: config.engine.choker.choker(),
         slots: limit(config.limits.slots_per_torrent).map_or(Slots::Unlimited, Slots::Limited),

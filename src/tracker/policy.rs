@@ -9,6 +9,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Addresses at which clouds hand credentials to whoever asks from inside the machine.
 const METADATA: &[IpAddr] = &[
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
@@ -58,7 +60,8 @@ impl Reason {
 }
 
 /// A range of addresses in the notation of RFC 4632, such as `10.0.0.0/8` or `fd00::/8`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     base: IpAddr,
     prefix: u8,
@@ -66,8 +69,14 @@ pub struct Cidr {
 
 /// Why a text is not a range of addresses.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("`{}` is not a range of addresses such as 10.0.0.0/8", super::display_text(.0.as_bytes()))]
-pub struct ParseCidrError(String);
+pub enum ParseCidrError {
+    /// It has another form.
+    #[error("`{}` is no network such as 10.0.0.0/8 or fd00::/8", super::display_text(.0.as_bytes()))]
+    Form(String),
+    /// It looks like a network, but would be one address.
+    #[error("{0} is one address: give the bits of its network, as in {0}/{1}, or {0}/{2}")]
+    NoBits(IpAddr, u8, u8),
+}
 
 /// What may be connected to. The default permits the public Internet only.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -114,8 +123,6 @@ impl AddressPolicy {
     }
 
     fn is_listed(&self, ip: IpAddr, plain: IpAddr) -> bool {
-        // What is mapped into IPv6 is IPv4, and nothing else.
-        let ip = ip.to_canonical();
         self.allow.iter().any(|range| range.contains(ip) || range.contains(plain))
     }
 }
@@ -130,9 +137,10 @@ pub fn permits_operator(ip: IpAddr) -> Result<(), Reason> {
 }
 
 impl Cidr {
-    /// Whether `ip` lies in the range; addresses of the other family never do.
+    /// Whether `ip` lies in the range; addresses of the other family never do, and what is mapped
+    /// into IPv6 (`::ffff:0:0/96`) is IPv4 and nothing else.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        let shared_bit_count = match (self.base, ip) {
+        let shared_bit_count = match (self.base, ip.to_canonical()) {
             (IpAddr::V4(base), IpAddr::V4(ip)) => (base.to_bits() ^ ip.to_bits()).leading_zeros(),
             (IpAddr::V6(base), IpAddr::V6(ip)) => (base.to_bits() ^ ip.to_bits()).leading_zeros(),
             _ => return false,
@@ -153,17 +161,22 @@ impl Cidr {
 impl FromStr for Cidr {
     type Err = ParseCidrError;
 
-    /// Reads `ADDRESS/BITS`; an address alone is the range that holds only it.
+    /// Reads `ADDRESS/BITS`; an address alone is the range that holds only it, unless it ends in
+    /// zeros as networks do: then the bits were forgotten.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || ParseCidrError(text.to_owned());
+        let error = || ParseCidrError::Form(text.to_owned());
         let (base, prefix) = match text.split_once('/') {
             Some((base, prefix)) => (base, Some(prefix)),
             None => (text, None),
         };
-        let base: IpAddr = base.parse().map_err(|_| error())?;
+        let base: IpAddr = base.trim().parse().map_err(|_| error())?;
         let prefix_max = if base.is_ipv4() { 32 } else { 128 };
         let prefix: u8 = match prefix {
-            Some(bits) => bits.parse().map_err(|_| error())?,
+            Some(bits) => bits.trim().parse().map_err(|_| error())?,
+            None if zero_bits(base) >= prefix_max / 4 => {
+                let likely = prefix_max - zero_bits(base) / 8 * 8;
+                return Err(ParseCidrError::NoBits(base, likely, prefix_max));
+            }
             None => prefix_max,
         };
         if prefix > prefix_max {
@@ -181,6 +194,29 @@ impl fmt::Display for Cidr {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}/{}", self.base, self.prefix)
     }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = ParseCidrError;
+
+    fn try_from(text: String) -> Result<Self, ParseCidrError> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(range: Cidr) -> Self {
+        range.to_string()
+    }
+}
+
+/// Bits that are 0 at the end of an address.
+fn zero_bits(ip: IpAddr) -> u8 {
+    let count = match ip {
+        IpAddr::V4(ip) => ip.to_bits().trailing_zeros(),
+        IpAddr::V6(ip) => ip.to_bits().trailing_zeros(),
+    };
+    u8::try_from(count).unwrap_or(u8::MAX)
 }
 
 /// The IPv4 address inside an IPv6 one, where a gateway or the kernel would connect to it.
@@ -384,5 +420,11 @@ mod tests {
         for text in ["", "/8", "10.0.0.0/33", "fd00::/129", "10.0.0.0/-1", "10.0.0/8", "a/b"] {
             assert!(text.parse::<Cidr>().is_err(), "{text}");
         }
+        let hint = |text: &str| text.parse::<Cidr>().unwrap_err().to_string();
+        for (text, network) in [("10.0.0.0", "/8"), ("192.168.7.0", "/24"), ("fd00::", "/8")] {
+            let hint = hint(text);
+            assert!(hint.contains(&format!("as in {text}{network}, or {text}/")), "{hint}");
+        }
+        assert!("fd00::1:0".parse::<Cidr>().is_ok() && "10.0.0.10".parse::<Cidr>().is_ok());
     }
 }

@@ -77,6 +77,7 @@ struct State {
     ready: VecDeque<Lane>,
     thread_count: usize,
     busy_count: usize,
+    refused_count: u64,
     is_closed: bool,
 }
 
@@ -109,6 +110,7 @@ impl Blocking {
             None => state.lanes.len() < LANES_MAX,
         };
         if !has_room {
+            state.refused_count += 1;
             return Err(job);
         }
         state.push(lane, job);
@@ -128,6 +130,11 @@ impl Blocking {
     /// Jobs that wait for a thread.
     pub fn waiting_count(&self) -> usize {
         self.door.0.lock().lanes.values().map(|queue| queue.waiting.len()).sum()
+    }
+
+    /// Jobs that were given back so far.
+    pub fn refused_count(&self) -> u64 {
+        self.door.0.lock().refused_count
     }
 }
 

@@ -24,6 +24,9 @@ impl Server {
         let banned_count = self.engine.banned_count(clock::now());
         let process = self.registry.process();
         process.banned_peers.set(banned_count as u64);
+        let file_threads = &self.engine.shared.blocking;
+        process.file_jobs_waiting.set(file_threads.waiting_count() as u64);
+        process.file_jobs_refused.set(file_threads.refused_count());
         let trackers = self.engine.trackers();
         let counters = trackers.counters();
         process.announces_in_flight.set(counters.in_flight.load(Relaxed));

@@ -146,6 +146,7 @@ fn files_that_found_no_room_are_asked_for_again_soon_whatever_timer_was_set_befo
     let lane = it.lane();
     while worker.shared.blocking.run(lane.clone(), Box::new(|| {})).is_ok() {}
     assert!(worker.shared.blocking.waiting_count() >= LANE_JOBS_MAX);
+    assert_eq!(worker.shared.blocking.refused_count(), 1);
     worker.need_files(key);
     let retry_at = worker.torrents.get(key).unwrap().files_timer.unwrap();
     assert_eq!(retry_at, at + FILES_RETRY);
