@@ -38,7 +38,10 @@ impl Engine {
             return;
         }
         if external.len() >= EXTERNAL_MAX {
+            // Whoever names ever more of them sets no pace: the next look is soon enough.
             external.remove(0);
+            external.push(ip);
+            return;
         }
         external.push(ip);
         self.own.next_look = None;

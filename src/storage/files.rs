@@ -197,9 +197,10 @@ fn open_part_file(
 ) -> Result<Option<OpenFile>, Error> {
     let mut users = content.pieces_with_parts();
     let holds_some = users.any(|piece| have.has(piece) && !in_files.has(piece));
-    let lacks_some = content.pieces_with_parts().any(|piece| !have.has(piece));
-    let may_create = fetch && lacks_some;
-    if !holds_some && !may_create {
+    // Also where no piece needs it yet: any of them may be lost, and be fetched again, while files
+    // are open.
+    let may_need = fetch && content.pieces_with_parts().next().is_some();
+    if !holds_some && !may_need {
         return Ok(None);
     }
     let name = content.part_file();
@@ -239,8 +240,7 @@ fn reserve(fd: &OwnedFd, len: u64, path: &Path) -> Result<(), Error> {
 }
 
 /// Checks that the wanted files by the torrent's names, and the part file, are still those that were
-/// opened. `identities` is
-/// what [`open`] found, in the order of the layout; with `only_names` their content may change, but
+/// opened. `identities` is what [`open`] found, in the order of the layout; with `only_names` their content may change, but
 /// not their length, which was set when they were opened. Who they are now is given, in that order.
 pub fn still_there(
     content: &Content,
@@ -273,6 +273,19 @@ pub fn still_there(
         now.push(Some(found));
     }
     Ok(now)
+}
+
+/// The open files that are not wanted and are not what they were any more, by their place in the
+/// layout. `identities` is what [`open`] found.
+pub fn changed_others(content: &Content, identities: &[Option<Identity>]) -> Vec<usize> {
+    let Ok(root) = file::open_root(&content.save_path) else { return Vec::new() };
+    let others = content.metainfo.layout.files().zip(identities);
+    let others = others.filter(|(entry, _)| !content.wanted.has(entry.index));
+    let has_changed = |(entry, known): (File<'_>, &Option<Identity>)| {
+        let found = file::identity_at(root.as_fd(), &entry.path()).ok();
+        known.is_some_and(|known| found != Some(known)).then_some(entry.index)
+    };
+    others.filter_map(has_changed).collect()
 }
 
 /// Checks, once the last piece is written, that every file is there by its name, the empty ones

@@ -60,8 +60,7 @@ impl Content {
         PieceIndex(u32::try_from(offset / nominal).unwrap_or(u32::MAX))
     }
 
-    /// The wanted pieces that have bytes of files that are not wanted, in order; a piece that has
-    /// some of several comes once for each.
+    /// The wanted pieces that have bytes of files that are not wanted, in order, each once.
     pub(crate) fn pieces_with_parts(&self) -> impl Iterator<Item = PieceIndex> + '_ {
         let (layout, geometry) = (&self.metainfo.layout, self.metainfo.geometry);
         let wanted = self.wanted_pieces();
@@ -72,13 +71,15 @@ impl Content {
             let first = pieces.next();
             [first, pieces.last()]
         });
-        pieces.flatten().filter(move |&piece| wanted.as_ref().is_some_and(|it| it.has(piece)))
+        let mut last = None;
+        let pieces = pieces.flatten().filter(move |&piece| last.replace(piece) != Some(piece));
+        pieces.filter(move |&piece| wanted.as_ref().is_some_and(|it| it.has(piece)))
     }
 
     /// Adds to `have`, which a check found in the files, the wanted pieces that are whole with what
     /// the part file has. Gives who the part file is, if there is one. Blocks on the disk.
     pub fn check_parts(&self, have: &mut Bitfield, progress: &Progress) -> Option<Identity> {
-        if self.wanted.is_all() {
+        if self.wanted.is_all() || progress.is_cancelled() {
             return None;
         }
         let root = file::open_root(&self.save_path).ok()?;
@@ -93,6 +94,7 @@ impl Content {
             if !have.has(piece) && reader.is_right(piece, &in_files) {
                 have.set(piece);
             }
+            progress.saw_file();
         }
         Some(identity)
     }
@@ -316,10 +318,12 @@ mod tests {
         let (in_files, checked) = case.check();
         assert_eq!(pieces(&checked.have), [0, 1, 2, 3, 4]);
         let known: Vec<_> = checked.files.iter().map(|file| file.identity).collect();
+        assert!(files::changed_others(&case.content, &known).is_empty());
         fs::remove_file(case.path("a")).unwrap();
         let (content, have) = (&case.content, &checked.have);
         let opened = files::open(content, false, Mode::Auto, &known, have, &in_files).unwrap();
         assert_eq!(opened.gone, [0], "what was found in it is lost");
+        assert_eq!(files::changed_others(content, &known), [0]);
         assert!(files::still_there(content, &known, false).is_ok(), "and nobody else minds");
         let had = Had { have: have.clone(), known, is_settled: true };
         assert_eq!(recovery::probe(content, &had, true), Ok(()));
@@ -330,6 +334,42 @@ mod tests {
         fs::remove_file(case.path("b")).unwrap();
         assert!(matches!(recovery::find_any(content), Err(Error::Gone { .. })));
         assert!(recovery::judge_absence(content, &case.check().1).is_some());
+    }
+
+    #[test]
+    fn what_is_lost_of_other_files_while_others_are_fetched_has_a_place() {
+        let case = case([false, true, false, false]);
+        fs::create_dir(case.dir.path().join("top")).unwrap();
+        for name in ["a", "b", "c"] {
+            fs::copy(case.origin.path().join("top").join(name), case.path(name)).unwrap();
+        }
+        // All borders are whole in the files; what is missing lies inside the wanted one.
+        let b = fs::File::options().write(true).open(case.path("b")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&b, &[1; 100], 3 * 16_384 - 40_000).unwrap();
+        let (in_files, checked) = case.check();
+        assert_eq!(pieces(&checked.have), [0, 1, 2, 4, 5, 6, 7]);
+        let known: Vec<_> = checked.files.iter().map(|file| file.identity).collect();
+        fs::remove_file(case.path("a")).unwrap();
+        let (content, have) = (&case.content, &checked.have);
+        let opened = files::open(content, true, Mode::Auto, &known, have, &in_files).unwrap();
+        assert_eq!(opened.gone, [0]);
+        assert!(opened.files[FILES.len()].is_some(), "the border to `a` can be written nowhere");
+    }
+
+    #[test]
+    fn a_piece_with_several_other_files_comes_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        for (name, len) in [("a", 20_000), ("b", 100), ("c", 100), ("d", 100), ("e", 40_000)] {
+            fs::write(top.join(name), vec![7; len]).unwrap();
+        }
+        let options = CreateOptions { piece_length: Some(PIECE_LEN), ..CreateOptions::default() };
+        let created = create(&top, &options, &|_, _| {}).unwrap();
+        let metainfo = Metainfo::parse(&created.bytes).unwrap();
+        let wanted = Wanted::from_flags([true, false, false, true, false]);
+        let content = Content { metainfo, save_path: dir.path().to_owned(), wanted };
+        assert_eq!(content.pieces_with_parts().collect::<Vec<_>>(), [PieceIndex(1)]);
     }
 
     #[test]

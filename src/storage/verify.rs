@@ -131,7 +131,8 @@ impl Progress {
         self.bytes_done().wrapping_add(self.files_seen.load(Ordering::Relaxed))
     }
 
-    fn saw_file(&self) {
+    /// Something was looked at that is no part of [`Progress::bytes_done`]: the check moves.
+    pub(super) fn saw_file(&self) {
         self.files_seen.fetch_add(1, Ordering::Relaxed);
     }
 

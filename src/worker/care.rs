@@ -23,6 +23,9 @@ use crate::sys::file::Identity;
 /// peers are looked after: half of the minute within which a loss has to be seen.
 const FILES_INTERVAL: Duration = Duration::from_secs(25);
 
+/// Who the files of a torrent are now, and which of those that are not wanted are others.
+pub(super) type Compared = (Vec<Option<Identity>>, Vec<usize>);
+
 impl<D: Driver> Worker<D> {
     /// Opens the files of a torrent if they are not open.
     pub(super) fn need_files(&mut self, key: Key) {
@@ -168,7 +171,8 @@ impl<D: Driver> Worker<D> {
         let content = Arc::clone(&torrent.content);
         let (mailboxes, home) = (Arc::clone(&self.shared.mailboxes), self.options.number);
         let job = Box::new(move || {
-            let result = files::still_there(&content, &identities, only_names);
+            let result = files::still_there(&content, &identities, only_names)
+                .map(|now| (now, files::changed_others(&content, &identities)));
             if let Some(mailbox) = mailboxes.get().and_then(|mailboxes| mailboxes.get(home)) {
                 // A worker that takes no letters any more has closed its files.
                 let _ = mailbox.send_waiting(Letter::Compared { torrent: key, result });
@@ -180,9 +184,14 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    pub(super) fn on_compared(&mut self, key: Key, result: Result<Vec<Option<Identity>>, Error>) {
+    pub(super) fn on_compared(&mut self, key: Key, result: Result<Compared, Error>) {
         let Some(torrent) = self.torrents.get_mut(key) else { return };
         let Some(since) = torrent.comparing_since.take() else { return };
+        let result = result.map(|(found, others)| {
+            self.lose_unwanted(key, &others);
+            found
+        });
+        let Some(torrent) = self.torrents.get_mut(key) else { return };
         match result {
             Err(error) => self.fail_torrent(key, error),
             // An incomplete torrent is written to: what its files are, they are by our hand, unless

@@ -314,7 +314,7 @@ impl<D: Driver> Worker<D> {
         };
         let geometry = torrent.geometry();
         let (start, len) = (geometry.piece_start(write.piece), geometry.piece_len(write.piece));
-        let (mut position, mut runs) = (0, Vec::new());
+        let (mut position, mut runs, mut absent) = (0, Vec::new(), None);
         for extent in torrent.places(start, u64::from(len)) {
             let len = to_usize(extent.len);
             if open.files.get(extent.file).is_some_and(Option::is_some) {
@@ -326,8 +326,14 @@ impl<D: Driver> Worker<D> {
                     start: position,
                     len,
                 });
+            } else if !extent.padding {
+                absent = Some(extent.file);
             }
             position += len;
+        }
+        if let Some(file) = absent {
+            self.piece_writes.remove(write_key);
+            return self.fail_absent(torrent_key, file);
         }
         torrent.unsynced = true;
         write.pending = Some(runs.len());

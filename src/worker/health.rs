@@ -12,7 +12,7 @@ use super::mailbox::{Letter, Report, TorrentState};
 use super::table::Key;
 use super::torrent::{FILES_RETRY, Store};
 use super::{Timer, Worker};
-use crate::metrics::DisconnectReason;
+use crate::metrics::{DisconnectReason, DiskOp};
 use crate::ring::Driver;
 use crate::storage::pieces::OpenPieces;
 use crate::storage::recovery::{Had, READ_ERRORS_MAX};
@@ -63,6 +63,9 @@ impl<D: Driver> Worker<D> {
             let have = torrent.swarm.bitfield();
             let is_lost = |it: &PieceIndex| torrent.in_files.has(*it) && have.has(*it);
             let lost: Vec<_> = entry.pieces(torrent.geometry()).filter(is_lost).collect();
+            if lost.is_empty() {
+                continue;
+            }
             let path = torrent.path_of(file);
             tracing::info!(
                 torrent = %torrent.info_hash, path = %path.display(), pieces = lost.len(),
@@ -140,6 +143,14 @@ impl<D: Driver> Worker<D> {
         } else {
             self.reports.push_back(Report::Finished(torrent.info_hash));
         }
+    }
+
+    /// A file has to be used that is not open: nothing may be taken for its bytes.
+    pub(super) fn fail_absent(&mut self, key: Key, file: usize) {
+        let Some(torrent) = self.torrents.get(key) else { return };
+        let path = torrent.path_of(file).display().to_string();
+        self.core.disk_errors[DiskOp::Open].add(1);
+        self.fail_torrent(key, Error::Io { action: "use", path, reason: "it is not open".into() });
     }
 
     /// Stops a torrent because of its files: its peers go, the others' do not notice.

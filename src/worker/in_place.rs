@@ -279,6 +279,11 @@ impl<D: Driver> Worker<D> {
             };
             let len = to_usize(extent.len);
             let Some(file) = open.files.get(extent.file).and_then(Option::as_ref) else {
+                if !extent.padding {
+                    write.is_dead = true;
+                    self.fail_absent(torrent_key, extent.file);
+                    return self.block_written(key);
+                }
                 // Padding: on no disk.
                 write.done += len;
                 continue;

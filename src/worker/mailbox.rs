@@ -68,8 +68,9 @@ pub enum Letter {
     Compared {
         /// The torrent, as in `Opened`.
         torrent: Key,
-        /// Who they are, in the order of the layout, if they are still the same.
-        result: Result<Vec<Option<Identity>>, storage::Error>,
+        /// Who they are, in the order of the layout, if they are still the same; and which of those
+        /// that are not wanted are not.
+        result: Result<(Vec<Option<Identity>>, Vec<usize>), storage::Error>,
     },
     /// What an encrypted opening needed was computed.
     Computed {

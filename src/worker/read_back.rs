@@ -116,6 +116,11 @@ impl<D: Driver> Worker<D> {
             };
             let len = to_usize(extent.len);
             let Some(file) = open.files.get(extent.file).and_then(Option::as_ref) else {
+                if !extent.padding {
+                    torrent.swarm.handle_verified(self.now, piece, Verdict::Unreadable);
+                    self.end_check(key, buffer);
+                    return self.fail_absent(torrent_key, extent.file);
+                }
                 // Padding: zeros that are on no disk.
                 buffer[check.done..check.done + len].fill(0);
                 check.done += len;

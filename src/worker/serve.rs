@@ -23,7 +23,6 @@ use crate::ring::{BATCH_PARTS_MAX, Batch, Driver, Lease, Op, Tag};
 use crate::storage::Error;
 use crate::storage::chunks::{Answer, ChunkKey, chunks_of};
 use crate::swarm::PeerKey;
-use crate::sys::map::{self, Residency};
 use crate::units::{Block, to_usize};
 use crate::wire;
 
@@ -243,7 +242,7 @@ impl<D: Driver> Worker<D> {
         }
         for chunk in chunks_of(torrent_key.slot, block) {
             if !self.residency.is_hot(self.now, chunk.number()) {
-                if self.chunks.is_reading(chunk) || !is_resident(torrent, chunk) {
+                if self.chunks.is_reading(chunk) || !torrent.is_resident(chunk) {
                     return false;
                 }
                 self.residency.set_hot(self.now, chunk.number());
@@ -299,7 +298,7 @@ impl<D: Driver> Worker<D> {
                 None
             }
             Answer::Read(buffer) => {
-                let hot = self.torrents.get(torrent_key).is_some_and(|it| is_resident(it, chunk));
+                let hot = self.torrents.get(torrent_key).is_some_and(|it| it.is_resident(chunk));
                 let temperature = if hot { Temperature::Hot } else { Temperature::Cold };
                 self.core.disk_reads[temperature].add(1);
                 self.core.disk_read_bytes[temperature].add(len as u64);
@@ -346,6 +345,12 @@ impl<D: Driver> Worker<D> {
             };
             let len = to_usize(extent.len);
             match open.files.get(extent.file).and_then(Option::as_ref) {
+                None if !extent.padding => {
+                    self.reads.remove(read_key);
+                    let waiters = self.chunks.fail(chunk, buffer);
+                    self.fail_absent(torrent_key, extent.file);
+                    return self.wake_readers(&waiters);
+                }
                 None => {
                     // Padding: zeros that are on no disk.
                     buffer[read.done..read.done + len].fill(0);
@@ -580,19 +585,6 @@ fn unreadable(torrent: &Torrent, reason: &str) -> Error {
     }
     let path = torrent.content.save_path.display().to_string();
     Error::Io { action: "read", path, reason: reason.into() }
-}
-
-/// Whether every mapped or readable part of a chunk is in the page cache.
-fn is_resident(torrent: &Torrent, chunk: ChunkKey) -> bool {
-    let Store::Open(open) = &torrent.store else { return false };
-    let geometry = torrent.geometry();
-    let start = geometry.piece_start(chunk.piece) + u64::from(chunk.begin());
-    let len = chunk_len(geometry, chunk) as u64;
-    torrent.places(start, len).all(|extent| {
-        let Some(file) = open.files.get(extent.file).and_then(Option::as_ref) else { return true };
-        let fd = std::os::fd::AsFd::as_fd(&*file.handle);
-        map::residency(fd, extent.offset, extent.len).is_ok_and(Residency::is_full)
-    })
 }
 
 const _: () =

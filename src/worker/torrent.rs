@@ -27,6 +27,7 @@ use crate::storage::pieces::OpenPieces;
 use crate::storage::{Content, Error};
 use crate::swarm::{Action, PeerKey, Source, Stats, Swarm};
 use crate::sys::file::Identity;
+use crate::sys::map::{self, Residency};
 use crate::units::{Bitfield, Geometry, InfoHash, PieceIndex};
 
 /// When to ask again for files that no thread was free to open.
@@ -167,6 +168,20 @@ impl Torrent {
     /// Where bytes of one piece lie.
     pub(super) fn places(&self, start: u64, len: u64) -> impl Iterator<Item = Extent> + '_ {
         self.content.places(&self.in_files, start, len)
+    }
+
+    /// Whether every mapped or readable part of a chunk is in the page cache.
+    pub(super) fn is_resident(&self, chunk: ChunkKey) -> bool {
+        let Store::Open(open) = &self.store else { return false };
+        let geometry = self.geometry();
+        let start = geometry.piece_start(chunk.piece) + u64::from(chunk.begin());
+        self.places(start, chunk_len(geometry, chunk) as u64).all(|extent| {
+            let Some(file) = open.files.get(extent.file).and_then(Option::as_ref) else {
+                return extent.padding;
+            };
+            let fd = std::os::fd::AsFd::as_fd(&*file.handle);
+            map::residency(fd, extent.offset, extent.len).is_ok_and(Residency::is_full)
+        })
     }
 
     /// Notes that bytes of a piece became ours, or are not any more.

@@ -36,7 +36,7 @@ pub struct Job {
     pub root: PathBuf,
     /// How to watch and cancel it.
     pub progress: Arc<Progress>,
-    /// Takes the result, on a hash thread: it should only pass it on.
+    /// Takes the result, on a hash thread; it may read what else the answer needs of the same disk.
     pub done: Box<dyn FnOnce(Checked) + Send>,
 }
 
@@ -66,9 +66,10 @@ struct Running {
     place: PathBuf,
     thread_count: usize,
     pace: Pace,
-    /// `None` while the first thread looks at its files.
+    /// `None` while the first thread looks at its files, and while the last one answers.
     task: Option<Arc<Task>>,
-    done: Box<dyn FnOnce(Checked) + Send>,
+    /// `None` while it is called.
+    done: Option<Box<dyn FnOnce(Checked) + Send>>,
 }
 
 #[derive(Default)]
@@ -251,7 +252,7 @@ impl Shared {
             thread_count: 1,
             pace,
             task: None,
-            done,
+            done: Some(done),
         };
         state.running.push(running);
         let is_watched = state.is_watched;
@@ -284,13 +285,19 @@ impl Shared {
         if state.running[place].thread_count > 0 {
             return;
         }
-        let running = state.running.remove(place);
-        if running.pace.is_stalled {
-            self.settle(&mut state);
-        }
+        // The answer may look at the disk once more: while it does, its thread is in the check.
+        let running = &mut state.running[place];
+        running.thread_count = 1;
+        let (progress, task) = (Arc::clone(&running.progress), running.task.take());
+        let done = running.done.take();
         drop(state);
-        if let Some(task) = running.task.and_then(Arc::into_inner) {
-            (running.done)(task.finish());
+        if let Some((task, done)) = task.and_then(Arc::into_inner).zip(done) {
+            done(task.finish());
+        }
+        let mut state = self.lock();
+        let Some(place) = state.running.iter().position(|it| it.is(&progress)) else { return };
+        if state.running.remove(place).pace.is_stalled {
+            self.settle(&mut state);
         }
     }
 }

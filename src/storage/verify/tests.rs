@@ -388,9 +388,18 @@ fn a_queued_job_can_be_cancelled_and_the_queue_has_an_end() {
     assert!(receive.iter().all(|checked| checked.cancelled));
 }
 
-/// On two mounts, of which one does not answer.
 #[test]
 fn a_disk_that_hangs_stops_only_its_own_checks() {
+    hangs(false);
+}
+
+#[test]
+fn a_disk_that_hangs_when_a_check_is_answered_stops_only_its_own_checks() {
+    hangs(true);
+}
+
+/// On two mounts, of which one does not answer: in the check, or when its answer reads on.
+fn hangs(in_answer: bool) {
     let (dead_dir, dead) = torrent(&[1_000_000], 16_384, 16);
     let (good_dir, good) = torrent(&[300_000], 16_384, 17);
     let (good_path, dead_path) = (good_dir.path().to_owned(), dead_dir.path().to_owned());
@@ -410,7 +419,15 @@ fn a_disk_that_hangs_stops_only_its_own_checks() {
         assert!(hang.lock().unwrap().recv().is_err());
     };
     let mut first = job(&dead, dead_dir.path(), &dead_send);
-    first.content = Arc::new(Hooked { torrent: Arc::clone(&dead), at: 0, hook });
+    if in_answer {
+        let send = dead_send.clone();
+        first.done = Box::new(move |checked| {
+            hook();
+            send.send(checked).unwrap();
+        });
+    } else {
+        first.content = Arc::new(Hooked { torrent: Arc::clone(&dead), at: 0, hook });
+    }
     checker.submit(first).unwrap();
     let wait = Duration::from_secs(20);
     has_begun.recv_timeout(wait).expect("the check begins");

@@ -89,7 +89,7 @@ fn files_of_a_torrent_are_compared_once_at_a_time() {
         worker.compare(key);
     }
     assert_eq!(worker.shared.blocking.waiting_count(), before + 1);
-    worker.on_compared(key, Ok(Vec::new()));
+    worker.on_compared(key, Ok((Vec::new(), Vec::new())));
     worker.compare(key);
     assert_eq!(worker.shared.blocking.waiting_count(), before + 2);
 }
